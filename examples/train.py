@@ -1,0 +1,343 @@
+"""Train a captioner with Accelerate.
+
+    accelerate launch examples/train.py                                          # drawn shapes, from scratch, minutes
+    accelerate launch examples/train.py examples/recipes/flickr8k.yaml           # Flickr8k from the Hub
+    accelerate launch examples/train.py RECIPE.yaml --epochs 5 --output_dir out  # any field, overridden
+
+The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch
+and `curves.png`; at the end also `scores.json`, `predictions.json` and `attention.png`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import get_scheduler, pipeline
+
+from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
+from hf_captioner.cells import cached_cells
+from hf_captioner.cli import parse_recipe, run_main
+from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
+from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
+from hf_captioner.visualization import attention_figure, curves_figure
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of the recipe with its line in --help."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class Recipe:
+    """Everything that decides a training run. The defaults train on drawn shapes from scratch."""
+
+    dataset: str = option("shapes", "Name of a data set, a folder, or an id on the Hub.")
+    output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
+    seed: int = option(0, "Seed of weights, shuffling and dropout.")
+
+    encoder_name: str = option("test_resnet", "Any timm model that gives a grid of cells, such as resnet101.")
+    encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of timm.create_model, as YAML.")
+    pretrained: bool = option(False, "Start from timm's weights for the encoder.")
+    encoder_weights: str | None = option(None, "Safetensors file with these weights, instead of the Hub.")
+    data_config: str = option(
+        "{input_size: [3, 96, 96], crop_pct: 1.0}",
+        "What the encoder wants of pixels where it differs from timm's account, as YAML.",
+    )
+    freeze_encoder: bool = option(False, "Train the decoder only.")
+
+    attention_type: str = option("additive", "Name among the attentions.")
+    attention_size: int = option(256, "Width of the attention's hidden layer.")
+    decoder_type: str = option("lstm", "Name among the decoders.")
+    embedding_size: int = option(128, "Width of a word embedding.")
+    hidden_size: int = option(256, "Width of the decoder's state.")
+    gate: bool = option(True, "Scale the context by a gate.")
+    deep_output: bool = option(False, "Compute words from state, context and the word before.")
+    memory_dropout: float = option(0.0, "Dropout on image cells.")
+    embedding_dropout: float = option(0.0, "Dropout on word embeddings.")
+    output_dropout: float = option(0.1, "Dropout before the last layer.")
+    min_count: int = option(1, "How often a word must occur in training captions to be in the vocabulary.")
+    max_words: int = option(30, "Longer training captions are cut.")
+
+    epochs: int = option(10, "Passes over the training images.")
+    batch_size: int = option(32, "Images in a batch on each process; every image brings all its captions.")
+    learning_rate: float = option(2e-3, "Highest learning rate.")
+    schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Course of the learning rate.")
+    warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
+    weight_decay: float = option(0.0, "Weight decay of AdamW.")
+    max_grad_norm: float = option(5.0, "Longest gradient; longer ones are scaled down.")
+    label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
+    doubly_stochastic_weight: float = option(0.0, "Weight of the term that asks every cell to be attended to.")
+    doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "That term's reduction over cells.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
+
+    select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
+    patience: int = option(5, "Stop after so many epochs without a better score.")
+    num_beams: int = option(1, "Beams when validating each epoch.")
+    final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
+    max_length: int = option(31, "Longest caption to generate, <start> and <end> included.")
+
+    cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
+    cache_dir: str | None = option(None, "Folder for these cells.")
+    num_workers: int = option(0, "Processes that read images.")
+    skip_broken: bool = option(False, "Go on without unreadable images and empty captions, naming each.")
+    max_images: int | None = option(None, "Use only so many images of each split, to try things out.")
+
+
+@dataclass
+class Split:
+    """A split ready to be read: rows with unopened images, and their cells if these are cached."""
+
+    rows: Dataset
+    cells: np.ndarray | None = None
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train, validate, keep the best, and show what came out."""
+    recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    set_seed(recipe.seed)
+    output_dir = Path(recipe.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    say = accelerator.print
+
+    splits = {name: Split(load_split(recipe, name, accelerator)) for name in ("train", "validation")}
+    model, processor = build_captioner(recipe, splits["train"].rows["captions"])
+    model.to(accelerator.device)
+    if recipe.freeze_encoder and recipe.cache_cells:
+        for split in splits.values():
+            with accelerator.local_main_process_first():
+                split.cells = cached_cells(
+                    model.encoder,
+                    processor.image_processor,
+                    split.rows,
+                    cache_dir=recipe.cache_dir,
+                    show_progress=accelerator.is_local_main_process,
+                )
+    say(
+        f"{recipe.dataset}: {len(splits['train'].rows)} images to train on, {len(splits['validation'].rows)} to "
+        f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder: "
+        f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.1f} M parameters to train."
+    )
+    train(recipe, model, processor, splits, accelerator)
+
+    best = CaptionerModel.from_pretrained(output_dir).to(accelerator.device)
+    predictions = decode_captions(
+        best,
+        processor,
+        splits["validation"].rows,
+        accelerator,
+        cells=splits["validation"].cells,
+        num_beams=recipe.final_num_beams,
+    )
+    if accelerator.is_main_process:
+        report(recipe, output_dir, predictions, splits["validation"].rows)
+    accelerator.end_training()
+
+
+def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
+    """Load and check one split."""
+    with accelerator.local_main_process_first():
+        dataset = load_captions(recipe.dataset, name)
+    if recipe.max_images is not None:
+        dataset = dataset.select(range(min(recipe.max_images, len(dataset))))
+    dataset = check_captions(dataset, skip_broken=recipe.skip_broken, report=accelerator.print)
+    if recipe.skip_broken:
+        dataset = drop_broken_images(dataset, report=accelerator.print)
+    return undecoded(dataset)
+
+
+def build_captioner(
+    recipe: Recipe, captions: Sequence[Sequence[str]]
+) -> tuple[CaptionerModel, CaptionerProcessor]:
+    """A new captioner with the vocabulary of these captions."""
+    tokenizer = build_tokenizer((c for row in captions for c in row), min_count=recipe.min_count)
+    model = CaptionerModel.from_encoder(
+        recipe.encoder_name,
+        pretrained=recipe.pretrained,
+        encoder_weights=recipe.encoder_weights,
+        data_config=yaml.safe_load(recipe.data_config),
+        encoder_kwargs=yaml.safe_load(recipe.encoder_kwargs),
+        vocab_size=len(tokenizer),
+        **{name: getattr(recipe, name) for name in MODEL_FIELDS},
+    )
+    model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
+    model.generation_config.max_length = recipe.max_length
+    if recipe.freeze_encoder:
+        model.freeze_encoder()
+    return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
+
+
+MODEL_FIELDS = (
+    "attention_type",
+    "attention_size",
+    "decoder_type",
+    "embedding_size",
+    "hidden_size",
+    "gate",
+    "deep_output",
+    "memory_dropout",
+    "embedding_dropout",
+    "output_dropout",
+    "label_smoothing",
+    "doubly_stochastic_weight",
+    "doubly_stochastic_reduction",
+)
+
+
+def train(
+    recipe: Recipe,
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    splits: dict[str, Split],
+    accelerator: Accelerator,
+) -> None:
+    """Train until the last epoch or until validation stops improving; the best epoch's model is in the output."""
+    output_dir = Path(recipe.output_dir)
+    collator = CaptionCollator(processor, cells=splits["train"].cells, max_words=recipe.max_words)
+    rows = splits["train"].rows
+    if splits["train"].cells is not None:
+        rows = rows.select_columns("captions").add_column("index", list(range(len(rows))))
+    loader = DataLoader(
+        rows,  # type: ignore[arg-type]
+        batch_size=recipe.batch_size,
+        shuffle=True,
+        drop_last=len(rows) >= recipe.batch_size,
+        collate_fn=collator,
+        num_workers=recipe.num_workers,
+    )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+    )
+    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    num_steps = recipe.epochs * len(loader)
+    scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
+
+    log: list[dict[str, Any]] = []
+    log_file = output_dir / "log.jsonl"
+    if accelerator.is_main_process:
+        log_file.write_text("")
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
+    best_score, best_epoch = -1.0, -1
+    for epoch in range(recipe.epochs):
+        record = {"epoch": epoch + 1, **train_epoch(recipe, epoch, wrapped, loader, optimizer, scheduler, accelerator)}
+        started = time.monotonic()
+        predictions = decode_captions(
+            model,
+            processor,
+            splits["validation"].rows,
+            accelerator,
+            cells=splits["validation"].cells,
+            description=f"Epoch {epoch + 1}/{recipe.epochs}, validating",
+            num_beams=recipe.num_beams,
+        )
+        scores = score_captions(predictions)
+        record |= {**scores, "validation_seconds": time.monotonic() - started}
+        log.append(record)
+        better = scores[recipe.select_by] > best_score
+        if better:
+            best_score, best_epoch = scores[recipe.select_by], epoch
+        if accelerator.is_main_process:
+            with log_file.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            curves_figure(log).savefig(output_dir / "curves.png")
+            if better:
+                model.save_pretrained(output_dir)
+                processor.save_pretrained(output_dir)
+        accelerator.print(epoch_line(record, recipe.epochs, best=better))
+        for warning in collapse_warnings(scores):
+            accelerator.print(f"  Warning: {warning}")
+        accelerator.wait_for_everyone()
+        if epoch - best_epoch >= recipe.patience:
+            accelerator.print(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
+            break
+
+
+def train_epoch(
+    recipe: Recipe,
+    epoch: int,
+    model: torch.nn.Module,
+    loader: DataLoader,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One pass over the training images."""
+    model.train()
+    started, total_loss, num_captions = time.monotonic(), 0.0, 0
+    bar = tqdm(
+        loader, desc=f"Epoch {epoch + 1}/{recipe.epochs}", unit="batch", disable=not accelerator.is_local_main_process
+    )
+    for step, batch in enumerate(bar, start=1):
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        total_loss += loss.item()
+        num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
+        seconds = time.monotonic() - started
+        bar.set_postfix_str(
+            f"loss {total_loss / step:.3f}, {num_captions / seconds:.0f} captions/s, lr {learning_rate:.1e}",
+            refresh=False,
+        )
+    return {
+        "loss": total_loss / step,
+        "learning_rate": learning_rate,
+        "captions_per_second": num_captions / seconds,
+        "train_seconds": seconds,
+    }
+
+
+def epoch_line(record: dict[str, Any], epochs: int, *, best: bool) -> str:
+    """An epoch in one line."""
+    scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
+    return (
+        f"Epoch {record['epoch']:>2}/{epochs}  loss {record['loss']:.3f}  {scores}  "
+        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if best else ''}"
+    )
+
+
+def report(recipe: Recipe, output_dir: Path, predictions: list[Prediction], rows: Dataset) -> None:
+    """Scores, a few captions and an attention picture of the best model."""
+    scores = score_captions(predictions)
+    protocol = f"{recipe.dataset}, validation, {len(predictions)} images, {recipe.final_num_beams} beams"
+    (output_dir / "scores.json").write_text(json.dumps({"protocol": protocol, **scores}, indent=2) + "\n")
+    (output_dir / "predictions.json").write_text(
+        json.dumps(prediction_records(predictions), indent=1, ensure_ascii=False) + "\n"
+    )
+    print(f"\nScores of the best model on {protocol}:")
+    for name, value in scores.items():
+        print(f"  {name:<18} {value:.4f}")
+    print("\nA few captions:")
+    for prediction in predictions[:: max(1, len(predictions) // 5)][:5]:
+        print(f"  {prediction.image_id}: {prediction.caption}")
+
+    image = open_row(rows[0])
+    captioner = pipeline("image-captioning", model=str(output_dir), device="cpu")
+    caption = captioner(image, return_attentions=True)[0]
+    figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
+    figure.savefig(output_dir / "attention.png")
+    print(f"\nModel: {output_dir}\nAttention picture: {output_dir / 'attention.png'}")
+
+
+if __name__ == "__main__":
+    run_main(main)

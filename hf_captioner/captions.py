@@ -1,0 +1,86 @@
+"""Captions as text: the word-level tokenizer, built from the captions that a model is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tokenizers import Regex, Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import NFKC, Lowercase, Replace, Sequence
+from tokenizers.pre_tokenizers import Split
+from tokenizers.processors import TemplateProcessing
+from tokenizers.trainers import WordLevelTrainer
+from transformers import PreTrainedTokenizerFast
+
+UNKNOWN, PAD, START, END = "<unk>", "<pad>", "<start>", "<end>"
+# Their order is their ids. Padding must not be 0: beam search computes `pad or eos` and would pad with <end>.
+SPECIAL_TOKENS = [UNKNOWN, PAD, START, END]
+
+LETTER = r"[\p{L}\p{M}\p{N}]"
+# A word may have hyphens and apostrophes inside it ("t-shirt", "don't"), not around it.
+WORD = rf"{LETTER}+(?:['-]{LETTER}+)*"
+
+
+def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer from training captions.
+
+    A caption is normalised (NFKC, lower case), split into words of letters and digits with inner hyphens and
+    apostrophes, and closed with `<end>`; other punctuation is dropped. As in T5 there is no `<start>`: the
+    decoder begins with it (`decoder_start_token_id`). A special token written out in a caption is text:
+    `"<end>"` gives the word `end`. All of this is in the saved files, so `AutoTokenizer` loads them without
+    this package.
+
+    Args:
+        captions: captions of the training split only.
+        min_count: how often a word must occur to get an id of its own, at least 1. The others become `<unk>`.
+
+    Returns:
+        Tokenizer with `<unk>`, `<pad>`, `<start>`, `<end>` as ids 0 to 3, then the words by falling
+        frequency, equally frequent ones alphabetically.
+
+    Raises:
+        ValueError: a caption is not a string, or no word occurs `min_count` times.
+    """
+    if isinstance(captions, str):
+        raise ValueError(f"captions is a single string, {captions[:40]!r}; give a list of captions.")
+    captions = list(captions)
+    for index, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"captions[{index}] is {caption!r}; every caption must be a string.")
+    if min_count < 1:
+        raise ValueError(f"min_count is {min_count}; it must be at least 1, which keeps every word.")
+
+    tokenizer = Tokenizer(WordLevel({}, unk_token=UNKNOWN))
+    tokenizer.normalizer = Sequence(
+        [
+            NFKC(),
+            Lowercase(),
+            Replace(Regex("[\u2019\u02bc]"), "'"),  # typographic apostrophes
+            Replace("\u2010", "-"),  # typographic hyphen
+        ]
+    )
+    tokenizer.pre_tokenizer = Split(Regex(WORD), behavior="removed", invert=True)
+    # The trainer orders words by frequency, then alphabetically. Its default vocab_size is 30,000.
+    trainer = WordLevelTrainer(
+        vocab_size=2**31, min_frequency=min_count, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    if tokenizer.get_vocab_size() == len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"No word occurs at least {min_count} times in the {len(captions)} captions given; give more "
+            "captions with words in them, or a smaller min_count."
+        )
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"$A {END}", special_tokens=[(END, SPECIAL_TOKENS.index(END))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        padding_side="right",
+        model_input_names=["input_ids", "attention_mask"],
+        split_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,103 @@
+"""What the scripts in examples/ share: arguments, recipes, models from folders, errors in one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from .modeling_captioner import CaptionerModel
+from .processing_captioner import CaptionerProcessor
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str) -> Arguments:
+    """Arguments from `[RECIPE.yaml] [--field value …]`; the command line overrides the recipe.
+
+    Args:
+        kind: a dataclass, parsed by the conventions of `HfArgumentParser`.
+        argv: command-line arguments without the program's name.
+        description: for `--help`.
+
+    Raises:
+        ValueError: a recipe that is not a mapping, or has an unknown field.
+        FileNotFoundError: no such recipe.
+    """
+    parser = HfArgumentParser(kind, description=description)  # type: ignore[arg-type]
+    parser.usage = "%(prog)s [RECIPE.yaml] [--field value ...]"
+    argv = list(argv)
+    recipe: list[str] = []
+    if argv and not argv[0].startswith("-"):
+        recipe = _recipe_arguments(kind, Path(argv.pop(0)))
+    # argparse takes the last of equal arguments, so what is typed wins.
+    parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
+    if unknown:
+        raise ValueError(f"Unknown arguments: {' '.join(unknown)}. {_known_fields(kind)} See --help.")
+    return parsed  # type: ignore[no-any-return]
+
+
+def _recipe_arguments(kind: type, path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"No recipe at {str(path)!r}. Give a YAML file such as examples/recipes/flickr8k.yaml.")
+    try:
+        recipe = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as e:
+        raise ValueError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(recipe, dict):
+        raise ValueError(f"The recipe {str(path)!r} holds a {type(recipe).__name__}, not fields with values.")
+    unknown = recipe.keys() - {field.name for field in fields(kind)}
+    if unknown:
+        raise ValueError(
+            f"The recipe {str(path)!r} has unknown fields: {', '.join(map(str, sorted(unknown)))}. {_known_fields(kind)}"
+        )
+    arguments = []
+    for name, value in recipe.items():
+        if value is None:
+            continue
+        values = value if isinstance(value, list) else [value]
+        arguments += [f"--{name}", *(_as_argument(v) for v in values)]
+    return arguments
+
+
+def _as_argument(value: Any) -> str:
+    return yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else str(value)
+
+
+def _known_fields(kind: type) -> str:
+    return f"Known: {', '.join(field.name for field in fields(kind))}."
+
+
+def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcessor]:
+    """A saved captioner and its processor, from a folder or the Hub.
+
+    Raises:
+        ValueError: there is a model, but not a captioner, or none can be loaded.
+        FileNotFoundError: a folder without a model.
+    """
+    path = Path(folder)
+    if path.exists() and not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{str(folder)!r} holds no model: it has no config.json. Give the output folder of a training."
+        )
+    try:
+        model = CaptionerModel.from_pretrained(folder)
+        processor = CaptionerProcessor.from_pretrained(folder)
+    except (OSError, ValueError) as e:
+        line = str(e).strip().partition("\n")[0]
+        raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {line}") from e
+    return model.eval(), processor  # type: ignore[return-value]
+
+
+def run_main(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a script's `main(argv)`; what the user can mend ends in one line on standard error and exit code 2."""
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)

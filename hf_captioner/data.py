@@ -1,0 +1,203 @@
+"""Captioned photographs: named data sets, and how they become batches.
+
+A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` with the columns `image`, `captions`
+(a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict` of all its splits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .image_processing_captioner import open_image
+from .registry import Registry
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+    from PIL.Image import Image
+
+DATASETS = Registry(
+    "datasets",
+    {"flickr8k": f"{__name__}:load_flickr8k", "shapes": "hf_captioner.shapes:load_shapes"},
+)
+
+Row = dict[str, Any]
+
+
+def load_captions(name_or_path: str, split: str | None = None, **kwargs: Any) -> Dataset | DatasetDict:
+    """Load captioned images by the name of a data set, a folder, or an id on the Hub.
+
+    Args:
+        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), or a folder or Hub data set with Flickr8k's
+            columns (`image`, `caption_0`, `caption_1`, …).
+        split: one split; None for all of them.
+        kwargs: further arguments of the part.
+
+    Returns:
+        A data set with `image`, `captions` and `image_id`, or a dict of splits.
+
+    Raises:
+        ValueError: an unknown name or split, or other columns than expected.
+        FileNotFoundError: a path where there is nothing.
+    """
+    if name_or_path in DATASETS.names():
+        return DATASETS.get(name_or_path)(split, **kwargs)  # type: ignore[no-any-return]
+    is_path = Path(name_or_path).exists()
+    if not is_path and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
+        if "/" in name_or_path or "\\" in name_or_path:
+            raise FileNotFoundError(f"No data set at {name_or_path!r}. Give a folder that exists.")
+        DATASETS.get(name_or_path)  # names the known ones
+    return load_flickr8k(split, path=name_or_path, **kwargs)
+
+
+def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> Dataset | DatasetDict:
+    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it, or a set with its columns.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`, where the set has it; None for all.
+        path: id on the Hub, or a folder of Parquet files.
+
+    Raises:
+        ValueError: no such split, or other columns.
+    """
+    from datasets import load_dataset
+
+    try:
+        splits = load_dataset(path)
+    except (OSError, ValueError) as e:  # what datasets and the Hub raise for a set that is not there
+        raise ValueError(
+            f"The data set {path!r} can't be loaded: {_first_line(e)} "
+            "Give a folder of Parquet files or the id of a data set on the Hub that you can reach."
+        ) from e
+    if split is not None and split not in splits:
+        raise ValueError(f"{path!r} has no split {split!r}. It has: {', '.join(splits)}.")
+    wanted = splits if split is None else {split: splits[split]}
+    loaded = {name: _gather_captions(dataset, path) for name, dataset in wanted.items()}
+    if split is not None:
+        return loaded[split]
+    from datasets import DatasetDict
+
+    return DatasetDict(loaded)
+
+
+def _gather_captions(dataset: Dataset, path: str) -> Dataset:
+    """One list column in place of `caption_0`, `caption_1`, …"""
+    columns = sorted(
+        (name for name in dataset.column_names if re.fullmatch(r"caption_\d+", name)),
+        key=lambda name: int(name.rpartition("_")[2]),
+    )
+    if "image" not in dataset.column_names or not columns:
+        raise ValueError(
+            f"{path!r} has the columns {', '.join(dataset.column_names)}; wanted are image, caption_0, caption_1, … "
+            "Rename them with datasets' rename_columns."
+        )
+    table = dataset.select_columns(columns).to_dict()
+    captions = [list(row) for row in zip(*(table[name] for name in columns), strict=True)]
+    dataset = dataset.remove_columns(columns).add_column("captions", captions)
+    if "image_id" not in dataset.column_names:
+        dataset = dataset.add_column("image_id", [f"{dataset.split}-{i:06d}" for i in range(len(dataset))])
+    return dataset
+
+
+def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = print) -> Dataset:
+    """Refuse, or take out and report, images without captions and captions without a word.
+
+    Args:
+        dataset: as `load_captions` returns it.
+        skip_broken: take them out, naming each, rather than refuse.
+        report: called with a line for each caption taken out.
+
+    Raises:
+        ValueError: a caption is empty and `skip_broken` is False.
+    """
+    captions = dataset["captions"][:]
+    kept = [[caption for caption in row if re.search(r"\w", caption or "")] for row in captions]
+    if kept == captions and all(kept):
+        return dataset
+    names = dataset["image_id"][:]
+    for name, before, after in zip(names, captions, kept, strict=True):
+        if before == after and after:
+            continue
+        problem = f"Image {name!r} of split {dataset.split} has {len(before) - len(after)} empty of {len(before)} captions"
+        if not skip_broken:
+            raise ValueError(f"{problem}. Every caption needs a word: mend the data, or go on with --skip-broken.")
+        report(f"{problem}: left out.")
+    dataset = dataset.remove_columns("captions").add_column("captions", kept)
+    return dataset.select([i for i, row in enumerate(kept) if row])
+
+
+def undecoded(dataset: Dataset) -> Dataset:
+    """The same rows with images as files (`{"bytes": …, "path": …}`), to be opened one by one, by name."""
+    from datasets import Image as ImageFeature
+
+    return dataset.cast_column("image", ImageFeature(decode=False))
+
+
+def open_row(row: Row) -> Image:
+    """Open the image of one row of `undecoded` rows.
+
+    Raises:
+        ValueError: the image can't be read; the error names it.
+    """
+    file = row["image"]
+    try:
+        return open_image(file["bytes"] if file["bytes"] is not None else file["path"])
+    except (ValueError, OSError) as e:
+        raise ValueError(
+            f"Image {row['image_id']!r} can't be read: {_first_line(e)} "
+            "Mend or remove it, or go on without it with --skip-broken."
+        ) from e
+
+
+def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = print) -> Dataset:
+    """Open every image once and leave out those that can't be read, reporting each by name."""
+    from tqdm.auto import tqdm
+
+    kept = []
+    for index, row in enumerate(tqdm(undecoded(dataset), desc="Checking images", leave=False)):
+        try:
+            open_row(row)
+        except ValueError as e:
+            report(f"Left out: {_first_line(e)}")
+        else:
+            kept.append(index)
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+class CaptionCollator:
+    """Rows of a captioned data set to a batch: every image once, with all its captions.
+
+    Args:
+        processor: a `CaptionerProcessor`.
+        cells: image cells computed earlier, `(images, P, C)`; rows then carry their `index`, and images stay shut.
+        max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
+
+    Returns a dict with `labels` `(B, K, T)`, padded with -100, and either `pixel_values` `(B, 3, H, W)` or `cells`
+    `(B, P, C)`.
+    """
+
+    def __init__(self, processor: Any, *, cells: np.ndarray | None = None, max_words: int = 30) -> None:
+        self.processor = processor
+        self.cells = cells
+        self.max_words = max_words
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Collate rows with `captions` and either `image` or `index`."""
+        labels = self.processor(text=[row["captions"] for row in rows])["labels"]
+        batch = {"labels": labels[..., : self.max_words]}
+        if self.cells is not None:
+            cells = np.stack([self.cells[row["index"]] for row in rows])
+            return batch | {"cells": torch.from_numpy(cells).float()}
+        images = [open_row(row) for row in rows]
+        return batch | {"pixel_values": self.processor(images=images)["pixel_values"]}
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if line.endswith(".") else line + "."

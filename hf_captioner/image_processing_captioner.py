@@ -1,0 +1,290 @@
+"""Photographs in, pixels out: opening images of any kind, and timm's own evaluation transform."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, TypedDict, cast
+
+import numpy as np
+import torch
+from huggingface_hub.utils import get_session, httpx
+from PIL import Image, ImageOps, UnidentifiedImageError
+from timm.data import create_transform
+from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers import BatchFeature
+from transformers.image_processing_utils import BaseImageProcessor
+
+# B: images, H: height, W: width
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+DOWNLOAD_TIMEOUT = 30.0  # seconds
+
+
+def open_image(source: ImageSource) -> Image.Image:
+    """Open an image as a viewer would show it: upright, in RGB, 8 bits a channel.
+
+    The EXIF rotation is applied, transparent parts lie on white, 16-bit grey is scaled, and of an animation
+    the first frame is taken.
+
+    Args:
+        source: path, http(s) URL, bytes of a file, PIL image, or array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`
+            of uint8 or uint16.
+
+    Returns:
+        New RGB image, held in memory.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ConnectionError: a URL cannot be downloaded.
+        ValueError: the source is not an image, is truncated, or has more pixels than is safe to open.
+        TypeError: the source is none of the above.
+    """
+    if isinstance(source, np.ndarray):
+        return _to_rgb(_from_array(source))
+    name, file = _name_and_file(source)
+    try:
+        with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{name} does not exist.") from e
+    except UnidentifiedImageError as e:
+        raise ValueError(
+            f"{name} is not a readable image: it is empty, or in a format that Pillow does not read. "
+            "Convert it to JPEG or PNG."
+        ) from e
+    except Image.DecompressionBombError as e:
+        raise ValueError(
+            f"{name} has more pixels than is safe to open: {e} If you trust it, raise "
+            "PIL.Image.MAX_IMAGE_PIXELS."
+        ) from e
+    except Exception as e:  # Pillow's decoders meet broken files with OSError, SyntaxError, struct.error, …
+        raise ValueError(f"{name} is not a readable image: {e}") from e
+
+
+def _name_and_file(source: ImageSource) -> tuple[str, str | io.BytesIO | Image.Image]:
+    """What to call a source in an error, and what Pillow can read it from."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "The given PIL image", source
+    if isinstance(source, bytes):
+        return "The given bytes object", io.BytesIO(source)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(
+            f"An image cannot be read from {type(source).__name__}; give a path, a URL, bytes, a PIL image "
+            "or a numpy array."
+        )
+    name = os.fspath(source)
+    if name.lower().startswith(("http://", "https://")):
+        return name, io.BytesIO(_download(name))
+    return name, name
+
+
+def _download(url: str) -> bytes:
+    # transformers' load_image would decode an error page, and loses transparency and the range of 16 bits.
+    try:
+        response = get_session().get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
+        return response.raise_for_status().content
+    except (httpx.HTTPError, httpx.InvalidURL) as e:
+        raise ConnectionError(f"{url} cannot be downloaded: {e}") from e
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if not is_image or array.size == 0 or array.dtype.kind != "u" or array.dtype.itemsize > 2:
+        raise ValueError(
+            f"The given array has shape {array.shape} and dtype {array.dtype}; an image is (H, W), (H, W, 3) "
+            "or (H, W, 4) of uint8 or uint16."
+        )
+    return Image.fromarray(array if array.dtype.itemsize == 1 else _scale_16_bits(array))
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers of unknown range; convert them to 8 bits.")
+    if image.mode.startswith("I"):  # "I;16", "I;16B", and 32-bit "I", in which Pillow also gives 16-bit files
+        image = Image.fromarray(_scale_16_bits(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def _scale_16_bits(values: np.ndarray) -> np.ndarray:
+    """Map 0 … 65535 to 0 … 255, where Pillow's own conversion clips at 255."""
+    low, high = values.min(), values.max()
+    if low < 0 or high > 65535:
+        raise ValueError(f"its pixels go from {low} to {high}, beyond 16 bits; convert them to 8 bits.")
+    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+@functools.lru_cache(maxsize=16)
+def _eval_transform(
+    size: tuple[int, int],
+    interpolation: str,
+    crop_pct: float,
+    crop_mode: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Any:
+    """Build timm's transform once per set of values, outside the processor, which is saved as JSON."""
+    return create_transform(
+        (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
+    )
+
+
+class CaptionerImagesKwargs(TypedDict, total=False):
+    """What `from_pretrained` may override: the arguments of `CaptionerImageProcessor`."""
+
+    size: dict[str, int]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    image_mean: list[float]
+    image_std: list[float]
+
+
+class CaptionerImageProcessor(BaseImageProcessor):
+    """Turns images into pixel values with the evaluation transform of a timm model.
+
+    Args:
+        size: `{"height": H, "width": W}` of the pixels that the model gets.
+        interpolation: one of `INTERPOLATIONS`.
+        crop_pct: the image is resized to `size / crop_pct`, then its centre of `size` is taken. Above 0.
+        crop_mode: `"center"` fits the shorter edge and loses the ends of the longer one, `"squash"` fits both
+            edges and loses the aspect ratio, `"border"` fits the longer edge and pads the shorter one.
+        image_mean: mean of red, green and blue on the scale from 0 to 1, subtracted.
+        image_std: standard deviation of the three, divided by.
+
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    valid_kwargs = CaptionerImagesKwargs  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        size: Mapping[str, int] | None = None,
+        interpolation: str = "bicubic",
+        crop_pct: float = DEFAULT_CROP_PCT,
+        crop_mode: str = "center",
+        image_mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+        image_std: Sequence[float] = IMAGENET_DEFAULT_STD,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.size = {"height": 224, "width": 224} if size is None else dict(size)
+        self.interpolation = interpolation
+        self.crop_pct = crop_pct
+        self.crop_mode = crop_mode
+        self.image_mean = list(image_mean)
+        self.image_std = list(image_std)
+        self._check()
+
+    def _check(self) -> None:
+        if self.size.keys() != {"height", "width"} or min(self.size.values()) < 1:
+            raise ValueError(f'size is {self.size}; give {{"height": H, "width": W}} in pixels.')
+        # timm takes an unknown crop mode for "center".
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode is {self.crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(
+                f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}."
+            )
+        if self.crop_pct <= 0:
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must be above 0, and is at most 1 as a rule.")
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+            raise ValueError(
+                f"image_mean is {self.image_mean} and image_std {self.image_std}; give three numbers each, "
+                "for red, green and blue, and deviations above 0."
+            )
+
+    @classmethod
+    def from_data_config(cls, data_config: Mapping[str, Any]) -> CaptionerImageProcessor:
+        """Build the processor that a timm model was evaluated with.
+
+        Args:
+            data_config: what `timm.data.resolve_model_data_config(model)` returns.
+
+        Raises:
+            ValueError: a key is missing, or the model does not take three channels.
+        """
+        keys = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
+        if missing := keys - data_config.keys():
+            raise ValueError(
+                f"data_config has no {', '.join(sorted(missing))}; give it as "
+                "timm.data.resolve_model_data_config(model) returns it."
+            )
+        channels, height, width = data_config["input_size"]
+        if channels != 3:
+            raise ValueError(f"The model takes {channels} channels; choose an encoder that takes 3, for RGB.")
+        return cls(
+            size={"height": height, "width": width},
+            interpolation=data_config["interpolation"],
+            crop_pct=data_config["crop_pct"],
+            crop_mode=data_config["crop_mode"],
+            image_mean=data_config["mean"],
+            image_std=data_config["std"],
+        )
+
+    def _transform(self, interpolation: str) -> Any:
+        return _eval_transform(
+            (self.size["height"], self.size["width"]),
+            interpolation,
+            self.crop_pct,
+            self.crop_mode,
+            tuple(self.image_mean),
+            tuple(self.image_std),
+        )
+
+    def preprocess(
+        self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt"
+    ) -> BatchFeature:
+        """Open images and turn them into pixel values.
+
+        Args:
+            images: one image or a list of them, each anything that `open_image` reads, of any size.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `pixel_values` `(B, 3, H, W)`, float32.
+
+        Raises:
+            ValueError: there are no images, or one is not readable; see `open_image` for its other errors.
+        """
+        sources = images if isinstance(images, list | tuple) else [cast(ImageSource, images)]
+        if not sources:
+            raise ValueError("images is empty; give at least one image.")
+        transform = self._transform(self.interpolation)
+        pixel_values = torch.stack([transform(open_image(source)) for source in sources])
+        return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def visible_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where in the original image lies what the model sees, to draw attention maps on the original.
+
+        Args:
+            width: width of the upright original (after EXIF rotation) in pixels.
+            height: its height in pixels.
+
+        Returns:
+            `(left, top, right, bottom)` in pixels of the original, (0, 0) being the upper left corner of its
+            first pixel. The box exceeds the image where the model sees padding.
+        """
+        # Only the shape is wanted: the meta device computes it without pixels, alike for any interpolation.
+        resize = self._transform("bilinear").transforms[0]
+        _, resized_height, resized_width = resize(torch.empty(3, height, width, device="meta")).shape
+        left, right = _center_span(resized_width, self.size["width"])
+        top, bottom = _center_span(resized_height, self.size["height"])
+        scale_x, scale_y = width / resized_width, height / resized_height
+        return left * scale_x, top * scale_y, right * scale_x, bottom * scale_y
+
+
+def _center_span(resized: int, crop: int) -> tuple[int, int]:
+    """Start and end of torchvision's centre crop along an edge, in resized pixels; padding starts below 0."""
+    start = -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
+    return start, start + crop

@@ -1,0 +1,337 @@
+"""The captioner: an encoder, an attention and a decoder behind the interface of a transformers model."""
+
+# B: images, K: captions of an image, N = B·K: captions (or beams), T: words, V: vocabulary
+# P: image cells, C: channels of a cell
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .attentions import ATTENTIONS
+from .configuration_captioner import CaptionerConfig
+from .decoders import DECODERS, RecurrentCache
+from .encoders import ENCODERS
+from .objectives import IGNORED, cross_entropy, doubly_stochastic
+
+
+@dataclass
+class CaptionerOutput(ModelOutput):
+    """What a `CaptionerModel` returns.
+
+    Args:
+        loss: scalar, if labels are given.
+        logits: `(B, T, V)`, or `(B, K, T, V)` for labels `(B, K, T)`; zero after a caption's end.
+        past_key_values: state after the last word, if no labels are given and `use_cache` is not False.
+        cross_attentions: one tensor `(B, K, T, P)`, the attention that chose each word.
+        decoder_hidden_states: one tensor of states, shaped like `logits` with D in place of V.
+        decoder_attentions: always None; a recurrent decoder has no self-attention.
+    """
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: RecurrentCache | None = None
+    cross_attentions: tuple[Tensor, ...] | None = None
+    decoder_hidden_states: tuple[Tensor, ...] | None = None
+    decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+class SharedCells:
+    """Image cells `(B, P, C)` that all beams of an image share.
+
+    `generate()` repeats every tensor of an encoder's output for each beam. This is no tensor, so it stays single.
+    """
+
+    def __init__(self, cells: Tensor) -> None:
+        self.cells = cells
+
+
+@dataclass
+class CaptionerEncoderOutput(ModelOutput):
+    """What the encoder returns: image cells, held where `generate()` does not copy them.
+
+    Cells computed earlier go back in as `generate(encoder_outputs=CaptionerEncoderOutput.of(cells))`.
+    """
+
+    shared: SharedCells | None = None
+
+    @classmethod
+    def of(cls, cells: Tensor) -> CaptionerEncoderOutput:
+        """Wrap cells `(B, P, C)`."""
+        return cls(shared=SharedCells(cells))
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """The cells, `(B, P, C)`, under the name that transformers looks for."""
+        assert self.shared is not None
+        return self.shared.cells
+
+
+class CaptionerEncoder(PreTrainedModel):
+    """The encoder part as a transformers model, so that it keeps its own weights when a captioner is initialised."""
+
+    config: CaptionerConfig
+    config_class = CaptionerConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: CaptionerConfig, **kwargs: Any) -> None:
+        super().__init__(config)
+        build = ENCODERS.get(config.encoder_type)
+        self.part: nn.Module = build(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The part initialises itself when it is built. Only what no checkpoint holds must be made again after
+        # from_pretrained, which builds models without memory.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CaptionerEncoderOutput:
+        """`(B, 3, H, W)` to cells `(B, P, C)`; the other arguments are what `generate()` sends to any encoder."""
+        return CaptionerEncoderOutput.of(self.part(pixel_values))
+
+
+class CaptionerModel(PreTrainedModel, GenerationMixin):
+    """Image captioner after Show, Attend and Tell (Xu et al. 2015) on any registered encoder.
+
+    A new captioner with trained encoder weights comes from `from_encoder`; a saved one from `from_pretrained`,
+    which never downloads encoder weights. A frozen encoder (no parameter requires a gradient) stays in evaluation
+    mode, so its batch statistics never move.
+    """
+
+    config: CaptionerConfig
+    config_class = CaptionerConfig
+    base_model_prefix = "captioner"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    accepts_loss_kwargs = False
+    _is_stateful = True
+
+    def __init__(self, config: CaptionerConfig) -> None:
+        super().__init__(config)
+        self.encoder = CaptionerEncoder(config)
+        memory_size = int(self.encoder.part.hidden_size)  # type: ignore[arg-type]
+        attention = ATTENTIONS.get(config.attention_type)(
+            query_size=config.hidden_size, memory_size=memory_size, attention_size=config.attention_size
+        )
+        self.decoder = DECODERS.get(config.decoder_type)(
+            vocab_size=config.vocab_size,
+            embedding_size=config.embedding_size,
+            hidden_size=config.hidden_size,
+            memory_size=memory_size,
+            attention=attention,
+            gate=config.gate,
+            deep_output=config.deep_output,
+            memory_dropout=config.memory_dropout,
+            embedding_dropout=config.embedding_dropout,
+            output_dropout=config.output_dropout,
+        )
+        self.post_init()
+
+    @classmethod
+    def from_encoder(
+        cls,
+        encoder_name: str = "resnet101",
+        *,
+        pretrained: bool = True,
+        encoder_weights: str | Path | None = None,
+        data_config: dict[str, Any] | None = None,
+        **config_kwargs: Any,
+    ) -> CaptionerModel:
+        """A new captioner: encoder weights from timm, everything else random.
+
+        Args:
+            encoder_name: timm name such as `"resnet101"` or `"swin_tiny_patch4_window7_224"`.
+            pretrained: load the encoder's weights, from the Hub or from `encoder_weights`.
+            encoder_weights: safetensors file with the encoder's weights.
+            data_config: what these weights want of pixels where it differs from timm's own account, such as
+                `{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}`.
+            config_kwargs: fields of `CaptionerConfig`.
+
+        Raises:
+            ValueError: an unknown encoder, one that gives no grid, or a bad field.
+            FileNotFoundError: no such weights file.
+        """
+        config = CaptionerConfig(encoder_name=encoder_name, **config_kwargs)
+        model = cls(config)
+        overlay = {key: tuple(v) if isinstance(v, list) else v for key, v in (data_config or {}).items()}
+        if encoder_weights is not None:
+            if not Path(encoder_weights).is_file():
+                raise FileNotFoundError(
+                    f"No encoder weights at {str(encoder_weights)!r}. Give the path of a safetensors file."
+                )
+            overlay["file"] = str(encoder_weights)
+        if pretrained or overlay:
+            model.encoder = CaptionerEncoder(config, pretrained=pretrained, pretrained_cfg_overlay=overlay)
+        height, width = model.data_config["input_size"][1:]
+        model.encoder.part.grid_size(height, width)  # refuses an encoder without a grid
+        return model
+
+    @property
+    def data_config(self) -> dict[str, Any]:
+        """timm's account of the pixels the encoder wants; a processor is built from it."""
+        return dict(self.encoder.part.data_config)  # type: ignore[arg-type]
+
+    def freeze_encoder(self) -> None:
+        """Stop training the encoder and put it, for good, into evaluation mode."""
+        self.encoder.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> CaptionerModel:
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
+            self.encoder.eval()
+        return self
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.decoder.embedding  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        else:
+            super()._init_weights(module)
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        cells: Tensor | None = None,
+        past_key_values: RecurrentCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CaptionerOutput | tuple[Any, ...]:
+        """Score captions, or one more word of captions under way.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, from the processor.
+            labels: `(B, T)` or `(B, K, T)` for K captions an image; words and `<end>`, without `<start>`;
+                -100 is ignored and may only follow a caption.
+            decoder_input_ids: `(N, T)`, words to read, beginning with `<start>`; made from labels if these are
+                given. The captions of an image stand next to each other.
+            encoder_outputs: as the encoder returns them, in place of `pixel_values`.
+            cells: `(B, P, C)`, image cells computed earlier, in place of `pixel_values`.
+            past_key_values: state after the words before.
+            use_cache: return that state.
+            output_attentions: return `cross_attentions`. With labels they are always returned.
+            output_hidden_states: return `decoder_hidden_states`.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: no image, or neither labels nor words to read.
+        """
+        lengths = None
+        if labels is not None:
+            words = labels.reshape(-1, labels.shape[-1])  # (N, T)
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(words)
+            lengths = (words != IGNORED).sum(1)
+        elif decoder_input_ids is None:
+            raise ValueError("Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate().")
+
+        if past_key_values is not None:
+            memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
+        else:
+            memory, state, past = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None, 0
+        output = self.decoder(decoder_input_ids, memory, state, lengths)
+
+        num_images = memory.cells.shape[0]
+        result = CaptionerOutput(logits=output.logits)
+        if labels is not None:
+            result.loss = self._loss(output.logits, output.weights, words)
+            result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
+            result.cross_attentions = (output.weights.unflatten(0, (num_images, -1)),)  # (B, K, T, P)
+        else:
+            if use_cache is not False:
+                length = past + decoder_input_ids.shape[1]
+                result.past_key_values = RecurrentCache(memory, output.state, length)
+            if output_attentions:
+                result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
+        if output_hidden_states:
+            result.decoder_hidden_states = (output.hidden.unflatten(0, result.logits.shape[:-2]),)
+        return result.to_tuple() if return_dict is False else result
+
+    def _cells(
+        self, pixel_values: Tensor | None, encoder_outputs: CaptionerEncoderOutput | None, cells: Tensor | None
+    ) -> Tensor:
+        if cells is not None:
+            return cells
+        if encoder_outputs is not None:
+            return encoder_outputs.last_hidden_state
+        if pixel_values is None:
+            raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
+        return self.encoder(pixel_values).last_hidden_state  # type: ignore[no-any-return]
+
+    def _loss(self, logits: Tensor, weights: Tensor, words: Tensor) -> Tensor:
+        config = self.config
+        loss = cross_entropy(logits, words, config.label_smoothing)
+        if config.doubly_stochastic_weight:
+            term = doubly_stochastic(weights, words, config.doubly_stochastic_reduction)
+            loss = loss + config.doubly_stochastic_weight * term
+        return loss
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """The word read before each label: `<start>`, then the labels but the last. `(N, T) -> (N, T)`."""
+        words = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
+        start = torch.full_like(words[:, :1], self.config.decoder_start_token_id)
+        return torch.cat([start, words[:, :-1]], dim=1)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: RecurrentCache | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one step of `generate()`: the words not read yet, be they a prefix or the last word chosen."""
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        wanted = ("use_cache", "output_attentions", "output_hidden_states")
+        return {
+            "decoder_input_ids": input_ids[:, past:],
+            "past_key_values": past_key_values,
+            "encoder_outputs": encoder_outputs,
+            **{name: kwargs[name] for name in wanted if name in kwargs},
+        }
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # The state is a RecurrentCache that the first step makes, not keys and values of transformer layers.
+        return False
+
+    def default_generation_config(self, *, unknown_token_id: int | None = None) -> GenerationConfig:
+        """Generation settings of a new captioner: five beams, at most 30 words, never `<unk>`."""
+        config = self.config
+        return GenerationConfig(
+            bos_token_id=config.bos_token_id,
+            eos_token_id=config.eos_token_id,
+            pad_token_id=config.pad_token_id,
+            decoder_start_token_id=config.decoder_start_token_id,
+            suppress_tokens=None if unknown_token_id is None else [unknown_token_id],
+            num_beams=5,
+            max_length=31,
+        )

@@ -1,0 +1,352 @@
+"""The embedded data set `shapes`: drawn scenes of one or two coloured objects, with captions and boxes.
+
+It needs no download, is the same on every machine, and knows the truth of what is in a picture and where. A
+model that reads a scene right scores a BLEU-4 near 1, and attention maps can be held against the boxes.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import hashlib
+import io
+import itertools
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    import datasets
+
+Point = tuple[float, float]
+Colour = tuple[int, int, int]
+Box = tuple[int, int, int, int]
+
+# Images of a split if the caller does not say, and the tenths of all describable scenes that belong to it.
+NUM_IMAGES = {"train": 4000, "validation": 400, "test": 400}
+TENTHS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
+
+
+def _ring(radii: tuple[float, ...], num_points: int) -> tuple[Point, ...]:
+    """Points at equal angles, clockwise from the top, whose distances to the centre repeat `radii`."""
+    angles = [2 * math.pi * i / num_points for i in range(num_points)]
+    distances = [radii[i % len(radii)] for i in range(num_points)]
+    return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(distances, angles, strict=True))
+
+
+def _heart(num_points: int) -> tuple[Point, ...]:
+    angles = [2 * math.pi * i / num_points for i in range(num_points)]
+    xs = [16 * math.sin(a) ** 3 for a in angles]
+    ys = [5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a) - 13 * math.cos(a) for a in angles]
+    return tuple(zip(xs, ys, strict=True))
+
+
+# Outlines, y downwards. Their scale is free: drawing fits them to an object's side.
+SHAPES: dict[str, tuple[Point, ...]] = {
+    "circle": _ring((1.0,), 64),
+    "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
+    "triangle": _ring((1.0,), 3),
+    "star": _ring((1.0, 0.42), 10),
+    "cross": (
+        *((-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1)),
+        *((1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)),
+    ),
+    "heart": _heart(64),
+}
+
+# Hue in degrees, saturation and value in [0, 1].
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (358, 0.86, 0.86),
+    "orange": (26, 0.90, 0.97),
+    "yellow": (53, 0.86, 0.97),
+    "green": (135, 0.72, 0.62),
+    "blue": (216, 0.80, 0.86),
+    "purple": (274, 0.66, 0.68),
+    "pink": (330, 0.42, 0.98),
+    "black": (220, 0.20, 0.16),
+}
+
+SUPERSAMPLING = 4  # sub-pixels along the side of a pixel, for smooth edges
+
+# Everything below is measured in image sides, so that a scene is the same at every image size.
+SIZES = {"small": (0.15, 0.19), "large": (0.30, 0.36)}
+MARGIN = 0.03  # from an object to the edge of the image
+GAP = 0.05  # between two objects, along the axis of their relation
+WANDER = 0.06  # how far a lone object may stray from its place
+
+# How the first object, always the left or the upper one, relates to the second, as a word of the grammar;
+# the inverse of that; the axis along which it holds (0: x, 1: y).
+RELATIONS: dict[str, tuple[str, int]] = {"LEFT": ("RIGHT", 0), "ABOVE": ("BELOW", 1)}
+
+# Where a lone object can be, as column and row of a 3 x 3 board.
+PLACES: dict[str, tuple[int, int]] = {
+    "in the top left corner": (0, 0),
+    "at the top": (1, 0),
+    "in the top right corner": (2, 0),
+    "on the left": (0, 1),
+    "in the middle": (1, 1),
+    "on the right": (2, 1),
+    "in the bottom left corner": (0, 2),
+    "at the bottom": (1, 2),
+    "in the bottom right corner": (2, 2),
+}
+SHARE_OF_LONE_OBJECTS = 0.2
+
+# The grammar: words in capitals are rewritten until none is left; FIRST, SECOND, RELATION, PLACE and the like
+# are filled in from the scene. Each form gives one caption an image. The first wording of a rule has
+# probability USUAL, the others share the rest: seldom enough that a truthful caption in usual wording scores
+# a BLEU-4 of 0.95 and more against the five. The forms differ in article and word order where "b above a"
+# would otherwise find most of its 4-grams in the captions of "a above b".
+PAIR_FORMS = (
+    "a FIRST IS RELATION a SECOND",
+    "INVERSE the FIRST IS a SECOND",
+    "THERE a FIRST RELATION a SECOND",
+    "a SECOND with a FIRST RELATION it",
+    "the FIRST_SHAPE RELATION a SECOND is FIRST_LOOKS",
+)
+LONE_FORMS = (
+    "a FIRST IS PLACE",
+    "PLACE IS a FIRST",
+    "THERE a FIRST PLACE",
+    "a PICTURE with a FIRST PLACE",
+    "the FIRST_SHAPE PLACE is FIRST_LOOKS",
+)
+RULES: dict[str, tuple[str, ...]] = {
+    "IS": ("is", "sits", "lies"),
+    "THERE": ("there is", "we see"),
+    "PICTURE": ("picture", "drawing"),
+    "LEFT": ("to the left of", "left of"),
+    "RIGHT": ("to the right of", "right of"),
+    "ABOVE": ("above", "over"),
+    "BELOW": ("below", "under"),
+    "SMALL": ("small", "little"),
+    "LARGE": ("large", "big"),
+}
+USUAL = 0.9
+
+
+@dataclass(frozen=True)
+class _Object:
+    """One object: its names, and how it is drawn (lengths in image sides, angle in radians)."""
+
+    shape: str
+    colour: str
+    size: str
+    side: float
+    angle: float
+    paint: Colour
+    centre: Point
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One or two objects, their relation or place, and the 2 x 2 light colours behind them."""
+
+    objects: tuple[_Object, ...]
+    layout: str
+    background: tuple[Colour, ...]
+
+
+def load_shapes(
+    split: str, *, num_images: int | None = None, image_size: int = 96, seed: int = 0
+) -> datasets.Dataset:
+    """Draw a split of the data set `shapes`.
+
+    The columns are
+
+    - `image`: RGB, its PNG bytes inside the table,
+    - `captions`: five, lower case, without punctuation; the i-th of every image has the i-th sentence form,
+    - `image_id`: such as "shapes-train-00042",
+    - `objects`: one or two, the left or upper one first, each with `shape`, `colour`, `size` and `box`, the
+      [left, top, right, bottom] of its pixels, right and bottom exclusive.
+
+    Two objects of an image never have the same shape, and no shape has a second name. So the words of a
+    caption that name an object are exactly those equal to the `shape` of an entry of `objects`, and its
+    `box` is where attention belongs at such a word (the pointing game).
+
+    No scene is in two splits, whatever their seeds: what captions tell of a scene (sizes, colours, shapes,
+    relation or place) decides its split. Validation and test thus ask for new combinations of known words.
+    An image follows from (split, seed, index, image_size) alone; scene and captions are the same at every
+    `image_size`, and a smaller `num_images` gives the first of the same images.
+
+    Args:
+        split: "train", "validation" or "test".
+        num_images: images to draw; 4000, 400 and 400 for the three splits if None.
+        image_size: side of the square images in pixels, at least 32.
+        seed: draws other images.
+
+    Raises:
+        ValueError: on an unknown split, `num_images` below 1 or `image_size` below 32.
+    """
+    import datasets
+
+    if split not in NUM_IMAGES:
+        raise ValueError(f"Unknown split {split!r} of shapes. Choose one of: {', '.join(NUM_IMAGES)}.")
+    if num_images is None:
+        num_images = NUM_IMAGES[split]
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}. Ask for at least 1 image, or None for all of a split.")
+    if image_size < 32:
+        raise ValueError(f"image_size is {image_size}. Shapes can be told apart from 32 pixels on.")
+
+    features = datasets.Features(
+        {
+            "image": datasets.Image(),
+            "captions": [datasets.Value("string")],
+            "image_id": datasets.Value("string"),
+            "objects": [
+                {
+                    "shape": datasets.Value("string"),
+                    "colour": datasets.Value("string"),
+                    "size": datasets.Value("string"),
+                    "box": [datasets.Value("int32")],
+                }
+            ],
+        }
+    )
+    rows = [_row(split, index, image_size, seed) for index in range(num_images)]
+    return datasets.Dataset.from_list(rows, features=features, split=datasets.NamedSplit(split))
+
+
+def _row(split: str, index: int, image_size: int, seed: int) -> dict[str, object]:
+    # Random seeds itself from the SHA-512 of a string, which, unlike hash(), is the same in every process.
+    rng = random.Random(f"shapes/{seed}/{split}/{index}")
+    scene = _sample_scene(rng, split)
+    image, boxes = _draw(scene, image_size)
+    png = io.BytesIO()
+    image.save(png, format="PNG", compress_level=1)  # 3x as fast as the default, a third larger
+    return {
+        "image": {"bytes": png.getvalue(), "path": None},
+        "captions": _captions(scene, rng),
+        "image_id": f"shapes-{split}-{index:05d}",
+        "objects": [
+            {"shape": o.shape, "colour": o.colour, "size": o.size, "box": list(box)}
+            for o, box in zip(scene.objects, boxes, strict=True)
+        ],
+    }
+
+
+def _sample_scene(rng: random.Random, split: str) -> _Scene:
+    """A scene whose description belongs to the split."""
+    while True:
+        num_objects = 1 if rng.random() < SHARE_OF_LONE_OBJECTS else 2
+        shapes = rng.sample(list(SHAPES), num_objects)
+        colours = rng.choices(list(COLOURS), k=num_objects)
+        sizes = rng.choices(list(SIZES), k=num_objects)
+        layout = rng.choice(list(PLACES if num_objects == 1 else RELATIONS))
+        description = f"{shapes} {colours} {sizes} {layout}"
+        if hashlib.sha256(description.encode()).digest()[0] % 10 in TENTHS[split]:
+            break
+    sides = [rng.uniform(*SIZES[size]) for size in sizes]
+    centres = _place_one(rng, sides, layout) if num_objects == 1 else _place_two(rng, sides, layout)
+    objects = tuple(
+        _Object(shape, colour, size, side, math.radians(rng.uniform(-8, 8)), _paint(rng, colour), centre)
+        for shape, colour, size, side, centre in zip(shapes, colours, sizes, sides, centres, strict=True)
+    )
+    hue = rng.random()
+    background = tuple(
+        _rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.02, 0.12), rng.uniform(0.91, 1)) for _ in range(4)
+    )
+    return _Scene(objects, layout, background)
+
+
+def _place_one(rng: random.Random, sides: list[float], place: str) -> list[Point]:
+    """Centre of a lone object: at the edges its place names, else in the middle, give or take WANDER."""
+    edge = MARGIN + sides[0] / 2
+    board = (
+        (edge, edge + WANDER),
+        (0.5 - WANDER / 2, 0.5 + WANDER / 2),
+        (1 - edge - WANDER, 1 - edge),
+    )
+    column, row = PLACES[place]
+    return [(rng.uniform(*board[column]), rng.uniform(*board[row]))]
+
+
+def _place_two(rng: random.Random, sides: list[float], relation: str) -> list[Point]:
+    """Centres of two objects, well apart along the axis of their relation and clearly less so across it."""
+    _, axis = RELATIONS[relation]
+    while True:
+        first, second = (
+            [rng.uniform(MARGIN + side / 2, 1 - MARGIN - side / 2) for _ in range(2)] for side in sides
+        )
+        along, across = second[axis] - first[axis], second[1 - axis] - first[1 - axis]
+        if along >= sum(sides) / 2 + GAP and abs(across) <= along / 2:
+            return [(first[0], first[1]), (second[0], second[1])]
+
+
+def _paint(rng: random.Random, colour: str) -> Colour:
+    """The named colour, slightly off."""
+    hue, saturation, value = COLOURS[colour]
+    hue += rng.uniform(-5, 5)
+    return _rgb(hue / 360, saturation + rng.uniform(-0.06, 0.06), value + rng.uniform(-0.05, 0.05))
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _draw(scene: _Scene, image_size: int) -> tuple[Image.Image, list[Box]]:
+    """The image of a scene, and for each object the box of the pixels it touches."""
+    light = Image.frombytes("RGB", (2, 2), bytes(itertools.chain(*scene.background)))
+    image = light.resize((image_size, image_size), Image.Resampling.BICUBIC)
+    boxes = []
+    for item in scene.objects:
+        mask = Image.new("L", (SUPERSAMPLING * image_size,) * 2)
+        ImageDraw.Draw(mask).polygon(_outline(item, SUPERSAMPLING * image_size), fill=255)
+        mask = mask.reduce(SUPERSAMPLING)
+        box = mask.getbbox()
+        assert box is not None, "an object covers at least one pixel"
+        image.paste(item.paint, mask=mask)
+        boxes.append(box)
+    return image, boxes
+
+
+def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
+    """Corners of an object, turned and fitted to its side and centre, in pixels of a `scale` wide image."""
+    cos, sin = math.cos(item.angle), math.sin(item.angle)
+    turned = [(x * cos - y * sin, x * sin + y * cos) for x, y in SHAPES[item.shape]]
+    left, right = min(x for x, _ in turned), max(x for x, _ in turned)
+    top, bottom = min(y for _, y in turned), max(y for _, y in turned)
+    stretch = item.side / max(right - left, bottom - top)
+    # Whole pixels, so that the last digit of a platform's sine cannot change the image.
+    return [
+        (
+            round(scale * (item.centre[0] + stretch * (x - (left + right) / 2))),
+            round(scale * (item.centre[1] + stretch * (y - (top + bottom) / 2))),
+        )
+        for x, y in turned
+    ]
+
+
+def _captions(scene: _Scene, rng: random.Random) -> list[str]:
+    """One caption per sentence form."""
+    first, second = scene.objects[0], scene.objects[-1]
+    rules = {
+        **RULES,
+        "FIRST": (f"{first.size.upper()} {first.colour} {first.shape}",),
+        "SECOND": (f"{second.size.upper()} {second.colour} {second.shape}",),
+        "FIRST_SHAPE": (first.shape,),
+        "FIRST_LOOKS": (f"{first.size.upper()} and {first.colour}",),
+    }
+    if len(scene.objects) == 1:
+        return [_expand(form, {**rules, "PLACE": (scene.layout,)}, rng) for form in LONE_FORMS]
+    inverse, _ = RELATIONS[scene.layout]
+    rules |= {"RELATION": (scene.layout,), "INVERSE": (inverse,)}
+    return [_expand(form, rules, rng) for form in PAIR_FORMS]
+
+
+def _expand(text: str, rules: Mapping[str, tuple[str, ...]], rng: random.Random) -> str:
+    """Rewrite the words of `text` that have a rule, and what they become, until none is left."""
+    words = []
+    for word in text.split():
+        if word in rules:
+            usual, *others = rules[word]
+            wording = usual if not others or rng.random() < USUAL else rng.choice(others)
+            words.append(_expand(wording, rules, rng))
+        else:
+            words.append(word)
+    return " ".join(words)

@@ -1,0 +1,123 @@
+"""What all tests share: a tiny captioner, its processor, photographs, and real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from hf_captioner import CaptionerModel, CaptionerProcessor
+
+# Before anything imports huggingface_hub, which reads it once; hence the late imports below.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+CAPTIONS = [
+    f"{who} {doing} {where}"
+    for who in ("a black dog", "two small children", "a man in a red shirt", "the woman")
+    for doing in ("is running", "plays with a ball", "jumps over a bench")
+    for where in ("on the beach", "near the water", "in the snow")
+]
+
+
+def pytest_configure() -> None:
+    """Small tests gain nothing from many threads, and progress bars bury their output."""
+    from transformers.utils import logging
+
+    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def processor() -> CaptionerProcessor:
+    """Processor for images of 64x64 pixels and the words of `CAPTIONS`."""
+    from hf_captioner import CaptionerProcessor
+
+    data_config = {
+        "input_size": (3, 64, 64),
+        "interpolation": "bicubic",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "crop_pct": 0.9,
+        "crop_mode": "center",
+    }
+    return CaptionerProcessor.from_captions(CAPTIONS, data_config, min_count=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(processor: CaptionerProcessor) -> Callable[..., CaptionerModel]:
+    """Factory `tiny_model(seed=0, **config_kwargs)` of random captioners with 4x4 cells an image, in evaluation mode."""
+    from hf_captioner import CaptionerModel
+
+    def build(seed: int = 0, **config_kwargs: Any) -> CaptionerModel:
+        sizes = {"hidden_size": 32, "attention_size": 24, "embedding_size": 16}
+        encoder = {"encoder_name": "test_resnet", "encoder_kwargs": {"output_stride": 16}}
+        words = {"vocab_size": len(processor.tokenizer)}
+        torch.manual_seed(seed)
+        model = CaptionerModel.from_encoder(pretrained=False, **{**encoder, **sizes, **words, **config_kwargs})
+        model.generation_config = model.default_generation_config(unknown_token_id=0)
+        return model.eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def captioner_folder(
+    tiny_model: Callable[..., CaptionerModel],
+    processor: CaptionerProcessor,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Folder with a saved captioner and its processor."""
+    folder = tmp_path_factory.mktemp("captioner")
+    tiny_model().save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[Image.Image]:
+    """Five colourful RGB images of different shapes."""
+    generator = np.random.default_rng(0)
+    images = []
+    for width, height in [(96, 64), (64, 96), (80, 80), (70, 64), (120, 90)]:
+        blocks = Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+        images.append(blocks.resize((width, height), Image.Resampling.BICUBIC))
+    return images
+
+
+@pytest.fixture(scope="session")
+def photo_files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The same images as PNG files `photo0.png`, `photo1.png`, … in one folder."""
+    folder = tmp_path_factory.mktemp("photos")
+    files = [folder / f"photo{i}.png" for i in range(len(photos))]
+    for image, file in zip(photos, files, strict=True):
+        image.save(file)
+    return files
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {name}, which is not beside this repository in shared/")
+    return path
+
+
+@pytest.fixture(scope="session")
+def flickr8k() -> Path:
+    """Folder of Flickr8k's training and validation splits."""
+    return _shared("flickr8k")
+
+
+@pytest.fixture(scope="session")
+def encoder_weights() -> Path:
+    """ImageNet weights of timm's `mobilenetv2_100`."""
+    return _shared("encoders/mobilenetv2_100_imagenet.safetensors")

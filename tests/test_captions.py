@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from hf_captioner.captions import build_tokenizer
+
+FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k" / "data" / "train-00000-of-00001.parquet"
+CAPTIONS = ["A dog runs .", "a dog and a cat", "A cat sits on the T-shirt", "the end of a dog's day"]
+UNKNOWN, PAD, START, END = range(4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer(CAPTIONS, min_count=1)
+
+
+def test_ids_are_special_tokens_then_words_by_frequency_then_alphabet(tokenizer):
+    words = "<unk> <pad> <start> <end> a cat dog the and day dog's end of on runs sits t-shirt"
+    assert tokenizer.convert_ids_to_tokens(range(len(tokenizer))) == words.split()
+    assert (tokenizer.unk_token_id, tokenizer.pad_token_id) == (UNKNOWN, PAD)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (START, END)
+
+
+def test_order_of_captions_does_not_matter(tokenizer):
+    assert build_tokenizer(CAPTIONS[::-1], min_count=1).get_vocab() == tokenizer.get_vocab()
+
+
+def test_captions_may_come_from_a_generator(tokenizer):
+    assert (
+        build_tokenizer((caption for caption in CAPTIONS), min_count=1).get_vocab() == tokenizer.get_vocab()
+    )
+
+
+def test_rare_words_are_unknown():
+    tokenizer = build_tokenizer(CAPTIONS, min_count=2)
+    assert tokenizer.convert_ids_to_tokens(range(4, len(tokenizer))) == ["a", "cat", "dog", "the"]
+    assert tokenizer.tokenize("the dog barks") == ["the", "dog", "<unk>"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Two DOGS, running.", ["two", "dogs", "running"]),
+        ("a t-shirt - it's 'red'-ish--", ["a", "t-shirt", "it's", "red", "ish"]),
+        ("the dog\u2019s up\u2010side", ["the", "dog's", "up-side"]),
+        ("3 men; 3.5 #3", ["3", "men", "3", "5", "3"]),
+        ("caf\u00e9 cafe\u0301 \uff44\uff4f\uff47 \ufb01sh", ["caf\u00e9", "caf\u00e9", "dog", "fish"]),
+        ("\u0441\u043e\u0431\u0430\u043a\u0430 \u0939\u093f\u0928\u094d\u0926\u0940 \u72ac", None),
+        ("dogs\n\trun  fast \U0001f415", ["dogs", "run", "fast"]),
+        ("snake_case", ["snake", "case"]),
+    ],
+)
+def test_words(text, words):
+    words = text.split() if words is None else words
+    tokenizer = build_tokenizer([" ".join(words)], min_count=1)
+    assert tokenizer.tokenize(text) == words
+
+
+def test_captions_are_closed_and_padded_on_the_right(tokenizer):
+    batch = tokenizer(["a dog", "a cat runs"], padding=True)
+    a, cat, dog, runs = tokenizer.convert_tokens_to_ids(["a", "cat", "dog", "runs"])
+    assert batch.input_ids == [[a, dog, END, PAD], [a, cat, runs, END]]
+    assert batch.attention_mask == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert set(batch) == {"input_ids", "attention_mask"}
+
+
+def test_cutting_keeps_the_end(tokenizer):
+    assert tokenizer("a dog runs", truncation=True, max_length=3).input_ids[-1] == END
+
+
+def test_decodes_to_plain_words(tokenizer):
+    ids = [START, *tokenizer("A dog's t-shirt, on the cat!").input_ids, PAD]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "a dog's t-shirt on the cat"
+
+
+@pytest.mark.parametrize("reload", [False, True])
+def test_special_tokens_in_a_caption_are_text(tokenizer, tmp_path, reload):
+    if reload:
+        tokenizer.save_pretrained(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    dog, end = tokenizer.convert_tokens_to_ids(["dog", "end"])
+    assert tokenizer("dog <end> <pad> <start> dog").input_ids == [dog, end, UNKNOWN, UNKNOWN, dog, END]
+    assert tokenizer.encode("<end>") == [end, END]
+    assert tokenizer(["<end>", "dog"], padding=True).input_ids == [[end, END], [dog, END]]
+
+
+def test_reloads_through_auto_tokenizer_without_this_package(tokenizer, tmp_path):
+    text = "A dog's <end>, unheard"
+    tokenizer(text, truncation=True, max_length=2)  # what a call sets must not be saved as a habit
+    tokenizer.save_pretrained(tmp_path)
+    # A model's folder has this too; its type is not known where the package is not imported.
+    (tmp_path / "config.json").write_text('{"model_type": "unknown_captioner"}')
+    code = (
+        "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained('.');"
+        "assert not any(m.startswith('hf_captioner') for m in sys.modules);"
+        f"print(json.dumps([t({text!r}).input_ids, t.get_vocab(), t.special_tokens_map, t.padding_side]))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    expected = [tokenizer(text).input_ids, tokenizer.get_vocab(), tokenizer.special_tokens_map, "right"]
+    assert json.loads(output) == expected
+
+
+@pytest.mark.parametrize(
+    ("captions", "min_count", "message"),
+    [
+        ([], 1, "No word occurs at least 1 times in the 0 captions"),
+        (["...", "!?"], 1, "in the 2 captions given; give more captions with words"),
+        (["a dog"], 2, "a smaller min_count"),
+        (["a dog", None], 1, r"captions\[1\] is None"),
+        ([["a dog"]], 1, r"captions\[0\] is \['a dog'\]"),
+        ("a dog", 1, "single string"),
+        (["a dog"], 0, "min_count is 0"),
+    ],
+)
+def test_errors(captions, min_count, message):
+    with pytest.raises(ValueError, match=message):
+        build_tokenizer(captions, min_count=min_count)
+
+
+@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
+def test_flickr8k_vocabulary_is_what_plain_counting_gives():
+    from pyarrow import parquet
+
+    table = parquet.read_table(FLICKR8K, columns=[f"caption_{i}" for i in range(5)])
+    captions = [caption for column in table.columns for caption in column.to_pylist()]
+    tokenizer = build_tokenizer(captions)
+
+    split = [
+        re.findall(r"[^\W_]+(?:['-][^\W_]+)*", unicodedata.normalize("NFKC", caption).lower())
+        for caption in captions
+    ]
+    counts = Counter(word for words in split for word in words)
+    ranked = sorted((word for word in counts if counts[word] >= 5), key=lambda word: (-counts[word], word))
+    assert tokenizer.convert_ids_to_tokens(range(4, len(tokenizer))) == ranked
+    assert 2500 < len(ranked) < 3500
+
+    ids = tokenizer(captions).input_ids
+    assert all(row[-1] == END and END not in row[:-1] for row in ids)
+    unknown = sum(row.count(UNKNOWN) for row in ids) / sum(map(len, ids))
+    assert unknown < 0.03
+    for words, row in zip(split[:500], ids, strict=False):
+        known = [word for word in words if counts[word] >= 5]
+        assert tokenizer.decode(row, skip_special_tokens=True) == " ".join(known)
