@@ -163,6 +163,7 @@ class LSTMDecoder(nn.Module):
         memory, state = plan.sort(memory, state)
         words = self.embedding_dropout(self.embedding(plan.pack(input_ids)))  # (R, E)
         hidden, contexts, weights, state = self._unroll(words, memory, state, plan.blocks)
+        words, hidden, contexts, weights = (plan.trim(part) for part in (words, hidden, contexts, weights))
         features = hidden
         if self.step_to_output is not None:
             features = torch.tanh(words + self.step_to_output(torch.cat([hidden, contexts], -1)))
@@ -268,6 +269,7 @@ class _Plan:
         self.blocks = [(b, k) for b, k in zip(images_left, captions_left, strict=True) if b]
         steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
         self.rows = torch.cat(steps)  # (R,), where in (N, T) a row belongs
+        self.read = (self.rows % num_words < lengths[self.rows // num_words]).nonzero().squeeze(1)
 
     def sort(self, memory: Memory, state: State) -> tuple[Memory, State]:
         """Put images and captions into reading order."""
@@ -281,10 +283,14 @@ class _Plan:
         """`(N, T) -> (R,)`."""
         return words.T.flatten() if self.images is None else words.flatten()[self.rows]
 
+    def trim(self, packed: Tensor) -> Tensor:
+        """Drop rows of captions that were over, but in the corner: `(R, X) -> (words, X)`."""
+        return packed if self.images is None else packed.index_select(0, self.read)
+
     def unpack(self, packed: Tensor) -> Tensor:
-        """`(R, X) -> (N, T, X)`, zero where no word was read."""
+        """`(words, X) -> (N, T, X)`, zero where no word was read."""
         if self.images is None:
             return packed.unflatten(0, (self.num_words, -1)).transpose(0, 1)
         num_rows = self.captions.numel() * self.num_words
-        rows = packed.new_zeros(num_rows, packed.shape[1]).index_copy(0, self.rows, packed)
+        rows = packed.new_zeros(num_rows, packed.shape[1]).index_copy(0, self.rows[self.read], packed)
         return rows.unflatten(0, (-1, self.num_words))

@@ -76,7 +76,7 @@ def test_columns(train):
 
 
 def test_same_in_another_process():
-    """Bytes and captions, under another salt of hash(). The file alone, as torch would take seconds to import."""
+    """Bytes and captions, under another salt of hash(). The file alone, as importing torch takes seconds."""
     script = "import shapes; print([shapes._row('test', index, 96, seed=3) for index in range(20)])"
     output = subprocess.run(
         [sys.executable, "-c", script],

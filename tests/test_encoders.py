@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hf_captioner import CaptionerModel
+from hf_captioner.encoders import TimmEncoder
+
+# One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.
+ARCHITECTURES = [
+    ("test_resnet", {}, (64, 96), (2, 3)),
+    ("test_efficientnet", {}, (64, 64), (2, 2)),
+    ("swin_tiny_patch4_window7_224", {"img_size": 56, "window_size": 7, "embed_dim": 16, "num_heads": (1, 2, 4, 8)}, (56, 56), (2, 2)),
+    ("test_vit", {"img_size": 64}, (64, 64), (4, 4)),
+    ("vit_tiny_patch16_224", {"img_size": (32, 64), "depth": 1}, (32, 64), (2, 4)),
+    ("resnetblur50", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, (64, 64), (2, 2)),
+]
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
+def test_cells_form_the_grid(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, **kwargs).eval()
+    assert encoder.grid_size(*size) == grid
+    with torch.no_grad():
+        cells = encoder(torch.randn(2, 3, *size))
+    assert cells.shape == (2, grid[0] * grid[1], encoder.hidden_size)
+
+
+@pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
+def test_reload_is_bit_equal(
+    name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = CaptionerModel.from_encoder(
+        name, pretrained=False, encoder_kwargs=kwargs, vocab_size=20, hidden_size=8, embedding_size=8, attention_size=8,
+        data_config={"input_size": (3, *size)},
+    ).eval()
+    model.save_pretrained(tmp_path)
+    reloaded = CaptionerModel.from_pretrained(tmp_path)
+    mine, theirs = dict(model.named_buffers()), dict(reloaded.named_buffers())
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True))
+    pixel_values = torch.randn(1, 3, *size)
+    with torch.no_grad():
+        assert torch.allclose(
+            model.encoder(pixel_values).last_hidden_state, reloaded.encoder(pixel_values).last_hidden_state, atol=1e-5
+        )
+
+
+def test_cells_run_row_by_row_from_the_top_left() -> None:
+    """A bright corner of the photograph changes the cells of that corner most."""
+    torch.manual_seed(0)
+    encoder = TimmEncoder("test_resnet", output_stride=8).eval()
+    pixel_values = torch.zeros(1, 3, 64, 64)
+    marked = pixel_values.clone()
+    marked[..., :8, 56:] = 3.0
+    with torch.no_grad():
+        change = (encoder(marked) - encoder(pixel_values)).norm(dim=-1).view(8, 8)
+    assert divmod(int(change.argmax()), 8)[0] < 3 and divmod(int(change.argmax()), 8)[1] > 4
+
+
+def test_unknown_name_and_no_grid() -> None:
+    with pytest.raises(ValueError, match=r"no model 'resnet1001'.*Similar"):
+        TimmEncoder("resnet1001")
+    with pytest.raises(ValueError, match="encoder_kwargs"):
+        TimmEncoder("test_resnet", colour="red")
+    with pytest.raises(ValueError, match="can't take images"):
+        TimmEncoder("test_vit", img_size=64).grid_size(50, 50)
+
+
+def test_encoder_weights_are_loaded_once_and_come_back(encoder_weights: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = CaptionerModel.from_encoder(
+        "mobilenetv2_100",
+        encoder_weights=encoder_weights,
+        encoder_kwargs={"pad_type": "same"},
+        data_config={"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
+        vocab_size=20,
+        hidden_size=8,
+    )
+    stored = load_file(encoder_weights)["conv_stem.weight"]
+    assert torch.equal(model.encoder.part.body.conv_stem.weight, stored.float())
+    assert model.data_config["mean"] == (0.5, 0.5, 0.5)
+    model.save_pretrained(tmp_path)
+    assert "safetensors" not in (tmp_path / "config.json").read_text()  # no path of this machine
+    reloaded = CaptionerModel.from_pretrained(tmp_path)
+    assert torch.equal(reloaded.encoder.part.body.conv_stem.weight, stored.float())

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hf_captioner import CaptionerModel, CaptionerProcessor
+from hf_captioner.modeling_captioner import CaptionerEncoderOutput
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoTokenizer, Trainer, TrainingArguments
+
+Build = Callable[..., CaptionerModel]
+
+
+@pytest.fixture(scope="module")
+def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
+    return processor(images=photos[:3])["pixel_values"]
+
+
+@pytest.fixture(scope="module")
+def labels(processor: CaptionerProcessor) -> torch.Tensor:
+    texts = [
+        ["a black dog is running on the beach", "the woman in the snow"],
+        ["two small children"],
+        ["a man in a red shirt jumps over a bench near the water", "the woman plays with a ball"],
+    ]
+    return processor(text=texts)["labels"]
+
+
+def test_outputs_have_the_shape_of_the_labels(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+    model = tiny_model()
+    num_images, num_captions, num_words = labels.shape
+    several = model(pixel_values, labels=labels)
+    assert several.logits.shape == (num_images, num_captions, num_words, model.config.vocab_size)
+    assert several.cross_attentions[0].shape == (num_images, num_captions, num_words, 16)
+    one = model(pixel_values, labels=labels[:, 0])
+    assert one.logits.shape == (num_images, num_words, model.config.vocab_size)
+    assert torch.allclose(one.logits, several.logits[:, 0], atol=1e-6)
+    assert torch.allclose(one.cross_attentions[0], several.cross_attentions[0][:, :1], atol=1e-6)
+    assert isinstance(model(pixel_values, labels=labels, return_dict=False), tuple)
+
+
+def test_loss_is_that_of_captions_taken_alone(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+    model = tiny_model(doubly_stochastic_weight=0.7, doubly_stochastic_reduction="sum")
+    log_likelihood, num_words, shortfalls = 0.0, 0, []
+    for image, captions in zip(pixel_values, labels, strict=True):
+        for caption in captions:
+            words = caption[caption != -100]
+            if not len(words):
+                continue
+            read = torch.cat([torch.tensor([model.config.decoder_start_token_id]), words[:-1]])
+            output = model(image[None], decoder_input_ids=read[None], output_attentions=True)
+            log_likelihood += output.logits[0].log_softmax(-1).gather(1, words[:, None]).sum().item()
+            num_words += len(words)
+            shortfalls.append((1 - output.cross_attentions[0][0, 0].sum(0)).square().sum().item())
+    expected = -log_likelihood / num_words + 0.7 * sum(shortfalls) / len(shortfalls)
+    assert model(pixel_values, labels=labels).loss.item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_beams": 1},
+        {"num_beams": 4},
+        {"num_beams": 4, "num_return_sequences": 3},
+        {"num_beams": 1, "do_sample": True, "num_return_sequences": 4},
+        {"num_beams": 3, "do_sample": True},
+    ],
+    ids=["greedy", "beams", "beams-return-3", "sample-return-4", "beam-sample"],
+)
+def test_generate(tiny_model: Build, pixel_values: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    model = tiny_model()
+    torch.manual_seed(0)
+    output = model.generate(
+        pixel_values, max_length=9, output_attentions=True, return_dict_in_generate=True, output_scores=True, **kwargs
+    )
+    assert len(output.sequences) == len(pixel_values) * kwargs.get("num_return_sequences", 1)
+    assert (output.sequences[:, 0] == model.config.decoder_start_token_id).all()
+    assert not (output.sequences == 0).any()  # <unk>
+    num_running = len(pixel_values) * max(kwargs["num_beams"], kwargs.get("num_return_sequences", 1))
+    for step in output.cross_attentions:
+        assert step[0].shape == (num_running, 1, 1, 16)
+        assert torch.allclose(step[0].sum(-1), torch.ones(num_running, 1, 1))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_batch_equals_one_by_one_and_recomputation(tiny_model: Build, pixel_values: torch.Tensor, num_beams: int) -> None:
+    model = tiny_model(seed=3, initializer_range=1.0)
+    settings = {"num_beams": num_beams, "max_length": 12}
+    batch = model.generate(pixel_values, **settings)
+    assert torch.equal(model.generate(pixel_values, use_cache=False, **settings), batch)
+    cells = model.encoder(pixel_values).last_hidden_state
+    assert torch.equal(model.generate(encoder_outputs=CaptionerEncoderOutput.of(cells), **settings), batch)
+    for image, expected in zip(pixel_values, batch, strict=True):
+        alone = model.generate(image[None], **settings)[0]
+        assert torch.equal(alone, expected[: len(alone)])
+
+
+def test_greedy_takes_the_likeliest_word_each_time(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+    model = tiny_model(seed=3, initializer_range=1.0)
+    sequences = model.generate(pixel_values, num_beams=1, max_length=10)
+    logits = model(pixel_values, decoder_input_ids=sequences[:, :-1]).logits
+    logits[..., 0] = -torch.inf  # <unk> is suppressed
+    for row, scores in zip(sequences, logits, strict=True):
+        for t, word in enumerate(row[1:].tolist()):
+            assert word == scores[t].argmax().item()
+            if word == model.config.eos_token_id:
+                break
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_prefix_is_read_once(tiny_model: Build, pixel_values: torch.Tensor, num_beams: int) -> None:
+    model = tiny_model(seed=3, initializer_range=1.0)
+    whole = model.generate(pixel_values[:1], num_beams=1, max_length=10)
+    continued = model.generate(pixel_values[:1], decoder_input_ids=whole[:, :4], num_beams=1, max_length=10)
+    assert torch.equal(whole, continued)
+    prefixed = model.generate(pixel_values, decoder_input_ids=whole[:, :4].expand(3, -1), num_beams=num_beams, max_length=10)
+    assert torch.equal(prefixed[:, :4], whole[:, :4].expand(3, -1))
+
+
+def test_beams_share_one_memory(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+    model = tiny_model()
+    calls: list[tuple[int, ...]] = []
+    handle = model.decoder.attention.memory_to_key.register_forward_hook(
+        lambda module, inputs, output: calls.append(tuple(inputs[0].shape))
+    )
+    model.generate(pixel_values, num_beams=5, max_length=8)
+    handle.remove()
+    assert calls == [(3, 16, model.encoder.part.hidden_size)]  # once, for three images, not for fifteen beams
+
+
+def test_frozen_encoder_stays_as_it_is(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+    model = tiny_model()
+    model.freeze_encoder()
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.encoder.state_dict().items()}
+    model(pixel_values, labels=labels).loss.backward()
+    assert model.decoder.training and not model.encoder.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.encoder.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.encoder.parameters())
+    assert all(parameter.grad is not None for parameter in model.decoder.parameters())
+
+
+def test_transformers_trainer_trains_it(
+    tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    rows = [{"image": photo, "captions": ["a black dog", "the woman in the snow"]} for photo in photos[:4]]
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return dict(processor(images=[row["image"] for row in rows], text=[row["captions"] for row in rows]))
+
+    model = tiny_model()
+    before = model.decoder.output.weight.clone()
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, remove_unused_columns=False,
+            report_to=[], use_cpu=True, eval_strategy="steps", eval_steps=2, logging_steps=1, save_strategy="no",
+            label_names=["labels"],
+        ),
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collate,
+    )  # fmt: skip
+    trainer.train()
+    history = [record for record in trainer.state.log_history if "loss" in record or "eval_loss" in record]
+    assert len(history) == 3 and not torch.equal(model.decoder.output.weight, before)
+
+
+def test_auto_classes_load_a_saved_folder(captioner_folder: Path) -> None:
+    assert AutoConfig.from_pretrained(captioner_folder).model_type == "hf_captioner"
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        assert type(auto.from_pretrained(captioner_folder)).__name__ == "CaptionerModel"
+    assert type(AutoProcessor.from_pretrained(captioner_folder)).__name__ == "CaptionerProcessor"
+    assert type(AutoImageProcessor.from_pretrained(captioner_folder)).__name__ == "CaptionerImageProcessor"
+    assert AutoTokenizer.from_pretrained(captioner_folder).eos_token == "<end>"
+
+
+RELOAD = """
+import sys, torch, hf_captioner
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+folder, image, out = sys.argv[1:]
+model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+processor = AutoProcessor.from_pretrained(folder)
+save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, out)
+print(processor.batch_decode(model.generate(**processor(images=[image])))[0])
+"""
+
+
+def test_fresh_process_reloads_bit_equal_and_captions_alike(
+    captioner_folder: Path, photo_files: list[Path], processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    assert (captioner_folder / "model.safetensors").is_file()
+    out = tmp_path / "reloaded.safetensors"
+    run = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(captioner_folder), str(photo_files[0]), str(out)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    model = CaptionerModel.from_pretrained(captioner_folder).eval()
+    theirs = load_file(out)
+    assert theirs.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in model.state_dict().items())
+    mine = processor.batch_decode(model.generate(**processor(images=[photo_files[0]])))[0]
+    assert run.stdout.strip() == mine and mine
+
+
+def test_resnet101_takes_a_step_and_captions() -> None:
+    """The true default, at 224 pixels, with random weights."""
+    torch.manual_seed(0)
+    model = CaptionerModel.from_encoder(pretrained=False, vocab_size=100)
+    assert model.config.encoder_name == "resnet101" and model.encoder.part.grid_size(224, 224) == (7, 7)
+    pixel_values = torch.randn(2, 3, 224, 224)
+    labels = torch.randint(4, 100, (2, 5, 6))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    before = model.encoder.part.body.conv1.weight.clone()
+    loss = model(pixel_values, labels=labels).loss
+    loss.backward()
+    optimizer.step()
+    assert torch.isfinite(loss) and not torch.equal(model.encoder.part.body.conv1.weight, before)
+    model.eval()
+    assert model.generate(pixel_values[:1], num_beams=2, max_length=5).shape[1] <= 5
+
+
+def test_errors(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+    model = tiny_model()
+    with pytest.raises(ValueError, match="No image is given"):
+        model(labels=torch.tensor([[4, 3]]))
+    with pytest.raises(ValueError, match="Neither labels nor"):
+        model(pixel_values)
+    with pytest.raises(FileNotFoundError, match="No encoder weights at 'nowhere"):
+        CaptionerModel.from_encoder("test_resnet", encoder_weights="nowhere.safetensors")
+    with pytest.raises(ValueError, match="not among the attentions"):
+        tiny_model(attention_type="telepathy")
