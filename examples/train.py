@@ -23,6 +23,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from datasets import Dataset
+from hf_captioner.visualization import attention_figure, curves_figure
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler, pipeline
@@ -32,7 +33,6 @@ from hf_captioner.cells import cached_cells
 from hf_captioner.cli import parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
-from hf_captioner.visualization import attention_figure, curves_figure
 
 
 def option(default: Any, help: str) -> Any:
@@ -71,7 +71,7 @@ class Recipe:
     min_count: int = option(1, "How often a word must occur in training captions to be in the vocabulary.")
     max_words: int = option(30, "Longer training captions are cut.")
 
-    epochs: int = option(10, "Passes over the training images.")
+    epochs: int = option(4, "Passes over the training images.")
     batch_size: int = option(32, "Images in a batch on each process; every image brings all its captions.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Course of the learning rate.")
@@ -85,7 +85,7 @@ class Recipe:
 
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
     patience: int = option(5, "Stop after so many epochs without a better score.")
-    num_beams: int = option(1, "Beams when validating each epoch.")
+    num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
     max_length: int = option(31, "Longest caption to generate, <start> and <end> included.")
 
@@ -162,9 +162,7 @@ def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
     return undecoded(dataset)
 
 
-def build_captioner(
-    recipe: Recipe, captions: Sequence[Sequence[str]]
-) -> tuple[CaptionerModel, CaptionerProcessor]:
+def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
     """A new captioner with the vocabulary of these captions."""
     tokenizer = build_tokenizer((c for row in captions for c in row), min_count=recipe.min_count)
     model = CaptionerModel.from_encoder(
@@ -223,7 +221,7 @@ def train(
     )
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay
+        parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
     )
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     num_steps = recipe.epochs * len(loader)

@@ -37,7 +37,11 @@ __all__ = [
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
 AutoModel.register(CaptionerConfig, CaptionerModel)
 AutoModelForImageTextToText.register(CaptionerConfig, CaptionerModel)
-AutoImageProcessor.register(CaptionerConfig, CaptionerImageProcessor)
+# One class for both of transformers' backends: under "pil" alone every load would warn that it falls back to it.
+AutoImageProcessor.register(
+    CaptionerConfig,
+    image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor},
+)
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 PIPELINE_REGISTRY.register_pipeline(
     "image-captioning",

@@ -70,9 +70,7 @@ def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTraine
             f"No word occurs at least {min_count} times in the {len(captions)} captions given; give more "
             "captions with words in them, or a smaller min_count."
         )
-    tokenizer.post_processor = TemplateProcessing(
-        single=f"$A {END}", special_tokens=[(END, SPECIAL_TOKENS.index(END))]
-    )
+    tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, SPECIAL_TOKENS.index(END))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         unk_token=UNKNOWN,
@@ -80,7 +78,6 @@ def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTraine
         bos_token=START,
         eos_token=END,
         padding_side="right",
-        model_input_names=["input_ids", "attention_mask"],
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm.auto import tqdm
 
 from .data import open_row
@@ -19,10 +18,13 @@ from .data import open_row
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from .modeling_captioner import CaptionerEncoder
+
 # Half the disk of float32. Features of an encoder are a few units wide and dropout disturbs them far more than
 # the 0.05 % that rounding does.
 DTYPE = np.dtype(np.float16)
 SPARE_BYTES = 256 * 2**20  # left free on the disk
+
 
 def default_cache_dir() -> Path:
     """Beside the other caches of Hugging Face's libraries, under `HF_HOME`."""
@@ -32,7 +34,7 @@ def default_cache_dir() -> Path:
 
 
 def cached_cells(
-    encoder: nn.Module,
+    encoder: CaptionerEncoder,
     image_processor: Any,
     dataset: Dataset,
     *,
@@ -67,10 +69,10 @@ def cached_cells(
         _encode(encoder, image_processor, dataset, file, batch_size, show_progress)
     cells = np.load(file, mmap_mode="r")
     assert len(cells) == len(dataset)
-    return cells  # type: ignore[no-any-return]
+    return cells
 
 
-def cells_key(encoder: nn.Module, image_processor: Any, dataset: Dataset) -> str:
+def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset) -> str:
     """Digest of all that decides what the cells are."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in encoder.state_dict().items():
@@ -91,7 +93,7 @@ def cells_key(encoder: nn.Module, image_processor: Any, dataset: Dataset) -> str
 
 @torch.no_grad()
 def _encode(
-    encoder: nn.Module,
+    encoder: CaptionerEncoder,
     image_processor: Any,
     dataset: Dataset,
     file: Path,
@@ -103,7 +105,7 @@ def _encode(
     def encode(rows: list[dict[str, Any]]) -> np.ndarray:
         images = [open_row(row) for row in rows]
         pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()  # type: ignore[no-any-return]
+        return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()
 
     shape = (len(dataset), *encode([dataset[0]]).shape[1:])
     _refuse_if_full(file.parent, int(np.prod(shape)) * DTYPE.itemsize)

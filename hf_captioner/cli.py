@@ -39,12 +39,12 @@ def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str) -
     parsed, unknown = parser.parse_args_into_dataclasses(recipe + argv, return_remaining_strings=True)
     if unknown:
         raise ValueError(f"Unknown arguments: {' '.join(unknown)}. {_known_fields(kind)} See --help.")
-    return parsed  # type: ignore[no-any-return]
+    return parsed
 
 
 def _recipe_arguments(kind: type, path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"No recipe at {str(path)!r}. Give a YAML file such as examples/recipes/flickr8k.yaml.")
+        raise FileNotFoundError(f"No recipe at {str(path)!r}. Give a YAML file, of examples/recipes/ or your own.")
     try:
         recipe = yaml.safe_load(path.read_text()) or {}
     except yaml.YAMLError as e:

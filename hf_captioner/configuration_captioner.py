@@ -58,8 +58,8 @@ class CaptionerConfig(PreTrainedConfig):
     doubly_stochastic_weight: float | int = 1.0
     doubly_stochastic_reduction: Literal["mean", "sum"] = "mean"
     initializer_range: float | int = 0.1
-    pad_token_id: int | None = 1
-    bos_token_id: int | None = 2
+    pad_token_id: int = 1
+    bos_token_id: int = 2
     eos_token_id: int | list[int] | None = 3
     decoder_start_token_id: int = 2
     is_encoder_decoder: bool = True

@@ -47,7 +47,7 @@ def load_captions(name_or_path: str, split: str | None = None, **kwargs: Any) ->
         FileNotFoundError: a path where there is nothing.
     """
     if name_or_path in DATASETS.names():
-        return DATASETS.get(name_or_path)(split, **kwargs)  # type: ignore[no-any-return]
+        return DATASETS.get(name_or_path)(split, **kwargs)
     is_path = Path(name_or_path).exists()
     if not is_path and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
         if "/" in name_or_path or "\\" in name_or_path:
@@ -87,7 +87,7 @@ def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> D
 
 
 def _gather_captions(dataset: Dataset, path: str) -> Dataset:
-    """One list column in place of `caption_0`, `caption_1`, …"""
+    """Put one list column in place of `caption_0`, `caption_1` and so on."""
     columns = sorted(
         (name for name in dataset.column_names if re.fullmatch(r"caption_\d+", name)),
         key=lambda name: int(name.rpartition("_")[2]),
@@ -124,7 +124,9 @@ def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Calla
     for name, before, after in zip(names, captions, kept, strict=True):
         if before == after and after:
             continue
-        problem = f"Image {name!r} of split {dataset.split} has {len(before) - len(after)} empty of {len(before)} captions"
+        problem = (
+            f"Image {name!r} of split {dataset.split} has {len(before) - len(after)} empty of {len(before)} captions"
+        )
         if not skip_broken:
             raise ValueError(f"{problem}. Every caption needs a word: mend the data, or go on with --skip-broken.")
         report(f"{problem}: left out.")

@@ -79,7 +79,9 @@ def decode_captions(
     mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     texts = dataset.select_columns(["image_id", "captions"])
     predictions: list[Prediction] = []
-    bar = tqdm(total=len(mine), desc=description, unit="image", disable=not accelerator.is_local_main_process, leave=False)
+    bar = tqdm(
+        total=len(mine), desc=description, unit="image", disable=not accelerator.is_local_main_process, leave=False
+    )
     for start in range(0, len(mine), batch_size):
         indices = list(mine[start : start + batch_size])
         if cells is not None:

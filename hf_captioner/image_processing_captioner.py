@@ -11,7 +11,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 import torch
-from huggingface_hub.utils import get_session, httpx
+from huggingface_hub.utils import httpx
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform
 from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -61,8 +61,7 @@ def open_image(source: ImageSource) -> Image.Image:
         ) from e
     except Image.DecompressionBombError as e:
         raise ValueError(
-            f"{name} has more pixels than is safe to open: {e} If you trust it, raise "
-            "PIL.Image.MAX_IMAGE_PIXELS."
+            f"{name} has more pixels than is safe to open: {e} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from e
     except Exception as e:  # Pillow's decoders meet broken files with OSError, SyntaxError, struct.error, …
         raise ValueError(f"{name} is not a readable image: {e}") from e
@@ -88,7 +87,7 @@ def _name_and_file(source: ImageSource) -> tuple[str, str | io.BytesIO | Image.I
 def _download(url: str) -> bytes:
     # transformers' load_image would decode an error page, and loses transparency and the range of 16 bits.
     try:
-        response = get_session().get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
+        response = httpx.get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
         return response.raise_for_status().content
     except (httpx.HTTPError, httpx.InvalidURL) as e:
         raise ConnectionError(f"{url} cannot be downloaded: {e}") from e
@@ -193,9 +192,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode is {self.crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
         if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(
-                f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}."
-            )
+            raise ValueError(f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}.")
         if self.crop_pct <= 0:
             raise ValueError(f"crop_pct is {self.crop_pct}; it must be above 0, and is at most 1 as a rule.")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:

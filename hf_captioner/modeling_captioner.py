@@ -86,7 +86,7 @@ class CaptionerEncoder(PreTrainedModel):
     def __init__(self, config: CaptionerConfig, **kwargs: Any) -> None:
         super().__init__(config)
         build = ENCODERS.get(config.encoder_type)
-        self.part: nn.Module = build(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
+        self.part: Any = build(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
         self.post_init()
 
     @torch.no_grad()
@@ -94,7 +94,7 @@ class CaptionerEncoder(PreTrainedModel):
         # The part initialises itself when it is built. Only what no checkpoint holds must be made again after
         # from_pretrained, which builds models without memory.
         if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+            module.init_non_persistent_buffers()  # type: ignore[operator]
 
     def forward(
         self,
@@ -126,7 +126,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__(config)
         self.encoder = CaptionerEncoder(config)
-        memory_size = int(self.encoder.part.hidden_size)  # type: ignore[arg-type]
+        memory_size = int(self.encoder.part.hidden_size)
         attention = ATTENTIONS.get(config.attention_type)(
             query_size=config.hidden_size, memory_size=memory_size, attention_size=config.attention_size
         )
@@ -185,8 +185,8 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """timm's account of the pixels the encoder wants; a processor is built from it."""
-        return dict(self.encoder.part.data_config)  # type: ignore[arg-type]
+        """Timm's account of the pixels the encoder wants; a processor is built from it."""
+        return dict(self.encoder.part.data_config)
 
     def freeze_encoder(self) -> None:
         """Stop training the encoder and put it, for good, into evaluation mode."""
@@ -201,7 +201,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
-        return self.decoder.embedding  # type: ignore[no-any-return]
+        return self.decoder.embedding
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -252,7 +252,9 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(words)
             lengths = (words != IGNORED).sum(1)
         elif decoder_input_ids is None:
-            raise ValueError("Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate().")
+            raise ValueError(
+                "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
+            )
 
         if past_key_values is not None:
             memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
@@ -260,12 +262,11 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             memory, state, past = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None, 0
         output = self.decoder(decoder_input_ids, memory, state, lengths)
 
-        num_images = memory.cells.shape[0]
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
             result.loss = self._loss(output.logits, output.weights, words)
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
-            result.cross_attentions = (output.weights.unflatten(0, (num_images, -1)),)  # (B, K, T, P)
+            result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
             if use_cache is not False:
                 length = past + decoder_input_ids.shape[1]
@@ -273,7 +274,8 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             if output_attentions:
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
         if output_hidden_states:
-            result.decoder_hidden_states = (output.hidden.unflatten(0, result.logits.shape[:-2]),)
+            captions = labels.shape[:-1] if labels is not None else output.hidden.shape[:1]
+            result.decoder_hidden_states = (output.hidden.unflatten(0, captions),)  # as logits
         return result.to_tuple() if return_dict is False else result
 
     def _cells(
@@ -285,7 +287,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             return encoder_outputs.last_hidden_state
         if pixel_values is None:
             raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
-        return self.encoder(pixel_values).last_hidden_state  # type: ignore[no-any-return]
+        return self.encoder(pixel_values).last_hidden_state
 
     def _loss(self, logits: Tensor, weights: Tensor, words: Tensor) -> Tensor:
         config = self.config

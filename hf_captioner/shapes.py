@@ -151,9 +151,9 @@ class _Scene:
 
 
 def load_shapes(
-    split: str, *, num_images: int | None = None, image_size: int = 96, seed: int = 0
-) -> datasets.Dataset:
-    """Draw a split of the data set `shapes`.
+    split: str | None = None, *, num_images: int | None = None, image_size: int = 96, seed: int = 0
+) -> datasets.Dataset | datasets.DatasetDict:
+    """Draw a split of the data set `shapes`, or all three.
 
     The columns are
 
@@ -173,7 +173,7 @@ def load_shapes(
     `image_size`, and a smaller `num_images` gives the first of the same images.
 
     Args:
-        split: "train", "validation" or "test".
+        split: "train", "validation" or "test"; None for a dict of all.
         num_images: images to draw; 4000, 400 and 400 for the three splits if None.
         image_size: side of the square images in pixels, at least 32.
         seed: draws other images.
@@ -183,6 +183,11 @@ def load_shapes(
     """
     import datasets
 
+    if split is None:
+        drawn = {
+            name: load_shapes(name, num_images=num_images, image_size=image_size, seed=seed) for name in NUM_IMAGES
+        }
+        return datasets.DatasetDict(drawn)
     if split not in NUM_IMAGES:
         raise ValueError(f"Unknown split {split!r} of shapes. Choose one of: {', '.join(NUM_IMAGES)}.")
     if num_images is None:
@@ -269,9 +274,7 @@ def _place_two(rng: random.Random, sides: list[float], relation: str) -> list[Po
     """Centres of two objects, well apart along the axis of their relation and clearly less so across it."""
     _, axis = RELATIONS[relation]
     while True:
-        first, second = (
-            [rng.uniform(MARGIN + side / 2, 1 - MARGIN - side / 2) for _ in range(2)] for side in sides
-        )
+        first, second = ([rng.uniform(MARGIN + side / 2, 1 - MARGIN - side / 2) for _ in range(2)] for side in sides)
         along, across = second[axis] - first[axis], second[1 - axis] - first[1 - axis]
         if along >= sum(sides) / 2 + GAP and abs(across) <= along / 2:
             return [(first[0], first[1]), (second[0], second[1])]

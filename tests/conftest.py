@@ -55,15 +55,21 @@ def processor() -> CaptionerProcessor:
 
 @pytest.fixture(scope="session")
 def tiny_model(processor: CaptionerProcessor) -> Callable[..., CaptionerModel]:
-    """Factory `tiny_model(seed=0, **config_kwargs)` of random captioners with 4x4 cells an image, in evaluation mode."""
+    """Factory of random captioners with 4x4 cells an image, in evaluation mode.
+
+    At `scale=6` attention is sharp, and captions differ from image to image and in length, as if trained.
+    """
     from hf_captioner import CaptionerModel
 
-    def build(seed: int = 0, **config_kwargs: Any) -> CaptionerModel:
+    def build(seed: int = 0, scale: float = 1.0, **config_kwargs: Any) -> CaptionerModel:
         sizes = {"hidden_size": 32, "attention_size": 24, "embedding_size": 16}
         encoder = {"encoder_name": "test_resnet", "encoder_kwargs": {"output_stride": 16}}
         words = {"vocab_size": len(processor.tokenizer)}
         torch.manual_seed(seed)
         model = CaptionerModel.from_encoder(pretrained=False, **{**encoder, **sizes, **words, **config_kwargs})
+        with torch.no_grad():
+            for parameter in model.decoder.parameters():
+                parameter.mul_(scale if parameter.ndim > 1 else 1.0)
         model.generation_config = model.default_generation_config(unknown_token_id=0)
         return model.eval()
 
@@ -78,7 +84,7 @@ def captioner_folder(
 ) -> Path:
     """Folder with a saved captioner and its processor."""
     folder = tmp_path_factory.mktemp("captioner")
-    tiny_model().save_pretrained(folder)
+    tiny_model(seed=1, scale=6).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hf_captioner.attentions import ATTENTIONS
 
 B, K, P, C, D, A = 3, 4, 6, 10, 12, 7

@@ -35,9 +35,7 @@ def test_order_of_captions_does_not_matter(tokenizer):
 
 
 def test_captions_may_come_from_a_generator(tokenizer):
-    assert (
-        build_tokenizer((caption for caption in CAPTIONS), min_count=1).get_vocab() == tokenizer.get_vocab()
-    )
+    assert build_tokenizer((caption for caption in CAPTIONS), min_count=1).get_vocab() == tokenizer.get_vocab()
 
 
 def test_rare_words_are_unknown():
@@ -137,15 +135,14 @@ def test_flickr8k_vocabulary_is_what_plain_counting_gives():
     tokenizer = build_tokenizer(captions)
 
     split = [
-        re.findall(r"[^\W_]+(?:['-][^\W_]+)*", unicodedata.normalize("NFKC", caption).lower())
-        for caption in captions
+        re.findall(r"[^\W_]+(?:['-][^\W_]+)*", unicodedata.normalize("NFKC", caption).lower()) for caption in captions
     ]
     counts = Counter(word for words in split for word in words)
     ranked = sorted((word for word in counts if counts[word] >= 5), key=lambda word: (-counts[word], word))
     assert tokenizer.convert_ids_to_tokens(range(4, len(tokenizer))) == ranked
     assert 2500 < len(ranked) < 3500
 
-    ids = tokenizer(captions).input_ids
+    ids = tokenizer(captions[:5000]).input_ids
     assert all(row[-1] == END and END not in row[:-1] for row in ids)
     unknown = sum(row.count(UNKNOWN) for row in ids) / sum(map(len, ids))
     assert unknown < 0.03

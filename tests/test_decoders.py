@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from hf_captioner.attentions import AdditiveAttention
 from hf_captioner.decoders import DECODERS, LSTMDecoder, RecurrentCache
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from hf_captioner import CaptionerModel
 from hf_captioner.encoders import TimmEncoder
 
@@ -11,7 +12,12 @@ from hf_captioner.encoders import TimmEncoder
 ARCHITECTURES = [
     ("test_resnet", {}, (64, 96), (2, 3)),
     ("test_efficientnet", {}, (64, 64), (2, 2)),
-    ("swin_tiny_patch4_window7_224", {"img_size": 56, "window_size": 7, "embed_dim": 16, "num_heads": (1, 2, 4, 8)}, (56, 56), (2, 2)),
+    (
+        "swin_tiny_patch4_window7_224",
+        {"img_size": 56, "window_size": 7, "embed_dim": 16, "num_heads": (1, 2, 4, 8)},
+        (56, 56),
+        (2, 2),
+    ),
     ("test_vit", {"img_size": 64}, (64, 64), (4, 4)),
     ("vit_tiny_patch16_224", {"img_size": (32, 64), "depth": 1}, (32, 64), (2, 4)),
     ("resnetblur50", {"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, (64, 64), (2, 2)),
@@ -19,7 +25,9 @@ ARCHITECTURES = [
 
 
 @pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
-def test_cells_form_the_grid(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
+def test_cells_form_the_grid(
+    name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]
+) -> None:
     torch.manual_seed(0)
     encoder = TimmEncoder(name, **kwargs).eval()
     assert encoder.grid_size(*size) == grid
@@ -34,14 +42,22 @@ def test_reload_is_bit_equal(
 ) -> None:
     torch.manual_seed(0)
     model = CaptionerModel.from_encoder(
-        name, pretrained=False, encoder_kwargs=kwargs, vocab_size=20, hidden_size=8, embedding_size=8, attention_size=8,
+        name,
+        pretrained=False,
+        encoder_kwargs=kwargs,
+        vocab_size=20,
+        hidden_size=8,
+        embedding_size=8,
+        attention_size=8,
         data_config={"input_size": (3, *size)},
     ).eval()
     model.save_pretrained(tmp_path)
     reloaded = CaptionerModel.from_pretrained(tmp_path)
     mine, theirs = dict(model.named_buffers()), dict(reloaded.named_buffers())
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True)
+    )
     pixel_values = torch.randn(1, 3, *size)
     with torch.no_grad():
         assert torch.allclose(

@@ -356,11 +356,11 @@ def test_round_trip(tmp_path):
 
 def test_overrides_on_loading(tmp_path):
     CaptionerImageProcessor().save_pretrained(tmp_path)
-    loaded = CaptionerImageProcessor.from_pretrained(
-        tmp_path, crop_mode="squash", size={"height": 8, "width": 9}
-    )
+    loaded = CaptionerImageProcessor.from_pretrained(tmp_path, crop_mode="squash", size={"height": 8, "width": 9})
     assert loaded.crop_mode == "squash"
     assert loaded(ramp()).pixel_values.shape == (1, 3, 8, 9)
+    with pytest.raises(ValueError, match="crop_mode is 'centre'"):
+        CaptionerImageProcessor.from_pretrained(tmp_path, crop_mode="centre")
 
 
 def test_a_changed_field_takes_effect():

@@ -8,11 +8,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Trainer,
+    TrainingArguments,
+)
+
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.modeling_captioner import CaptionerEncoderOutput
-from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers import AutoTokenizer, Trainer, TrainingArguments
 
 Build = Callable[..., CaptionerModel]
 
@@ -32,7 +41,9 @@ def labels(processor: CaptionerProcessor) -> torch.Tensor:
     return processor(text=texts)["labels"]
 
 
-def test_outputs_have_the_shape_of_the_labels(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+def test_outputs_have_the_shape_of_the_labels(
+    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
+) -> None:
     model = tiny_model()
     num_images, num_captions, num_words = labels.shape
     several = model(pixel_values, labels=labels)
@@ -45,7 +56,9 @@ def test_outputs_have_the_shape_of_the_labels(tiny_model: Build, pixel_values: t
     assert isinstance(model(pixel_values, labels=labels, return_dict=False), tuple)
 
 
-def test_loss_is_that_of_captions_taken_alone(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+def test_loss_is_that_of_captions_taken_alone(
+    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
+) -> None:
     model = tiny_model(doubly_stochastic_weight=0.7, doubly_stochastic_reduction="sum")
     log_likelihood, num_words, shortfalls = 0.0, 0, []
     for image, captions in zip(pixel_values, labels, strict=True):
@@ -89,7 +102,9 @@ def test_generate(tiny_model: Build, pixel_values: torch.Tensor, kwargs: dict[st
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_batch_equals_one_by_one_and_recomputation(tiny_model: Build, pixel_values: torch.Tensor, num_beams: int) -> None:
+def test_batch_equals_one_by_one_and_recomputation(
+    tiny_model: Build, pixel_values: torch.Tensor, num_beams: int
+) -> None:
     model = tiny_model(seed=3, initializer_range=1.0)
     settings = {"num_beams": num_beams, "max_length": 12}
     batch = model.generate(pixel_values, **settings)
@@ -119,7 +134,9 @@ def test_prefix_is_read_once(tiny_model: Build, pixel_values: torch.Tensor, num_
     whole = model.generate(pixel_values[:1], num_beams=1, max_length=10)
     continued = model.generate(pixel_values[:1], decoder_input_ids=whole[:, :4], num_beams=1, max_length=10)
     assert torch.equal(whole, continued)
-    prefixed = model.generate(pixel_values, decoder_input_ids=whole[:, :4].expand(3, -1), num_beams=num_beams, max_length=10)
+    prefixed = model.generate(
+        pixel_values, decoder_input_ids=whole[:, :4].expand(3, -1), num_beams=num_beams, max_length=10
+    )
     assert torch.equal(prefixed[:, :4], whole[:, :4].expand(3, -1))
 
 

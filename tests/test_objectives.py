@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+
 from hf_captioner.objectives import cross_entropy, doubly_stochastic
 
 

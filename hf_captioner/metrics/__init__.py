@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..registry import Registry
-from .scores import bleu, cider, coco_bleu, match_ngrams, rouge_l, shortest
+from . import scores  # not its functions: they are called as the modules of this package are
 from .tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
 
 __all__ = ["METRICS", "caption_metrics"]
@@ -44,6 +44,12 @@ def caption_metrics(
             a string.
     """
     coco = tokenize_captions(predictions, references, tokenize_ptb)
-    official = match_ngrams(*tokenize_captions(predictions, references, tokenize_13a), shortest)
-    scores = coco_bleu(*coco) | cider(*coco) | rouge_l(*coco)
-    return scores | {f"evaluate_bleu_{order}": bleu(official, order)["bleu"] for order in range(1, 5)}
+    official = scores.match_ngrams(
+        *tokenize_captions(predictions, references, tokenize_13a), scores.shortest, max_order=4
+    )
+    return {
+        **scores.coco_bleu(*coco),
+        **scores.cider(*coco),
+        **scores.rouge_l(*coco),
+        **{f"evaluate_bleu_{order}": scores.bleu(official, order)["bleu"] for order in range(1, 5)},
+    }

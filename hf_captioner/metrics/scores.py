@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 from typing import NamedTuple, TypedDict
 
-Tokens = Sequence[str]
+from .tokenization import Tokens
+
 Ngram = tuple[str, ...]
+Predictions = Sequence[Tokens]
+References = Sequence[Sequence[Tokens]]
 
 
 def ngrams(tokens: Tokens, order: int) -> Iterator[Ngram]:
@@ -41,8 +44,8 @@ def closest(lengths: list[int], prediction_length: int) -> int:
 
 
 def match_ngrams(
-    predictions: Sequence[Tokens],
-    references: Sequence[Sequence[Tokens]],
+    predictions: Predictions,
+    references: References,
     effective_length: Callable[[list[int], int], int],
     max_order: int = 4,
 ) -> NgramMatches:
@@ -56,7 +59,12 @@ def match_ngrams(
         effective_length: reduces an image's reference lengths to one, given the prediction's: `shortest` or
             `closest`.
         max_order: longest n-gram counted.
+
+    Raises:
+        ValueError: `max_order` is below 1.
     """
+    if max_order < 1:
+        raise ValueError(f"max_order is {max_order}; it must be at least 1 (BLEU-1 counts single words).")
     matches, totals = [0] * max_order, [0] * max_order
     prediction_length = reference_length = 0
     for prediction, captions in zip(predictions, references, strict=True):
@@ -120,9 +128,7 @@ def bleu(counts: NgramMatches, max_order: int = 4, smooth: bool = False) -> Bleu
 _TINY, _SMALL = 1e-15, 1e-9  # pycocoevalcap's guards against dividing by zero; they show in scores near zero
 
 
-def coco_bleu(
-    predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], max_order: int = 4
-) -> dict[str, float]:
+def coco_bleu(predictions: Predictions, references: References, max_order: int = 4) -> dict[str, float]:
     """`bleu_1` to `bleu_4` of a corpus (pycocoevalcap 1.2, `Bleu`)."""
     counts = match_ngrams(predictions, references, closest, max_order)
     ratio = (counts.prediction_length + _TINY) / (counts.reference_length + _SMALL)
@@ -145,17 +151,19 @@ class CiderD:
         sigma: width of the penalty on differing lengths, in tokens.
     """
 
-    def __init__(self, references: Sequence[Sequence[Tokens]], max_order: int = 4, sigma: float = 6.0) -> None:
+    def __init__(self, references: References, max_order: int = 4, sigma: float = 6.0) -> None:
         self.orders = range(1, max_order + 1)
         self.sigma = sigma
         frequencies: Counter[Ngram] = Counter()
         for captions in references:
-            frequencies.update({ngram for caption in captions for n in self.orders for ngram in ngrams(caption, n)})
+            frequencies.update(
+                {ngram for tokens in captions for n in self.orders for ngram in ngrams(tokens, n)}
+            )
         weights = [math.log(len(references) / max(1, count)) for count in range(len(references) + 1)]
         self._weights = {ngram: weights[count] for ngram, count in frequencies.items()}
-        self._unseen = weights[1]  # an n-gram of no reference counts as one of a single image, as in pycocoevalcap
+        self._unseen = weights[1]  # as pycocoevalcap: a new n-gram counts as one of a single image's
 
-    def scores(self, predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> list[float]:
+    def scores(self, predictions: Predictions, references: References) -> list[float]:
         """The score of each image, from 0 to 10; a corpus scores their mean."""
         return [self._score(*pair) for pair in zip(predictions, references, strict=True)]
 
@@ -165,7 +173,8 @@ class CiderD:
         for caption in captions:
             penalty = math.exp(-((len(prediction) - len(caption)) ** 2) / (2 * self.sigma**2))
             for (vector, norm), other in zip(vectors, self._vectors(caption), strict=True):
-                overlap = sum(min(w, other[ngram]) * other[ngram] for ngram, w in vector.items() if ngram in other)
+                shared = ((w, other[ngram]) for ngram, w in vector.items() if ngram in other)
+                overlap = sum(min(w, v) * v for w, v in shared)
                 if overlap:
                     similarity += penalty * overlap / (norm * _norm(other))
         return 10 * similarity / (len(self.orders) * len(captions))
@@ -182,7 +191,7 @@ def _norm(vector: dict[Ngram, float]) -> float:
     return math.sqrt(sum(w * w for w in vector.values()))
 
 
-def cider(predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> dict[str, float]:
+def cider(predictions: Predictions, references: References) -> dict[str, float]:
     """`cider` of a corpus, from 0 to 10 (pycocoevalcap 1.2, `Cider`)."""
     return {"cider": fmean(CiderD(references).scores(predictions, references))}
 
@@ -199,9 +208,7 @@ def common_subsequence_length(first: Tokens, second: Tokens) -> int:
     return len(first) - row.bit_count()
 
 
-def rouge_l(
-    predictions: Sequence[Tokens], references: Sequence[Sequence[Tokens]], beta: float = 1.2
-) -> dict[str, float]:
+def rouge_l(predictions: Predictions, references: References, beta: float = 1.2) -> dict[str, float]:
     """`rouge_l` of a corpus: the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
 
     Precision and recall of an image are each the best over its references, not those of one reference.
@@ -219,5 +226,6 @@ def rouge_l(
             length = common_subsequence_length(prediction, caption or [""])
             precision = max(precision, length / len(prediction))
             recall = max(recall, length / (len(caption) or 1))
-        scores.append((1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0)
+        weighted = recall + beta**2 * precision
+        scores.append((1 + beta**2) * precision * recall / weighted if weighted else 0.0)
     return {"rouge_l": fmean(scores)}

@@ -8,47 +8,59 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 Tokens = Sequence[str]
+Captions = Sequence[str]  # of one image
 
 _CACHE_SIZE = 2**16  # a validation split is scored again and again, against the same references
 
 
-def tokenize_captions(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str] | str],
-    tokenize: Callable[[str], Tokens],
-) -> tuple[list[Tokens], list[list[Tokens]]]:
-    """Check and tokenize one predicted caption and the reference captions of each image.
+def check_captions(
+    predictions: Sequence[str] | None, references: Sequence[Captions | str] | None
+) -> tuple[list[str], list[list[str]]]:
+    """Captions as lists of the expected form, or an error that says where they are not.
 
     Args:
         predictions: one caption an image; it may be empty.
         references: the captions of each image, one or more; a plain string counts as one reference.
-        tokenize: splits one caption.
 
     Raises:
-        ValueError: no images, as many predictions as references are not given, an image without references,
-            or a caption that is not a string.
+        ValueError: one of the two is missing or a single string, they differ in length, an image has no
+            references, or a caption is not a string.
     """
-    if isinstance(predictions, str) or isinstance(references, str):
-        raise ValueError("predictions and references must be lists with one entry an image, not a string.")
+    if predictions is None or isinstance(predictions, str):
+        raise ValueError(f"predictions is {predictions!r}; it must be a list with one caption an image.")
+    if references is None or isinstance(references, str):
+        raise ValueError(
+            f"references is {references!r}; it must be a list with one list of captions an image."
+        )
     if len(predictions) != len(references):
         raise ValueError(
-            f"{len(predictions)} predictions but references of {len(references)} images: give one each an image."
+            f"predictions has {len(predictions)} entries but references has {len(references)}; both need one "
+            "an image (the references of an image are a list of their own)."
         )
-    if not len(predictions):
+    listed = [[captions] if isinstance(captions, str) else captions for captions in references]
+    for image, (prediction, captions) in enumerate(zip(predictions, listed, strict=True)):
+        if captions is None or len(captions) == 0:
+            raise ValueError(f"references[{image}] is empty; every image needs at least one caption.")
+        for caption in (prediction, *captions):
+            if not isinstance(caption, str):
+                raise ValueError(f"Image {image} has the caption {caption!r}; captions must be strings.")
+    return list(predictions), [list(captions) for captions in listed]
+
+
+def tokenize_captions(
+    predictions: Sequence[str],
+    references: Sequence[Captions | str],
+    tokenize: Callable[[str], Tokens],
+) -> tuple[list[Tokens], list[list[Tokens]]]:
+    """Check captions as `check_captions` does and split each by `tokenize`.
+
+    Raises:
+        ValueError: the captions are not of the expected form, or there are none.
+    """
+    checked, listed = check_captions(predictions, references)
+    if not checked:
         raise ValueError("predictions is empty: there is nothing to score. Give one caption an image.")
-
-    def split(caption: str, name: str) -> Tokens:
-        if not isinstance(caption, str):
-            raise ValueError(f"{name} is {caption!r}; every caption must be a string.")
-        return tokenize(caption)
-
-    split_references = []
-    for image, captions in enumerate(references):
-        captions = [captions] if isinstance(captions, str) else captions
-        if captions is None or not len(captions):
-            raise ValueError(f"references[{image}] is {captions!r}; every image needs at least one caption.")
-        split_references.append([split(caption, f"a caption of references[{image}]") for caption in captions])
-    return [split(caption, f"predictions[{i}]") for i, caption in enumerate(predictions)], split_references
+    return [*map(tokenize, checked)], [[*map(tokenize, captions)] for captions in listed]
 
 
 _13A_ENTITIES = {"&quot;": '"', "&amp;": "&", "&lt;": "<", "&gt;": ">"}
@@ -81,13 +93,13 @@ _PTB_CHARACTERS = str.maketrans(
     {
         **{"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "},
         **{"¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "⅓": " 1/3 ", "⅔": " 2/3 "},
-        **{"€": " $ ", "£": " # ", "¢": " cents ", "…": "...", "‐": "-", "‑": "-"},
-        **dict.fromkeys("–—―", "--"),
-        **dict.fromkeys("“”«»", '"'),
+        **{"€": " $ ", "£": " # ", "¢": " cents ", "…": "..."},
+        **dict.fromkeys("\u2010\u2011", "-"),  # typographic hyphens
+        **dict.fromkeys("\u2013\u2014\u2015", "--"),  # dashes
     }
 )
 
-# Words that keep a period at their end, before anything and (the second list) before a number.
+# Words that keep a period at their end: always, and only before a number.
 _ABBREVIATIONS = """
     adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf
     cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla
@@ -102,36 +114,39 @@ _LETTER = r"[^\W\d_]"
 # \w lacks the combining marks; without them the words of many scripts (Hindi, Thai) would fall apart.
 _MARKS = "".join(c for c in map(chr, range(0x300, 0x3100)) if unicodedata.category(c) in ("Mn", "Mc"))
 _WORD = rf"(?:[^\W_]|[{_MARKS}])+"
-_CLITICS = r"n['’]t|['’](?:s|m|d|re|ve|ll)"
+_QUOTE = "['\u2019]"  # an apostrophe, straight or curly
+_CLITIC = rf"(?:n{_QUOTE}t|{_QUOTE}(?:s|m|d|re|ve|ll))(?!\w)"
 
-_PTB_CLITIC = re.compile(rf"(?:{_CLITICS})(?!\w)", re.IGNORECASE)
-# Split after their third letter, all of them.
-_PTB_COMPOUND = re.compile(
-    r"(?<![\w/-])(?:cannot|gimme|gonna|gotta|lemme|wanna)(?![\w/-])", re.IGNORECASE
+# Punctuation, then controls, formatting characters and (as the lexer is older than they are) emoji.
+_REMOVED = (
+    r"""\-.,;:?!'"`«»‹›\u2018\u2019\u201b-\u201d"""
+    r"\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u206f\ufe00-\ufeff\U00010000-\U0010ffff"
 )
+
+_PTB_CLITIC = re.compile(_CLITIC, re.IGNORECASE)
+_PTB_COMPOUND = re.compile(r"(?<![\w/-])(?:cannot|gimme|gonna|gotta|lemme|wanna)(?![\w/-])", re.IGNORECASE)
 _PTB_TOKEN = re.compile(
-    rf"""
-    (?=\S)(?:
-    [a-z]+(?!\S)                                                  # most words: nothing but letters to see
-  | -[lr][rsc]b-                                                  # brackets
-  | </?[a-z][^<>\s]*>                                             # markup, such as <unk>
-  | (?:https?://|www\.)[^\s"<>]*[^\s"<>.,;:!?'] | [\w.]+@\w+(?:\.\w+)*
-  | (?:{_CLITICS})(?!\w)
-  | 't(?=is|was\b) | ['’](?:em|till?|cause|n['’]|n(?!\w))         # 'tis, 'em, rock 'n' roll
-  | ['’]\d\ds?(?![\w"'’]|\ '[a-z])                                # the '90s
-  | (?:{_WORD}-)*[dlno]['’]{_WORD} | c'(?:est|mon) | s'mores      # o'clock, d'or
-  | {_LETTER}+[aeiouy]['’][aeiou]\w*                              # ma'am, hawai'i
-  | (?:ol|[dlj])['’] | y['’](?=\w)
-  | (?-i:[A-Z]+(?:&[A-Z]+)+)                                      # AT&T, B&W
-  | (?:{"|".join(_NUMBERED.split())})\.(?=\s*\d)                  # no. 5
-  | (?:{_WORD}-)*{_LETTER}(?:\.{_LETTER}(?!\w))+\.?(?:-{_WORD})*  # p.m., U.S., U.S.-based
-  | (?:{"|".join(_ABBREVIATIONS.split())}|{_LETTER})\.(?!\w)      # st. louis, j. smith
-  | {_LETTER}\w*(?:[.!?]{_LETTER}\w*)+(?:-{_WORD})*               # flickr.com, and "street.The"
-  | (?<!-)(?<!\.\.)(?:[-+]?\d*(?:[.,:]\d+)+|[-+]\d+)            # 3:30, 1,000, .5, -5
-  | [@\#]{_LETTER}\w*                                             # @user, #topic
-  | {_WORD}(?:[-_/]{_WORD})*                                      # t-shirt, black/white, 1/2
-  | [!?]{{2,}} | [*_\#@]+                                         # kept: only a lone ! or ? is removed
-  | [^\s.,;:?!'"`‘’\-\x00-\x1f\x7f-\x9f\u200b-\u206f\ufe00-\ufeff\U00010000-\U0010ffff]
+    rf"""(?=\S)(?:
+    [a-z]+(?!\S)                                                       # most words: nothing but letters
+  | -[lr][rsc]b-                                                       # brackets
+  | </?[a-z][^<>\s]*>                                                  # markup, such as <unk>
+  | (?:https?://|www\.)[^\s"<>]*[^\s"<>.,;:!?'] | \w[\w.]*@\w+(?:\.\w+)*
+  | {_CLITIC}
+  | 't(?=is|was\b) | {_QUOTE}(?:em|till?|cause|n{_QUOTE}|n(?!\w))      # 'tis, 'em, rock 'n' roll
+  | {_QUOTE}\d\ds?(?![\w"]|{_QUOTE}|\ '[a-z])                          # the '90s
+  | (?:{_WORD}-)*[dlno]{_QUOTE}{_WORD} | c'(?:est|mon) | s'mores       # o'clock, d'or
+  | {_LETTER}+[aeiouy]{_QUOTE}[aeiou]\w*                               # ma'am, hawai'i
+  | (?:ol|[dlj]){_QUOTE} | y{_QUOTE}(?=\w)                             # y'all
+  | (?-i:[A-Z]+(?:&[A-Z]+)+)                                           # AT&T, B&W
+  | (?:{"|".join(_NUMBERED.split())})\.(?=\s*\d)                       # no. 5
+  | (?:{_WORD}-)*{_LETTER}(?:\.{_LETTER}(?!\w))+\.?(?:-{_WORD})*       # p.m., U.S.-based
+  | (?:{"|".join(_ABBREVIATIONS.split())}|{_LETTER})\.(?!\w)           # st. louis, j. smith
+  | {_LETTER}\w*(?:[.!?]{_LETTER}\w*)+(?:-{_WORD})*                    # flickr.com, but also "street.The"
+  | (?<!-)(?<!\.\.)(?:[-+]?\d*(?:[.,:]\d+)+|[-+]\d+)                   # 3:30, 1,000, .5, -5
+  | [@\#]{_LETTER}\w*                                                  # @user, #topic
+  | {_WORD}(?:[-_/]{_WORD})*                                           # t-shirt, black/white, 1/2
+  | [!?]{{2,}} | [*_\#@]+                                              # only a lone ! or ? is removed
+  | [^\s{_REMOVED}]
     )""",
     re.VERBOSE | re.IGNORECASE,
 )
@@ -139,13 +154,13 @@ _PTB_TOKEN = re.compile(
 
 @lru_cache(_CACHE_SIZE)
 def tokenize_ptb(caption: str) -> tuple[str, ...]:
-    """Split a caption as COCO caption evaluation does: Penn Treebank tokens, punctuation removed, lower case.
+    """Split a caption as COCO caption evaluation does: Penn Treebank tokens, no punctuation, lower case.
 
     Source: `PTBTokenizer` of pycocoevalcap 1.2, which runs the Java lexer of Stanford CoreNLP 3.4.1. Written
-    from its behaviour on captions; equal to it on all 34,995 captions of Flickr8k. Left out as too rare in
-    captions: emoticons and telephone numbers.
+    from the lexer's behaviour, to which it is equal on all 34,995 captions of Flickr8k's training and
+    validation splits. Left out as too rare in captions: emoticons, telephone numbers, C++ and US$.
     """
     caption = caption.translate(_PTB_CHARACTERS).replace("&amp;", "&")
-    caption = _PTB_CLITIC.sub(lambda match: " " + match[0].replace("’", "'"), caption)
+    caption = _PTB_CLITIC.sub(lambda match: " " + match[0].replace("\u2019", "'"), caption)
     caption = _PTB_COMPOUND.sub(lambda match: f"{match[0][:3]} {match[0][3:]}", caption)
     return tuple(map(str.lower, _PTB_TOKEN.findall(caption)))

@@ -1,0 +1,170 @@
+"""Caption image files and whole folders of them.
+
+    python examples/caption.py outputs/shapes photo.jpg                              # a line: path, tab, caption
+    python examples/caption.py outputs/shapes holidays/ --batch_size 16 > captions.tsv
+    python examples/caption.py outputs/shapes photo.jpg --attention attention/       # pictures of where it looked
+    python examples/caption.py outputs/shapes holidays/ --num_captions 3 --json captions.json --skip_broken
+
+Captions go to standard output, progress and complaints to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import pipeline
+
+from hf_captioner import open_image
+from hf_captioner.cli import load_captioner, run_main
+from hf_captioner.visualization import attention_figure
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Open images one by one, caption them in batches, and write each caption as soon as it is there."""
+    arguments = parse(argv)
+    paths = list(find_images(arguments.images))
+    for folder in filter(None, (arguments.attention, arguments.json and arguments.json.parent)):
+        folder.mkdir(parents=True, exist_ok=True)
+    captioner = build_captioner(arguments.model, arguments.device)
+
+    bar = tqdm(total=len(paths), unit="image", disable=None)
+    opened: deque[tuple[str, Image.Image]] = deque()  # handed to the captioner, which answers in this order
+
+    def images() -> Iterator[Image.Image]:
+        for path in paths:
+            try:
+                image = open_image(path)
+            except (OSError, ValueError) as e:
+                if not arguments.skip_broken:
+                    raise
+                tqdm.write(f"Left out: {e}", file=sys.stderr)
+                bar.update()
+            else:
+                opened.append((path, image))
+                yield image
+
+    records, pictures = [], set[Path]()
+    for captions in captioner(
+        images(),
+        batch_size=arguments.batch_size,
+        return_scores=True,
+        return_attentions=arguments.attention is not None,
+        **generate_kwargs(arguments, captioner.model.generation_config.num_beams),
+    ):
+        path, image = opened.popleft()
+        record: dict[str, Any] = {
+            "image": path,
+            "captions": [caption["generated_text"] for caption in captions],
+            "scores": [caption["score"] for caption in captions],
+        }
+        for caption in record["captions"]:
+            tqdm.write(f"{path}\t{caption}", file=sys.stdout)
+        if arguments.attention is not None:
+            best = captions[0]
+            picture = free_path(arguments.attention, Path(path).stem, pictures)
+            attention_figure(image, best["words"], best["attentions"], box=best["box"]).savefig(picture)
+            tqdm.write(f"Attention picture: {picture}", file=sys.stderr)
+            record["attention"] = str(picture)
+        records.append(record)
+        bar.update()
+    bar.close()
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    if not records:
+        raise ValueError(f"None of the {len(paths)} images can be read.")
+
+
+def find_images(names: Sequence[str]) -> Iterator[str]:
+    """Files and addresses as they are; of folders the images, sorted, those of their folders included.
+
+    Raises:
+        FileNotFoundError: neither file nor folder.
+        ValueError: a folder without images.
+    """
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            if not found:
+                raise ValueError(f"The folder {name!r} holds no images ({', '.join(sorted(SUFFIXES))}).")
+            yield from map(str, found)
+        elif path.is_file() or name.lower().startswith(("http://", "https://")):
+            yield name
+        else:
+            raise FileNotFoundError(f"There is no image or folder {name!r}.")
+
+
+def build_captioner(folder: str, device: str | None) -> Any:
+    """The pipeline of a saved captioner.
+
+    Raises:
+        ValueError: no captioner can be loaded, or there is no such device.
+    """
+    model, processor = load_captioner(folder)
+    try:
+        return pipeline("image-captioning", model=model, processor=processor, device=device)
+    except (RuntimeError, AssertionError) as e:  # torch's ways to say so
+        raise ValueError(f"The device {device!r} can't be used: {str(e).splitlines()[0]} Try --device cpu.") from e
+
+
+def generate_kwargs(arguments: argparse.Namespace, default_num_beams: int | None) -> dict[str, int]:
+    """What is asked of `generate()` beyond the model's own settings: enough beams for all captions, for one.
+
+    Raises:
+        ValueError: fewer beams than captions are asked for.
+    """
+    num_beams, num_captions = arguments.num_beams, arguments.num_captions
+    if num_beams is not None and num_beams < num_captions:
+        raise ValueError(f"{num_captions} captions need as many beams; --num_beams is {num_beams}.")
+    num_beams = num_beams or max(default_num_beams or 1, num_captions)
+    return {"num_beams": num_beams, "num_return_sequences": num_captions}
+
+
+def free_path(folder: Path, stem: str, taken: set[Path]) -> Path:
+    """A name for a picture that no other image has: `stem.png`, `stem-2.png`, …"""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    path = next(path for path in (folder / f"{name}.png" for name in names) if path not in taken)
+    taken.add(path)
+    return path
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="a saved captioner: an output folder of train.py, or an id on the Hub")
+    add("images", metavar="IMAGE", nargs="+", help="an image file, a folder of images, or a URL")
+    add("--num_beams", "--num-beams", type=positive, metavar="N", help="beams (default: the model's own setting)")
+    add("--num_captions", "--num-captions", type=positive, metavar="N", default=1,
+        help="captions for each image, the best first (default: %(default)s)")  # fmt: skip
+    add("--batch_size", "--batch-size", type=positive, metavar="N", default=8,
+        help="images at once (default: %(default)s)")  # fmt: skip
+    add("--attention", type=Path, metavar="DIR", help="draw where the model looked, a picture for each image")
+    add("--json", type=Path, metavar="FILE", help="also write captions and their scores to this file")
+    add("--device", help="cpu, cuda, cuda:1, mps, … (default: the first accelerator there is)")
+    add("--skip_broken", "--skip-broken", action="store_true", help="go on without unreadable images, naming each")
+    return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
+if __name__ == "__main__":
+    run_main(main)

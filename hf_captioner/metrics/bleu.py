@@ -1,0 +1,65 @@
+"""The official BLEU of `evaluate`, without its download: `evaluate.load("hf_captioner/metrics/bleu.py")`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .caption_metric import CaptionMetric
+from .scores import bleu, match_ngrams, shortest
+from .tokenization import Tokens, tokenize_13a, tokenize_captions
+
+
+class Bleu(CaptionMetric):
+    """Corpus BLEU, field by field what `evaluate.load("bleu")` returns."""
+
+    _description = (
+        "BLEU: the geometric mean of clipped n-gram precisions over a corpus, times a penalty for predictions "
+        "shorter than their shortest references. Tokens as in mteval-v13a, case kept. The scores equal those "
+        "of the official evaluate module; COCO caption evaluation computes BLEU otherwise (see coco_bleu)."
+    )
+    _citation = """\
+@inproceedings{papineni2002bleu,
+    title = {{BLEU}: a Method for Automatic Evaluation of Machine Translation},
+    author = {Papineni, Kishore and Roukos, Salim and Ward, Todd and Zhu, Wei-Jing},
+    booktitle = {Proceedings of ACL},
+    year = {2002},
+    pages = {311--318}
+}
+@inproceedings{lin2004orange,
+    title = {{ORANGE}: a Method for Evaluating Automatic Evaluation Metrics for Machine Translation},
+    author = {Lin, Chin-Yew and Och, Franz Josef},
+    booktitle = {Proceedings of COLING},
+    year = {2004},
+    pages = {501--507}
+}
+"""
+    _outputs = """\
+    tokenizer (callable): splits one caption into tokens. Default: mteval-v13a.
+    max_order (int): longest n-gram, at least 1. Default: 4.
+    smooth (bool): add one to the counts of 2-grams and longer (Lin and Och 2004). Default: False.
+Returns:
+    bleu (float): from 0 to 1.
+    precisions (list of float): one an order, 1-grams first.
+    brevity_penalty (float): from 0 to 1.
+    length_ratio (float): translation_length / reference_length.
+    translation_length (int): tokens of the predictions.
+    reference_length (int): tokens of the shortest reference of each image.
+Example:
+    >>> bleu = evaluate.load("hf_captioner/metrics/bleu.py")
+    >>> bleu.compute(predictions=["a dog on the grass"], references=[["a dog on the grass", "a dog"]])["bleu"]
+    1.0
+"""
+    _urls = ("https://aclanthology.org/P02-1040", "https://huggingface.co/spaces/evaluate-metric/bleu")
+
+    def _compute(
+        self,
+        *,
+        predictions: list[str],
+        references: list[list[str]],
+        tokenizer: Callable[[str], Tokens] = tokenize_13a,
+        max_order: int = 4,
+        smooth: bool = False,
+    ) -> dict[str, Any]:
+        captions = tokenize_captions(predictions, references, tokenizer)
+        return dict(bleu(match_ngrams(*captions, shortest, max_order), max_order, smooth))

@@ -1,0 +1,52 @@
+"""What the `evaluate` modules of this package have in common."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import datasets
+import evaluate
+
+from .tokenization import check_captions
+
+_INPUTS = """
+Args:
+    predictions (list of str): one caption an image; it may be empty.
+    references (list of lists of str): the captions of each image, one or more; their number may differ
+        between images, and a plain string counts as one reference.
+"""
+
+
+class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would take it for the metric
+    """A metric of predicted captions against reference captions, with inputs checked as they are added."""
+
+    _description: ClassVar[str]
+    _citation: ClassVar[str]
+    _outputs: ClassVar[str]
+    _urls: ClassVar[tuple[str, ...]]
+
+    def _info(self) -> evaluate.MetricInfo:
+        caption = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description=self._description,
+            citation=self._citation,
+            inputs_description=_INPUTS + self._outputs,
+            features=datasets.Features({"predictions": caption, "references": datasets.Sequence(caption)}),
+            reference_urls=list(self._urls),
+        )
+
+    def add_batch(
+        self, *, predictions: Sequence[str] | None = None, references: Sequence[Any] | None = None
+    ) -> None:
+        """Add the captions of some images; `compute()` scores all that were added."""
+        checked, listed = check_captions(predictions, references)
+        super().add_batch(predictions=checked, references=listed)
+
+    def add(self, *, prediction: str, reference: Sequence[str] | str) -> None:
+        """Add the captions of one image."""
+        self.add_batch(predictions=[prediction], references=[reference])
+
+    @abstractmethod
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]: ...

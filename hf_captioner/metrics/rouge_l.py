@@ -1,0 +1,38 @@
+"""ROUGE-L of COCO caption evaluation: `evaluate.load("hf_captioner/metrics/rouge_l.py")`."""
+
+from __future__ import annotations
+
+from .caption_metric import CaptionMetric
+from .scores import rouge_l
+from .tokenization import tokenize_captions, tokenize_ptb
+
+
+class RougeL(CaptionMetric):
+    """Mean ROUGE-L of a corpus as image-captioning papers report it."""
+
+    _description = (
+        "ROUGE-L as in COCO caption evaluation (pycocoevalcap 1.2, without Java): the F-measure, recall "
+        "weighing 1.2 times as much as precision, of the longest common subsequence with the references, "
+        "averaged over images. Precision and recall are each the best over an image's references."
+    )
+    _citation = """\
+@inproceedings{lin2004rouge,
+    title = {{ROUGE}: A Package for Automatic Evaluation of Summaries},
+    author = {Lin, Chin-Yew},
+    booktitle = {Text Summarization Branches Out},
+    year = {2004},
+    pages = {74--81}
+}
+"""
+    _outputs = """\
+Returns:
+    rouge_l (float): from 0 to 1.
+Example:
+    >>> rouge_l = evaluate.load("hf_captioner/metrics/rouge_l.py")
+    >>> rouge_l.compute(predictions=["a dog runs"], references=[["a dog runs", "a dog"]])["rouge_l"]
+    1.0
+"""
+    _urls = ("https://aclanthology.org/W04-1013", "https://github.com/salaniz/pycocoevalcap")
+
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        return rouge_l(*tokenize_captions(predictions, references, tokenize_ptb))

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
+from hf_captioner import cells as cells_module
+from hf_captioner.cells import cached_cells, cells_key
+from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
+
+
+def jpeg(photo: Image.Image) -> bytes:
+    file = io.BytesIO()
+    photo.save(file, "JPEG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def rows(photos: list[Image.Image]) -> Dataset:
+    """Five undecoded rows; the fourth is half a JPEG."""
+    files = [jpeg(photo) for photo in photos]
+    files[3] = files[3][: len(files[3]) // 2]
+    return Dataset.from_dict(
+        {
+            "image": [{"bytes": file, "path": None} for file in files],
+            "captions": [["a black dog", "the woman in the snow"], ["two small children"]] * 2 + [["a man"]],
+            "image_id": [f"photo{i}" for i in range(5)],
+        },
+        features=Features(
+            {"image": ImageFeature(decode=False), "captions": List(Value("string")), "image_id": Value("string")}
+        ),
+    )
+
+
+def whole(rows: Dataset) -> Dataset:
+    return rows.select([0, 1, 2, 4])
+
+
+def test_real_flickr8k_and_a_named_part_load_alike(flickr8k: Path) -> None:
+    real = load_captions(str(flickr8k))
+    assert isinstance(real, DatasetDict) and set(real) >= {"train", "validation"}
+    assert len(real["validation"]) == 1000 and len(real["train"]) == 5999
+    row = real["validation"][0]
+    assert len(row["captions"]) == 5 and row["image"].size == (224, 224) and row["image_id"].endswith(".jpg")
+    drawn = load_captions("shapes", "test", num_images=3)
+    assert {"image", "captions", "image_id"} <= set(drawn.column_names) and len(drawn) == 3
+
+
+def test_columns_of_parquet_are_gathered_in_order(rows: Dataset, tmp_path: Path) -> None:
+    table = {"image": [row["image"]["bytes"] for row in whole(rows)]}
+    table |= {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)}
+    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
+    dataset = load_captions(str(tmp_path), "train")
+    assert dataset["captions"][2] == [f"caption {i} of 2" for i in range(11)]
+    assert dataset["image_id"][2] == "train-000002"
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "error", "message"),
+    [
+        ("shapez", "train", ValueError, "not among the datasets. Known: flickr8k, shapes"),
+        ("no/such/folder", "train", FileNotFoundError, "No data set at 'no/such/folder'"),
+        ("shapes", "dev", ValueError, "train, validation, test"),
+        ("FOLDER", "dev", ValueError, "no split 'dev'. It has: train"),
+        ("FOLDER", "train", ValueError, "has the columns image, text; wanted are image, caption_0"),
+    ],
+)
+def test_what_cannot_be_loaded_is_said(
+    name: str, split: str, error: type[Exception], message: str, rows: Dataset, tmp_path: Path
+) -> None:
+    table = {"image": [row["image"]["bytes"] for row in whole(rows)], "text": ["a dog"] * 4}
+    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(error, match=message):
+        load_captions(name.replace("FOLDER", str(tmp_path)), split)
+
+
+def test_empty_captions_are_refused_or_reported(rows: Dataset) -> None:
+    captions = [["a dog", " ."], ["?"], ["a man"], ["a man"], [""]]
+    rows = rows.remove_columns("captions").add_column("captions", captions)
+    with pytest.raises(ValueError, match=r"'photo0'.*1 empty of 2 captions.*--skip-broken"):
+        check_captions(rows)
+    said: list[str] = []
+    kept = check_captions(rows, skip_broken=True, report=said.append)
+    assert kept["image_id"][:] == ["photo0", "photo2", "photo3"] and kept["captions"][0] == ["a dog"]
+    assert [line.split("'")[1] for line in said] == ["photo0", "photo1", "photo4"]
+
+
+def test_broken_images_are_named(rows: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"Image 'photo3' can't be read.*--skip-broken"):
+        open_row(rows[3])
+    said: list[str] = []
+    kept = drop_broken_images(rows, report=said.append)
+    assert kept["image_id"][:] == ["photo0", "photo1", "photo2", "photo4"]
+    assert len(said) == 1 and "photo3" in said[0]
+
+
+def test_collator_brings_an_image_once_with_all_its_captions(rows: Dataset, processor: CaptionerProcessor) -> None:
+    batch = CaptionCollator(processor)([rows[0], rows[1]])
+    assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 2, 6)
+    assert (batch["labels"][1, 1] == -100).all()
+    cells = np.arange(5 * 4 * 2, dtype=np.float16).reshape(5, 4, 2)
+    collator = CaptionCollator(processor, cells=cells, max_words=3)
+    batch = collator([{"index": 4, "captions": ["a man"]}, {"index": 0, "captions": ["the woman in the snow"]}])
+    assert torch.equal(batch["cells"], torch.from_numpy(cells[[4, 0]]).float())
+    assert batch["labels"].shape == (2, 1, 3)
+
+
+@pytest.fixture(scope="module")
+def frozen(tiny_model: Callable[..., CaptionerModel]) -> CaptionerModel:
+    model = tiny_model()
+    model.freeze_encoder()
+    return model
+
+
+def cache(
+    model: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, folder: Path, **kwargs: Any
+) -> np.ndarray:
+    return cached_cells(model.encoder, processor.image_processor, rows, cache_dir=folder, show_progress=False, **kwargs)
+
+
+def test_cells_are_encoded_once(
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
+) -> None:
+    rows = whole(rows)
+    calls: list[int] = []
+    handle = frozen.encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    first = cache(frozen, processor, rows, tmp_path, batch_size=3)
+    encoded, calls[:] = sum(calls), []
+    second = cache(frozen, processor, rows, tmp_path)
+    handle.remove()
+    assert encoded == 5 and not calls  # four images, one of them twice to learn the shape
+    with torch.no_grad():
+        images = processor(images=[open_row(row) for row in rows])["pixel_values"]
+        expected = frozen.encoder(images).last_hidden_state
+    assert np.array_equal(first, second)
+    assert torch.allclose(torch.from_numpy(np.array(first)).float(), expected, rtol=2e-3, atol=2e-3)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".npy"]
+
+
+def test_a_stale_cache_is_never_read(
+    frozen: CaptionerModel, tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, rows: Dataset
+) -> None:
+    import copy
+
+    def key(
+        model: CaptionerModel = frozen, image_processor: Any = processor.image_processor, kept: Any = (0, 1)
+    ) -> str:
+        return cells_key(model.encoder, image_processor, rows.select(kept))
+
+    other_transform = copy.deepcopy(processor.image_processor)
+    other_transform.crop_pct = 1.0
+    nudged = copy.deepcopy(frozen)
+    nudged.encoder.part.body.conv1[0].weight.data[0, 0, 0, 0] += 1e-3
+    keys = [key(), key(nudged), key(image_processor=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
+    assert len(set(keys)) == len(keys)
+    assert key(copy.deepcopy(frozen)) == keys[0]
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    frozen: CaptionerModel,
+    processor: CaptionerProcessor,
+    rows: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells_module, "SPARE_BYTES", 2**60)  # more than any disk has free
+    with pytest.raises(OSError, match=r"The cells need 0\.00 GiB in .*--cache-dir"):
+        cache(frozen, processor, whole(rows), tmp_path / "cells")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_encoding_leaves_nothing_behind(
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="photo3"):
+        cache(frozen, processor, rows, tmp_path, batch_size=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_undecoded_rows_keep_the_bytes_of_the_file() -> None:
+    rows = undecoded(load_captions("shapes", "test", num_images=2))
+    assert rows[0]["image"]["bytes"].startswith(b"\x89PNG")

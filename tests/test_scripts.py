@@ -1,0 +1,135 @@
+"""The scripts in examples/, run as people run them."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+from hf_captioner.cli import load_captioner
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "max_images": 24, "epochs": 2, "batch_size": 8, "hidden_size": 16, "embedding_size": 16, "attention_size": 16,
+    "max_length": 9, "num_beams": 1, "final_num_beams": 2,
+}  # fmt: skip
+
+
+def run(script: str, *arguments: Any, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *launcher, str(ROOT / "examples" / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
+
+
+def options(**fields: Any) -> list[str]:
+    return [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Output folder and terminal output of a training on a few drawn shapes, through `accelerate launch`."""
+    folder = tmp_path_factory.mktemp("trained")
+    launcher = ("-m", "accelerate.commands.launch", "--cpu")
+    result = run("train.py", *options(**TINY, output_dir=folder), launcher=launcher)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder, result.stdout
+
+
+def test_training_leaves_model_log_and_pictures(trained: tuple[Path, str]) -> None:
+    folder, output = trained
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    assert {"bleu_4", "cider", "learning_rate", "captions_per_second", "distinct_captions"} <= log[0].keys()
+    for picture in ("curves.png", "attention.png"):
+        assert min(Image.open(folder / picture).size) > 100
+    assert (folder / "model.safetensors").is_file() and not list(folder.glob("*.bin"))
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["protocol"] == "shapes, validation, 24 images, 2 beams"
+    assert f"{scores['bleu_4']:.4f}" in output and str(folder / "attention.png") in output
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert len(predictions) == 24 and predictions[0]["caption"] in output
+    assert load_captioner(folder)[0].generation_config.num_beams == 5
+
+
+def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = trained
+    arguments = ["--dataset", "shapes", "--num-beams", 2, "--max-images", 24, "--output-dir", tmp_path]
+    result = run("evaluate.py", folder, *arguments)
+    assert result.returncode == 0, result.stderr[-2000:]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    after_training = json.loads((folder / "scores.json").read_text())
+    # Rounding differs from batch to batch in the last bits only, so the captions are the same ones.
+    assert {name: written[name] for name in after_training if name != "protocol"} == pytest.approx(
+        {name: value for name, value in after_training.items() if name != "protocol"}
+    )
+    assert f"{written['evaluate_bleu']['bleu']:.4f}" in result.stdout
+    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 24
+
+
+def test_a_recipe_is_read_and_overridden(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    fields = {**TINY, "epochs": 7, "freeze_encoder": True, "cache_dir": str(tmp_path / "cells"), "max_images": 8}
+    recipe.write_text(yaml.safe_dump(fields))
+    result = run("train.py", recipe, "--epochs", 1, "--output-dir", tmp_path / "out", "--encoder_kwargs", "{}")
+    assert result.returncode == 0, result.stderr[-2000:]
+    used = yaml.safe_load((tmp_path / "out" / "recipe.yaml").read_text())
+    assert used["epochs"] == 1 and used["freeze_encoder"] is True and used["encoder_kwargs"] == "{}"
+    assert len((tmp_path / "out" / "log.jsonl").read_text().splitlines()) == 1
+    assert len(list((tmp_path / "cells").glob("*.npy"))) == 2
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set with Flickr8k's columns in which one photograph of twelve is half a JPEG."""
+    folder = tmp_path_factory.mktemp("damaged")
+    file = io.BytesIO()
+    Image.effect_noise((80, 64), 40).convert("RGB").save(file, "JPEG")
+    images = [file.getvalue() if n != 5 else file.getvalue()[:400] for n in range(12)]
+    table: dict[str, Any] = {"image": [{"bytes": image, "path": None} for image in images]}
+    table |= {"image_id": [f"photo{n}" for n in range(12)], "caption_0": ["a dog"] * 12, "caption_1": ["one dog"] * 12}
+    text = Value("string")
+    features = Features({"image": ImageFeature(decode=False), "image_id": text, "caption_0": text, "caption_1": text})
+    dataset = Dataset.from_dict(table, features=features).cast_column("image", ImageFeature())
+    for split in ("train", "validation"):
+        dataset.to_parquet(folder / f"{split}.parquet")
+    return folder
+
+
+def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path: Path) -> None:
+    arguments = options(**{**TINY, "epochs": 1}, dataset=damaged, output_dir=tmp_path)
+    refused = run("train.py", *arguments)
+    assert refused.returncode == 2 and "Image 'photo5' can't be read" in refused.stderr.splitlines()[-1]
+    skipped = run("train.py", *arguments, "--skip-broken")
+    assert skipped.returncode == 0, skipped.stderr[-2000:]
+    assert "photo5" in skipped.stdout and "11 images to train on" in skipped.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("train.py", ["nowhere.yaml"], "No recipe at 'nowhere.yaml'"),
+        ("train.py", ["RECIPE"], "unknown fields: colour. Known: dataset, output_dir"),
+        ("train.py", ["--colour", "red"], "Unknown arguments: --colour red"),
+        ("train.py", ["--encoder_name", "resnet1001"], "has no model 'resnet1001'"),
+        ("train.py", ["--dataset", "nowhere/at/all"], "No data set at"),
+        ("evaluate.py", ["."], "holds no model: it has no config.json"),
+    ],
+    ids=["no recipe", "unknown field", "unknown argument", "unknown encoder", "no data", "no model"],
+)
+def test_bad_input_ends_in_one_line(script: str, arguments: list[str], message: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("colour: red\n")
+    given = [str(recipe) if argument == "RECIPE" else argument for argument in arguments]
+    result = run(script, *given, *(["--output_dir", str(tmp_path)] if script == "train.py" else []))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ") and message in last
