@@ -1,11 +1,12 @@
 """Caption image files and whole folders of them.
 
-    python examples/caption.py outputs/shapes photo.jpg                              # a line: path, tab, caption
+    python examples/caption.py outputs/shapes photo.jpg
     python examples/caption.py outputs/shapes holidays/ --batch_size 16 > captions.tsv
-    python examples/caption.py outputs/shapes photo.jpg --attention attention/       # pictures of where it looked
+    python examples/caption.py outputs/shapes photo.jpg --attention attention/      # pictures of where it looked
     python examples/caption.py outputs/shapes holidays/ --num_captions 3 --json captions.json --skip_broken
 
-Captions go to standard output, progress and complaints to standard error.
+A line for each caption goes to standard output: the image, the caption and, with --attention, its picture, with tabs
+between them. Progress and complaints go to standard error.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 from transformers import pipeline
@@ -37,53 +37,60 @@ def main(argv: Sequence[str]) -> None:
     paths = list(find_images(arguments.images))
     for folder in filter(None, (arguments.attention, arguments.json and arguments.json.parent)):
         folder.mkdir(parents=True, exist_ok=True)
-    captioner = build_captioner(arguments.model, arguments.device)
+    captioner = build_captioner(arguments.folder, arguments.device)
 
-    bar = tqdm(total=len(paths), unit="image", disable=None)
+    records: list[dict[str, Any]] = []
+    pictures: set[Path] = set()
     opened: deque[tuple[str, Image.Image]] = deque()  # handed to the captioner, which answers in this order
-
-    def images() -> Iterator[Image.Image]:
-        for path in paths:
-            try:
-                image = open_image(path)
-            except (OSError, ValueError) as e:
-                if not arguments.skip_broken:
-                    raise
-                tqdm.write(f"Left out: {e}", file=sys.stderr)
-                bar.update()
-            else:
-                opened.append((path, image))
-                yield image
-
-    records, pictures = [], set[Path]()
-    for captions in captioner(
-        images(),
-        batch_size=arguments.batch_size,
-        return_scores=True,
-        return_attentions=arguments.attention is not None,
-        **generate_kwargs(arguments, captioner.model.generation_config.num_beams),
-    ):
-        path, image = opened.popleft()
-        record: dict[str, Any] = {
-            "image": path,
-            "captions": [caption["generated_text"] for caption in captions],
-            "scores": [caption["score"] for caption in captions],
-        }
-        for caption in record["captions"]:
-            tqdm.write(f"{path}\t{caption}", file=sys.stdout)
-        if arguments.attention is not None:
-            best = captions[0]
-            picture = free_path(arguments.attention, Path(path).stem, pictures)
-            attention_figure(image, best["words"], best["attentions"], box=best["box"]).savefig(picture)
-            tqdm.write(f"Attention picture: {picture}", file=sys.stderr)
-            record["attention"] = str(picture)
-        records.append(record)
-        bar.update()
-    bar.close()
+    with tqdm(total=len(paths), unit="image", disable=None) as bar:
+        for captions in captioner(
+            open_images(paths, opened, bar, skip_broken=arguments.skip_broken),
+            batch_size=arguments.batch_size,
+            return_scores=True,
+            return_attentions=arguments.attention is not None,
+            **generate_kwargs(arguments, captioner.model.generation_config.num_beams),
+        ):
+            path, image = opened.popleft()
+            record: dict[str, Any] = {
+                "image": path,
+                "captions": [caption["generated_text"] for caption in captions],
+                "scores": [caption["score"] for caption in captions],
+            }
+            lines = [[path, caption] for caption in record["captions"]]
+            if arguments.attention is not None:
+                picture = free_path(arguments.attention, Path(path).stem, pictures)
+                draw_attention(image, captions[0], picture)
+                record["attention"] = str(picture)
+                lines[0].append(str(picture))
+            for line in lines:
+                tqdm.write("\t".join(line), file=sys.stdout)
+            records.append(record)
+            bar.update()
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if not records:
         raise ValueError(f"None of the {len(paths)} images can be read.")
+
+
+def open_images(
+    paths: Sequence[str], opened: deque[tuple[str, Image.Image]], bar: tqdm[Any], *, skip_broken: bool
+) -> Iterator[Image.Image]:
+    """Open images and note them down in `opened`.
+
+    Raises:
+        OSError, ValueError: one can't be read; with `skip_broken` it is reported and left out.
+    """
+    for path in paths:
+        try:
+            image = open_image(path)
+        except (OSError, ValueError) as e:
+            if not skip_broken:
+                raise
+            tqdm.write(f"Left out: {e}", file=sys.stderr)
+            bar.update()
+        else:
+            opened.append((path, image))
+            yield image
 
 
 def find_images(names: Sequence[str]) -> Iterator[str]:
@@ -119,6 +126,11 @@ def build_captioner(folder: str, device: str | None) -> Any:
         raise ValueError(f"The device {device!r} can't be used: {str(e).splitlines()[0]} Try --device cpu.") from e
 
 
+def draw_attention(image: Image.Image, caption: dict[str, Any], path: Path) -> None:
+    """Draw where the model looked for each word of a caption."""
+    attention_figure(image, caption["words"], caption["attentions"], box=caption["box"]).savefig(path)
+
+
 def generate_kwargs(arguments: argparse.Namespace, default_num_beams: int | None) -> dict[str, int]:
     """What is asked of `generate()` beyond the model's own settings: enough beams for all captions, for one.
 
@@ -133,7 +145,7 @@ def generate_kwargs(arguments: argparse.Namespace, default_num_beams: int | None
 
 
 def free_path(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """A name for a picture that no other image has: `stem.png`, `stem-2.png`, …"""
+    """A name for a picture that no other image has: `stem.png`, or `stem-2.png` and so on."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     path = next(path for path in (folder / f"{name}.png" for name in names) if path not in taken)
     taken.add(path)
@@ -144,7 +156,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("model", metavar="MODEL", help="a saved captioner: an output folder of train.py, or an id on the Hub")
+    add("folder", metavar="FOLDER", help="a saved captioner: an output folder of train.py, or an id on the Hub")
     add("images", metavar="IMAGE", nargs="+", help="an image file, a folder of images, or a URL")
     add("--num_beams", "--num-beams", type=positive, metavar="N", help="beams (default: the model's own setting)")
     add("--num_captions", "--num-captions", type=positive, metavar="N", default=1,

@@ -25,7 +25,13 @@ import hf_captioner.metrics.bleu
 from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner, run_main
 from hf_captioner.data import check_captions, drop_broken_images, undecoded
-from hf_captioner.evaluation import collapse_warnings, decode_captions, prediction_records, score_captions
+from hf_captioner.evaluation import (
+    Prediction,
+    collapse_warnings,
+    decode_captions,
+    prediction_records,
+    score_captions,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -53,24 +59,30 @@ def main(argv: Sequence[str]) -> None:
     if not accelerator.is_main_process:
         return
 
-    captions = [prediction.caption for prediction in predictions]
-    references = [prediction.references for prediction in predictions]
-    official = evaluate.load(hf_captioner.metrics.bleu.__file__).compute(predictions=captions, references=references)
-    scores = score_captions(predictions)
+    scores = score_captions(predictions) | official_bleu(predictions)
     protocol = f"{arguments.dataset}, {arguments.split}, {len(predictions)} images, {arguments.num_beams} beams"
     say(f"Scores of {arguments.folder} on {protocol}:")
-    say(f"  BLEU of evaluate (13a tokens, shortest reference): {official['bleu']:.4f}")
     for name, value in scores.items():
         say(f"  {name:<18} {value:.4f}")
     for warning in collapse_warnings(scores):
         say(f"  Warning: {warning}")
     output_dir = Path(arguments.output_dir or Path(arguments.folder) / "evaluation")
     output_dir.mkdir(parents=True, exist_ok=True)
-    result = {"protocol": protocol, "model": arguments.folder, "evaluate_bleu": official, **scores}
+    result = {"protocol": protocol, "model": arguments.folder, **scores}
     (output_dir / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
     records = json.dumps(prediction_records(predictions), indent=1, ensure_ascii=False)
     (output_dir / "predictions.json").write_text(records + "\n")
     say(f"Written: {output_dir / 'scores.json'}, {output_dir / 'predictions.json'}")
+
+
+def official_bleu(predictions: Sequence[Prediction]) -> dict[str, float]:
+    """BLEU-1 … BLEU-4 through `evaluate`, by the module that this package ships: it equals the official one."""
+    bleu = evaluate.load(hf_captioner.metrics.bleu.__file__)
+    captions = {
+        "predictions": [prediction.caption for prediction in predictions],
+        "references": [prediction.references for prediction in predictions],
+    }
+    return {f"evaluate_bleu_{order}": bleu.compute(**captions, max_order=order)["bleu"] for order in range(1, 5)}
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -11,6 +11,7 @@ and `curves.png`; at the end also `scores.json`, `predictions.json` and `attenti
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
 from datasets import Dataset
-from hf_captioner.visualization import attention_figure, curves_figure
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler, pipeline
@@ -33,6 +33,7 @@ from hf_captioner.cells import cached_cells
 from hf_captioner.cli import parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
+from hf_captioner.visualization import attention_figure, curves_figure
 
 
 def option(default: Any, help: str) -> Any:
@@ -92,6 +93,7 @@ class Recipe:
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
     num_workers: int = option(0, "Processes that read images.")
+    num_threads: int | None = option(None, "Threads of each process on a CPU; all cores, shared out, by default.")
     skip_broken: bool = option(False, "Go on without unreadable images and empty captions, naming each.")
     max_images: int | None = option(None, "Use only so many images of each split, to try things out.")
 
@@ -112,6 +114,9 @@ def main(argv: Sequence[str]) -> None:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
     set_seed(recipe.seed)
+    if accelerator.device.type == "cpu":
+        # accelerate launch leaves one thread to each process unless told otherwise; share the cores out instead.
+        torch.set_num_threads(recipe.num_threads or max(1, num_cores() // accelerator.num_processes))
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     say = accelerator.print
@@ -148,6 +153,11 @@ def main(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         report(recipe, output_dir, predictions, splits["validation"].rows)
     accelerator.end_training()
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:

@@ -54,7 +54,8 @@ def _recipe_arguments(kind: type, path: Path) -> list[str]:
     unknown = recipe.keys() - {field.name for field in fields(kind)}
     if unknown:
         raise ValueError(
-            f"The recipe {str(path)!r} has unknown fields: {', '.join(map(str, sorted(unknown)))}. {_known_fields(kind)}"
+            f"The recipe {str(path)!r} has unknown fields: {', '.join(map(str, sorted(unknown)))}. "
+            + _known_fields(kind)
         )
     arguments = []
     for name, value in recipe.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100
+IGNORED = -100  # the label of no word
 
 _OVER_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda shortfall: shortfall.mean(-1),

@@ -10,10 +10,9 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from .captions import build_tokenizer
 from .image_processing_captioner import CaptionerImageProcessor, ImageSource
+from .objectives import IGNORED
 
 # B: images, K: captions of an image, T: words of a caption with <end>, H: height, W: width
-
-IGNORE_INDEX = -100  # the label that torch's cross-entropy leaves out
 
 Captions = str | Sequence[str] | Sequence[Sequence[str]]
 
@@ -51,7 +50,6 @@ class CaptionerProcessor(ProcessorMixin):
         images: ImageSource | Sequence[ImageSource] | None = None,
         text: Captions | None = None,
         return_tensors: str | None = "pt",
-        max_length: int | None = None,
     ) -> BatchFeature:
         """Turn images into pixel values and their captions, if given, into labels.
 
@@ -59,7 +57,6 @@ class CaptionerProcessor(ProcessorMixin):
             images: one image or a list of them, each anything that `open_image` reads.
             text: one caption an image, or a list of captions an image, not necessarily equally many.
             return_tensors: `"pt"` or `"np"`.
-            max_length: cut captions to so many ids, `<end>` included; at least 2.
 
         Returns:
             `pixel_values` `(B, 3, H, W)` if there are images. `labels` if there is text: `(B, T)` for one
@@ -76,7 +73,7 @@ class CaptionerProcessor(ProcessorMixin):
         if images is not None:
             features.update(self.image_processor(images))
         if text is not None:
-            features["labels"] = self._labels(text, max_length)
+            features["labels"] = self._labels(text)
         if len({len(values) for values in features.values()}) > 1:
             raise ValueError(
                 f"There are {len(features['pixel_values'])} images, but text for {len(features['labels'])}; "
@@ -84,9 +81,7 @@ class CaptionerProcessor(ProcessorMixin):
             )
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def _labels(self, text: Captions, max_length: int | None) -> torch.Tensor:
-        if max_length is not None and max_length < 2:
-            raise ValueError(f"max_length is {max_length}; a word and <end> need at least 2.")
+    def _labels(self, text: Captions) -> torch.Tensor:
         rows = [text] if isinstance(text, str) else list(text)
         single = bool(rows) and isinstance(rows[0], str)
         places, captions = [], []
@@ -102,9 +97,9 @@ class CaptionerProcessor(ProcessorMixin):
         if not captions:
             raise ValueError("text has no captions; give at least one, or None for images alone.")
 
-        ids = self.tokenizer(captions, truncation=max_length is not None, max_length=max_length).input_ids
+        ids = self.tokenizer(captions).input_ids
         num_captions = 1 + max(index for _, _, index in places)
-        labels = torch.full((len(rows), num_captions, max(map(len, ids))), IGNORE_INDEX)
+        labels = torch.full((len(rows), num_captions, max(map(len, ids))), IGNORED)
         for (name, image, index), caption, caption_ids in zip(places, captions, ids, strict=True):
             if len(caption_ids) <= self.tokenizer.num_special_tokens_to_add():
                 raise ValueError(f"{name} is {caption!r}, which has no words; leave it out or mend it.")

@@ -84,9 +84,7 @@ def attention_figure(
     title, width, height = 0.3, photo.width / DOTS, photo.height / DOTS
     columns = _num_columns(len(panels), width / height)
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(
-        2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (title + height + GAP) - GAP
-    )
+    figure = _figure(2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (title + height + GAP) - GAP)
     for index, (picture, word) in enumerate(panels):
         row, column = divmod(index, columns)
         left, top = MARGIN + column * (width + GAP), MARGIN + row * (title + height + GAP) + title
@@ -196,9 +194,7 @@ def _stretched(weights: np.ndarray) -> np.ndarray:
 def _spread(light: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
     """A map `(rows, columns)` spread smoothly over its box in a photograph: `(H, W)`, 0 outside the box."""
     left, top, right, bottom = map(round, box)
-    spread = Image.fromarray(light).resize(
-        (max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC
-    )
+    spread = Image.fromarray(light).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
     canvas = Image.new("F", size, 0.0)
     canvas.paste(spread, (left, top))
     return np.asarray(canvas).clip(0, 1)

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import json
 import math
 import random
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import evaluate
 import pytest
 
+import hf_captioner.metrics
 from hf_captioner.metrics import METRICS, caption_metrics, scores
 from hf_captioner.metrics.tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
 
@@ -90,12 +91,12 @@ PTB_CASES = {
     "a U.S.-based t.v. a.k.a.": "a u.s.-based t.v. a.k.a.",
     "No. 5 dog no.5 no. five, 10 ft. 5 lbs.": "no. 5 dog no. 5 no five 10 ft. 5 lbs",
     "1,000 dogs -5 .5 12.5mm 10-15% $5.50 #1": "1,000 dogs -5 .5 12.5 mm 10-15 % $ 5.50 # 1",
-    "man,2 dogs 2:00-3:00 x...5": "man ,2 dogs 2:00 -3:00 x 5",
-    "street.The dog flickr.com yahoo! www.dog.com/a.": "street.the dog flickr.com yahoo www.dog.com/a",
+    "man,2 dogs 2:00-3:00 dog...5 dog--5": "man ,2 dogs 2:00 -3:00 dog 5 dog 5",
+    "street.The dog flickr.com yahoo! http://dog.com/a?b=c. me@dog.com": "street.the dog flickr.com yahoo http://dog.com/a?b=c me@dog.com",
     "AT&T B&W a&b cats&amp;dogs": "at&t b&w a & b cats & dogs",
     "(dog) [cat] {bird} <unk> <3 dog(s)": "-lrb- dog -rrb- -lsb- cat -rsb- -lcb- bird -rcb- <unk> < 3 dog -lrb- s -rrb-",
     "dog?! dog!! *dog* _dog_ a_b ~ @user #tag": "dog ?! dog !! * dog * _ dog _ a_b ~ @user #tag",
-    "½ cup €5 £5 5¢ 70° a—b a–b “dog” ‘cat’…": "1/2 cup $ 5 # 5 5 cents 70 ° a -- b".replace(" -- ", " ") + " a b dog cat",
+    "½ cup €5 £5 5¢ 70° a—b a–b “dog” ‘cat’…": "1/2 cup $ 5 # 5 5 cents 70 ° a b a b dog cat",
     "🐶 dog❤ zero\u200bwidth a\u00a0b tab\tnew\nline": "dog ❤ zero width a b tab new line",
     "Ein Hund läuft über die Straße": "ein hund läuft über die straße",
     "собака бежит, 日本語。 café cafe\u0301": "собака бежит 日本語 。 café cafe\u0301",
@@ -176,8 +177,6 @@ def test_module(name, load, monkeypatch):
     metric = load(name)
     for text in (metric.description, metric.citation, metric.inputs_description, metric.info.reference_urls):
         assert text
-    metric.add(prediction="a dog runs on grass", reference="a dog runs on grass")
-    metric.add_batch(predictions=["two men"], references=[["two men on a horse", "a horse"]])
     once = metric.compute(
         predictions=["a dog runs on grass", "two men"],
         references=[["a dog runs on grass"], ["two men on a horse", "a horse"]],
@@ -323,6 +322,12 @@ def test_max_order_below_one():
         METRICS.get("bleu")().compute(predictions=["a"], references=[["a"]], max_order=0)
 
 
-def test_importing_metrics_leaves_evaluate_alone():
-    code = "import sys, hf_captioner.metrics; sys.exit('evaluate' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+def test_metrics_without_evaluate(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)  # importing it now fails
+    for name in [name for name in sys.modules if name.startswith("hf_captioner.metrics")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(hf_captioner, "metrics", None)
+    metrics = importlib.import_module("hf_captioner.metrics")
+    assert metrics.caption_metrics(["a dog"], ["a dog"])["rouge_l"] == 1
+    with pytest.raises(ImportError):
+        metrics.METRICS.get("cider")

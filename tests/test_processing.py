@@ -102,12 +102,6 @@ def test_numpy(processor, images):
     assert batch.labels.dtype == np.int64
 
 
-def test_max_length_keeps_the_end(processor):
-    labels = processor(text=["a dog on the grass", "a cat"], max_length=4).labels
-    assert labels.tolist() == [ids(processor, "a dog on", 4), ids(processor, "a cat", 4)]
-    assert processor(text=["a dog on the grass"]).labels.shape == (1, 6)
-
-
 def test_special_tokens_in_a_caption_do_not_end_it(processor):
     assert (processor(text=["a dog <end> runs"]).labels == END).sum() == 1
 
@@ -135,8 +129,6 @@ def test_errors_in_text(processor, images, text, message):
 def test_other_errors(processor, images, tmp_path):
     with pytest.raises(ValueError, match="Neither images nor text"):
         processor()
-    with pytest.raises(ValueError, match="max_length is 1"):
-        processor(text="a dog", max_length=1)
     with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist"):
         processor([tmp_path / "none.jpg"])
     with pytest.raises(TypeError, match="paddng"):
@@ -157,13 +149,13 @@ def test_decoding_leaves_special_tokens_out(processor):
 @pytest.mark.parametrize("auto_class", [CaptionerProcessor, AutoProcessor])
 def test_round_trip_in_one_folder(processor, images, tmp_path, auto_class):
     text = [["a dog <end>", "a cat"], ["a zebra"], ["on the grass"]]
-    before = processor(images, text, max_length=3)
+    before = processor(images, text)
     processor.save_pretrained(tmp_path)
     loaded = auto_class.from_pretrained(tmp_path)
     assert type(loaded) is CaptionerProcessor
     assert type(loaded.image_processor) is CaptionerImageProcessor
     assert loaded.image_processor.to_dict() == processor.image_processor.to_dict()
-    after = loaded(images, text, max_length=3)
+    after = loaded(images, text)
     assert torch.equal(after.pixel_values, before.pixel_values)
     assert torch.equal(after.labels, before.labels)
     assert type(AutoImageProcessor.from_pretrained(tmp_path)) is CaptionerImageProcessor

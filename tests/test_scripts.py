@@ -71,7 +71,7 @@ def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path
     assert {name: written[name] for name in after_training if name != "protocol"} == pytest.approx(
         {name: value for name, value in after_training.items() if name != "protocol"}
     )
-    assert f"{written['evaluate_bleu']['bleu']:.4f}" in result.stdout
+    assert f"evaluate_bleu_4    {written['evaluate_bleu_4']:.4f}" in result.stdout
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == 24
 
 

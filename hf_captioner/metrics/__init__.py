@@ -26,9 +26,7 @@ METRICS = Registry(
 )
 
 
-def caption_metrics(
-    predictions: Sequence[str], references: Sequence[Sequence[str] | str]
-) -> dict[str, float]:
+def caption_metrics(predictions: Sequence[str], references: Sequence[Sequence[str] | str]) -> dict[str, float]:
     """Score captions by every built-in metric, tokenizing them once for each protocol.
 
     Args:

@@ -14,7 +14,7 @@ class Bleu(CaptionMetric):
     """Corpus BLEU, field by field what `evaluate.load("bleu")` returns."""
 
     _description = (
-        "BLEU: the geometric mean of clipped n-gram precisions over a corpus, times a penalty for predictions "
+        "BLEU: geometric mean of a corpus' clipped n-gram precisions, times a penalty for predictions "
         "shorter than their shortest references. Tokens as in mteval-v13a, case kept. The scores equal those "
         "of the official evaluate module; COCO caption evaluation computes BLEU otherwise (see coco_bleu)."
     )

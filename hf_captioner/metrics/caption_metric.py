@@ -37,9 +37,7 @@ class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would
             reference_urls=list(self._urls),
         )
 
-    def add_batch(
-        self, *, predictions: Sequence[str] | None = None, references: Sequence[Any] | None = None
-    ) -> None:
+    def add_batch(self, *, predictions: Sequence[str] | None = None, references: Sequence[Any] | None = None) -> None:
         """Add the captions of some images; `compute()` scores all that were added."""
         checked, listed = check_captions(predictions, references)
         super().add_batch(predictions=checked, references=listed)

@@ -156,9 +156,7 @@ class CiderD:
         self.sigma = sigma
         frequencies: Counter[Ngram] = Counter()
         for captions in references:
-            frequencies.update(
-                {ngram for tokens in captions for n in self.orders for ngram in ngrams(tokens, n)}
-            )
+            frequencies.update({ngram for tokens in captions for n in self.orders for ngram in ngrams(tokens, n)})
         weights = [math.log(len(references) / max(1, count)) for count in range(len(references) + 1)]
         self._weights = {ngram: weights[count] for ngram, count in frequencies.items()}
         self._unseen = weights[1]  # as pycocoevalcap: a new n-gram counts as one of a single image's

@@ -29,9 +29,7 @@ def check_captions(
     if predictions is None or isinstance(predictions, str):
         raise ValueError(f"predictions is {predictions!r}; it must be a list with one caption an image.")
     if references is None or isinstance(references, str):
-        raise ValueError(
-            f"references is {references!r}; it must be a list with one list of captions an image."
-        )
+        raise ValueError(f"references is {references!r}; it must be a list with one list of captions an image.")
     if len(predictions) != len(references):
         raise ValueError(
             f"predictions has {len(predictions)} entries but references has {len(references)}; both need one "
@@ -119,7 +117,7 @@ _CLITIC = rf"(?:n{_QUOTE}t|{_QUOTE}(?:s|m|d|re|ve|ll))(?!\w)"
 
 # Punctuation, then controls, formatting characters and (as the lexer is older than they are) emoji.
 _REMOVED = (
-    r"""\-.,;:?!'"`«»‹›\u2018\u2019\u201b-\u201d"""
+    r"""\-.,;:?!'"`«»\u2018\u2019\u201b-\u201d"""
     r"\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u206f\ufe00-\ufeff\U00010000-\U0010ffff"
 )
 
@@ -130,7 +128,7 @@ _PTB_TOKEN = re.compile(
     [a-z]+(?!\S)                                                       # most words: nothing but letters
   | -[lr][rsc]b-                                                       # brackets
   | </?[a-z][^<>\s]*>                                                  # markup, such as <unk>
-  | (?:https?://|www\.)[^\s"<>]*[^\s"<>.,;:!?'] | \w[\w.]*@\w+(?:\.\w+)*
+  | https?://[^\s"<>]*[^\s"<>.,;:!?'] | \w[\w.]*@\w+(?:\.\w+)*         # addresses
   | {_CLITIC}
   | 't(?=is|was\b) | {_QUOTE}(?:em|till?|cause|n{_QUOTE}|n(?!\w))      # 'tis, 'em, rock 'n' roll
   | {_QUOTE}\d\ds?(?![\w"]|{_QUOTE}|\ '[a-z])                          # the '90s
