@@ -34,6 +34,9 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 def main(argv: Sequence[str]) -> None:
     """Open images one by one, caption them in batches, and write each caption as soon as it is there."""
     arguments = parse(argv)
+    num_captions = arguments.num_captions
+    if arguments.num_beams is not None and arguments.num_beams < num_captions:
+        raise ValueError(f"{num_captions} captions need as many beams, but --num_beams is {arguments.num_beams}.")
     paths = list(find_images(arguments.images))
     for folder in filter(None, (arguments.attention, arguments.json and arguments.json.parent)):
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +51,8 @@ def main(argv: Sequence[str]) -> None:
             batch_size=arguments.batch_size,
             return_scores=True,
             return_attentions=arguments.attention is not None,
-            **generate_kwargs(arguments, captioner.model.generation_config.num_beams),
+            num_beams=arguments.num_beams or max(captioner.model.generation_config.num_beams or 1, num_captions),
+            num_return_sequences=num_captions,
         ):
             path, image = opened.popleft()
             record: dict[str, Any] = {
@@ -69,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if not records:
-        raise ValueError(f"None of the {len(paths)} images can be read.")
+        raise ValueError("No image could be read.")
 
 
 def open_images(
@@ -123,25 +127,13 @@ def build_captioner(folder: str, device: str | None) -> Any:
     try:
         return pipeline("image-captioning", model=model, processor=processor, device=device)
     except (RuntimeError, AssertionError) as e:  # torch's ways to say so
-        raise ValueError(f"The device {device!r} can't be used: {str(e).splitlines()[0]} Try --device cpu.") from e
+        line = str(e).partition("\n")[0].rstrip(".")
+        raise ValueError(f"The device {device!r} can't be used: {line}. Try --device cpu.") from e
 
 
 def draw_attention(image: Image.Image, caption: dict[str, Any], path: Path) -> None:
     """Draw where the model looked for each word of a caption."""
     attention_figure(image, caption["words"], caption["attentions"], box=caption["box"]).savefig(path)
-
-
-def generate_kwargs(arguments: argparse.Namespace, default_num_beams: int | None) -> dict[str, int]:
-    """What is asked of `generate()` beyond the model's own settings: enough beams for all captions, for one.
-
-    Raises:
-        ValueError: fewer beams than captions are asked for.
-    """
-    num_beams, num_captions = arguments.num_beams, arguments.num_captions
-    if num_beams is not None and num_beams < num_captions:
-        raise ValueError(f"{num_captions} captions need as many beams; --num_beams is {num_beams}.")
-    num_beams = num_beams or max(default_num_beams or 1, num_captions)
-    return {"num_beams": num_beams, "num_return_sequences": num_captions}
 
 
 def free_path(folder: Path, stem: str, taken: set[Path]) -> Path:

@@ -23,7 +23,7 @@ from accelerate import Accelerator
 
 import hf_captioner.metrics.bleu
 from hf_captioner import load_captions
-from hf_captioner.cli import load_captioner, run_main
+from hf_captioner.cli import load_captioner, run_main, share_cores
 from hf_captioner.data import check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
     Prediction,
@@ -38,6 +38,7 @@ def main(argv: Sequence[str]) -> None:
     """Decode, score, print, write."""
     arguments = parse(argv)
     accelerator = Accelerator()
+    share_cores(accelerator)
     say = accelerator.print
     model, processor = load_captioner(arguments.folder)
     model.to(accelerator.device)

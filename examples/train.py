@@ -11,7 +11,6 @@ and `curves.png`; at the end also `scores.json`, `predictions.json` and `attenti
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from transformers import get_scheduler, pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
 from hf_captioner.cells import cached_cells
-from hf_captioner.cli import parse_recipe, run_main
+from hf_captioner.cli import parse_recipe, run_main, share_cores
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
 from hf_captioner.visualization import attention_figure, curves_figure
@@ -114,9 +113,7 @@ def main(argv: Sequence[str]) -> None:
         dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
     )
     set_seed(recipe.seed)
-    if accelerator.device.type == "cpu":
-        # accelerate launch leaves one thread to each process unless told otherwise; share the cores out instead.
-        torch.set_num_threads(recipe.num_threads or max(1, num_cores() // accelerator.num_processes))
+    share_cores(accelerator, recipe.num_threads)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     say = accelerator.print
@@ -153,11 +150,6 @@ def main(argv: Sequence[str]) -> None:
     if accelerator.is_main_process:
         report(recipe, output_dir, predictions, splits["validation"].rows)
     accelerator.end_training()
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:

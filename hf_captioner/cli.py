@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
+from accelerate import Accelerator
 from transformers import HfArgumentParser
 
 from .modeling_captioner import CaptionerModel
@@ -93,6 +96,17 @@ def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcess
         line = str(e).strip().partition("\n")[0]
         raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {line}") from e
     return model.eval(), processor  # type: ignore[return-value]
+
+
+def share_cores(accelerator: Accelerator, num_threads: int | None = None) -> None:
+    """Let every process on a CPU use `num_threads` threads, or its share of the cores.
+
+    `accelerate launch` leaves one thread to each process, which leaves most of a machine idle.
+    """
+    if accelerator.device.type != "cpu":
+        return
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:

@@ -192,9 +192,9 @@ def test_module(name, load, monkeypatch):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_registered(name):
+def test_registered(name, tmp_path):
     assert name in METRICS.names()
-    computed = METRICS.get(name)().compute(predictions=["a dog"], references=[["a dog", "the dog"]])
+    computed = METRICS.get(name)(cache_dir=tmp_path).compute(predictions=["a dog"], references=[["a dog", "the dog"]])
     assert all(isinstance(value, (float, int)) for key, value in computed.items() if key != "precisions")
     assert caption_metrics(["a dog"], [["a dog"]])  # importing the module of a metric hides no function
 
@@ -243,6 +243,8 @@ def test_cider_with_the_frequencies_of_other_images():
     [common, rare] = scores.CiderD(training).scores([["a"], ["b"]], [[["a"]], [["b"]]])
     assert common == 0  # in every document
     assert rare == pytest.approx(10 / 4)
+    with pytest.raises(ValueError, match="references is empty"):
+        scores.CiderD([])
 
 
 def test_rouge_l_by_hand():
@@ -310,16 +312,16 @@ def test_empty_captions_have_no_infinite_ratio_by_accident():
         (["a"], [[["a", "b"]]], r"Image 0 has the caption \['a', 'b'\]"),
     ],
 )
-def test_errors(predictions, references, message):
+def test_errors(predictions, references, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         caption_metrics(predictions, references)
     with pytest.raises(ValueError, match=message):
-        METRICS.get("rouge_l")().compute(predictions=predictions, references=references)
+        METRICS.get("rouge_l")(cache_dir=tmp_path).compute(predictions=predictions, references=references)
 
 
-def test_max_order_below_one():
+def test_max_order_below_one(tmp_path):
     with pytest.raises(ValueError, match="max_order is 0"):
-        METRICS.get("bleu")().compute(predictions=["a"], references=[["a"]], max_order=0)
+        METRICS.get("bleu")(cache_dir=tmp_path).compute(predictions=["a"], references=[["a"]], max_order=0)
 
 
 def test_metrics_without_evaluate(monkeypatch):

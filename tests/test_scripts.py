@@ -87,6 +87,19 @@ def test_a_recipe_is_read_and_overridden(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cells").glob("*.npy"))) == 2
 
 
+@pytest.mark.slow
+def test_two_processes_train_and_validate_together(tmp_path: Path) -> None:
+    """25 images on two processes: an uneven split in training and in validation."""
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+    fields = {**TINY, "max_images": 25, "batch_size": 4, "output_dir": tmp_path}
+    result = run("train.py", *options(**fields), launcher=launcher)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 2
+    predictions = json.loads((tmp_path / "predictions.json").read_text())
+    assert [prediction["index"] for prediction in predictions] == list(range(25))
+    assert result.stdout.count("Scores of the best model") == 1
+
+
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set with Flickr8k's columns in which one photograph of twelve is half a JPEG."""

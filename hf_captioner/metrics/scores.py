@@ -141,7 +141,7 @@ def coco_bleu(predictions: Predictions, references: References, max_order: int =
 
 
 class CiderD:
-    """CIDEr-D (Vedantam et al. 2015, section 7) with unstemmed words: what pycocoevalcap calls CIDEr.
+    """CIDEr-D (Vedantam et al. 2015) without stemming: what pycocoevalcap calls CIDEr.
 
     Args:
         references: tokenized captions of each image, from which n-grams get their document frequencies. To
@@ -149,9 +149,14 @@ class CiderD:
             in every document); for a reward they are those of the training split.
         max_order: longest n-gram.
         sigma: width of the penalty on differing lengths, in tokens.
+
+    Raises:
+        ValueError: `references` is empty.
     """
 
     def __init__(self, references: References, max_order: int = 4, sigma: float = 6.0) -> None:
+        if not len(references):
+            raise ValueError("references is empty; CIDEr needs captions to take document frequencies from.")
         self.orders = range(1, max_order + 1)
         self.sigma = sigma
         frequencies: Counter[Ngram] = Counter()
@@ -159,7 +164,7 @@ class CiderD:
             frequencies.update({ngram for tokens in captions for n in self.orders for ngram in ngrams(tokens, n)})
         weights = [math.log(len(references) / max(1, count)) for count in range(len(references) + 1)]
         self._weights = {ngram: weights[count] for ngram, count in frequencies.items()}
-        self._unseen = weights[1]  # as pycocoevalcap: a new n-gram counts as one of a single image's
+        self._unseen = weights[1]  # as in pycocoevalcap, where an n-gram of no image counts as one of a single image
 
     def scores(self, predictions: Predictions, references: References) -> list[float]:
         """The score of each image, from 0 to 10; a corpus scores their mean."""

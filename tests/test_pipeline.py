@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import io
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
+from PIL import Image
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from hf_captioner import CaptionerModel, CaptionerProcessor, ImageCaptioningPipeline
+from hf_captioner.pipeline_captioner import caption_attentions
+
+# B: images, S: captions returned for an image, N = B·S: captions, T: words
+
+DECODINGS = [
+    {},  # five beams
+    {"num_beams": 4, "num_return_sequences": 3, "max_new_tokens": 9},
+    {"num_beams": 1},
+    {"num_beams": 1, "do_sample": True, "num_return_sequences": 2},
+    {"num_beams": 3, "do_sample": True},
+]
+
+
+@pytest.fixture(scope="module")
+def captioner(captioner_folder: Path) -> ImageCaptioningPipeline:
+    return pipeline("image-captioning", model=captioner_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
+    return processor(images=photos)["pixel_values"]
+
+
+def read_again(model: CaptionerModel, pixel_values: torch.Tensor, sequences: torch.Tensor) -> Any:
+    """Feed captions to the model that are already there."""
+    with torch.no_grad():
+        return model(pixel_values, decoder_input_ids=sequences[:, :-1], output_attentions=True)
+
+
+def words_of(sequences: torch.Tensor) -> torch.Tensor:
+    """Which of the ids after `<start>` belong to a caption, `<end>` included: `(N, T)`."""
+    ended = (sequences[:, 1:] == 3).long().cumsum(1)
+    return (ended == 0) | ((ended == 1) & (sequences[:, 1:] == 3))
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_attentions_are_those_of_reading_the_caption(
+    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, decoding: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    output = captioner.model.generate(
+        pixel_values=pixel_values, return_dict_in_generate=True, output_attentions=True, **decoding
+    )
+    maps = caption_attentions(output, (4, 4))
+    expected = read_again(captioner.model, pixel_values, output.sequences).cross_attentions[0].squeeze(1)
+    words = words_of(output.sequences)
+    assert maps.shape == (*words.shape, 4, 4)
+    torch.testing.assert_close(maps.flatten(2)[words], expected[words], atol=1e-5, rtol=0)
+
+
+def test_beams_change_places_so_that_attentions_must_be_realigned(
+    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor
+) -> None:
+    output = captioner.model.generate(pixel_values=pixel_values, return_dict_in_generate=True, output_attentions=True)
+    in_place = torch.stack([step[0][::5, 0, -1] for step in output.cross_attentions], dim=1)  # first beam of each
+    maps = caption_attentions(output, (4, 4)).flatten(2)
+    words = words_of(output.sequences)
+    assert (in_place[:, : maps.shape[1]] - maps)[words].abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("decoding", DECODINGS)
+def test_result(
+    captioner: ImageCaptioningPipeline,
+    pixel_values: torch.Tensor,
+    photos: list[Image.Image],
+    decoding: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    results = captioner(photos, batch_size=5, return_scores=True, return_attentions=True, **decoding)
+    torch.manual_seed(0)
+    sequences = captioner.model.generate(pixel_values=pixel_values, **decoding)
+    logits = read_again(captioner.model, pixel_values, sequences).logits
+    scores = logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (N, T)
+    words = words_of(sequences)
+
+    num_captions = decoding.get("num_return_sequences", 1)
+    assert [len(result) for result in results] == [num_captions] * len(photos)
+    captions = [caption for result in results for caption in result]
+    texts = captioner.processor.batch_decode(sequences)
+    assert len(set(texts)) > 2
+    for n, caption in enumerate(captions):
+        assert caption["generated_text"] == " ".join(caption["words"]) == texts[n]
+        assert caption["score"] == pytest.approx(scores[n][words[n]].mean().item(), abs=1e-4)
+        assert caption["word_scores"] == pytest.approx(scores[n][: len(caption["words"])].tolist(), abs=1e-4)
+        assert caption["attentions"].shape == (len(caption["words"]), 4, 4)
+        np.testing.assert_allclose(caption["attentions"].sum((1, 2)), 1, atol=1e-5)
+        size = photos[n // num_captions].size
+        assert caption["box"] == captioner.processor.image_processor.visible_box(*size)
+
+
+def test_score_is_what_beam_search_ranks_by(
+    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, photos: list[Image.Image]
+) -> None:
+    output = captioner.model.generate(pixel_values=pixel_values, return_dict_in_generate=True, output_scores=True)
+    scores = [result[0]["score"] for result in captioner(photos, return_scores=True)]
+    assert scores == pytest.approx(output.sequences_scores.tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 8])
+def test_batches_give_what_single_images_give(
+    captioner: ImageCaptioningPipeline, photos: list[Image.Image], batch_size: int
+) -> None:
+    wanted = {"return_scores": True, "return_attentions": True, "num_return_sequences": 2}
+    batched = captioner(photos, batch_size=batch_size, **wanted)
+    single = [captioner(photo, **wanted) for photo in photos]
+    assert len(batched) == len(photos)
+    for ours, theirs in zip(chain(*batched), chain(*single), strict=True):
+        assert (ours["generated_text"], ours["box"]) == (theirs["generated_text"], theirs["box"])
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        np.testing.assert_allclose(ours["attentions"], theirs["attentions"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        str,
+        lambda file: file,
+        lambda file: file.read_bytes(),
+        Image.open,
+        lambda file: np.asarray(Image.open(file)),
+    ],
+    ids=["str", "Path", "bytes", "PIL", "numpy"],
+)
+def test_one_image(
+    captioner: ImageCaptioningPipeline, photo_files: list[Path], photos: list[Image.Image], read: Callable[[Path], Any]
+) -> None:
+    expected = captioner(photos[1])
+    assert expected == [{"generated_text": expected[0]["generated_text"]}]
+    assert captioner(read(photo_files[1])) == expected
+    assert captioner([read(photo_files[1])]) == [expected]
+
+
+def column(files: list[str]) -> Any:
+    return Dataset.from_dict({"image": files}).cast_column("image", ImageFeature())
+
+
+@pytest.mark.parametrize(
+    ("collect", "kind"),
+    [
+        (list, list),
+        (tuple, list),
+        (lambda files: column(files)["image"], list),
+        (lambda files: KeyDataset(column(files), "image"), None),
+        (lambda files: (file for file in files), None),
+        (lambda files: column(files).to_iterable_dataset()["image"], None),
+    ],
+    ids=["list", "tuple", "column", "KeyDataset", "generator", "streamed column"],
+)
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_many_images(
+    captioner: ImageCaptioningPipeline,
+    photo_files: list[Path],
+    photos: list[Image.Image],
+    collect: Callable[[list[str]], Any],
+    kind: type | None,
+    batch_size: int,
+) -> None:
+    results = captioner(collect([str(file) for file in photo_files]), batch_size=batch_size)
+    assert kind is None or isinstance(results, kind)
+    assert list(results) == [captioner(photo) for photo in photos]
+
+
+@pytest.mark.parametrize("nothing", [[], (), (file for file in [])], ids=["list", "tuple", "generator"])
+def test_no_images_give_no_captions(captioner: ImageCaptioningPipeline, nothing: Any) -> None:
+    assert list(captioner(nothing)) == []
+
+
+def test_generation_arguments(captioner_folder: Path, photos: list[Image.Image]) -> None:
+    short = pipeline("image-captioning", model=captioner_folder, device="cpu", max_new_tokens=2, num_beams=1)
+    assert len(short(photos[0])[0]["generated_text"].split()) == 2
+    assert len(short(photos[0], max_new_tokens=3)[0]["generated_text"].split()) == 3
+    assert len(short(photos[0], generate_kwargs={"max_new_tokens": 4})[0]["generated_text"].split()) == 4
+    greedy = short(photos[0], max_new_tokens=20)
+    assert greedy != short(photos[0], max_new_tokens=20, num_beams=5)
+    both = pipeline("image-captioning", model=captioner_folder, device="cpu", generate_kwargs={"num_beams": 1})
+    assert both(photos[0], max_new_tokens=20) == greedy
+
+
+def test_prefix_has_maps_but_no_scores(captioner: ImageCaptioningPipeline, photos: list[Image.Image]) -> None:
+    prefix = captioner.processor.tokenizer("two small children", add_special_tokens=False).input_ids
+    start = torch.tensor([[captioner.model.config.decoder_start_token_id, *prefix]])
+    caption = captioner(photos[0], decoder_input_ids=start, return_scores=True, return_attentions=True)[0]
+    assert caption["words"][:3] == ["two", "small", "children"] and len(caption["words"]) > 3
+    assert [math.isnan(score) for score in caption["word_scores"][:4]] == [True, True, True, False]
+    assert math.isfinite(caption["score"])
+    assert len(caption["attentions"]) == len(caption["words"])
+
+
+def test_model_object_in_training_mode(
+    tiny_model: Callable[..., CaptionerModel],
+    processor: CaptionerProcessor,
+    captioner: ImageCaptioningPipeline,
+    photos: list[Image.Image],
+) -> None:
+    model = tiny_model(seed=1, scale=6).train()
+    given = pipeline("image-captioning", model=model, processor=processor, device="cpu")
+    assert given(photos) == captioner(photos)
+
+
+def test_fresh_process_needs_only_the_import(
+    captioner: ImageCaptioningPipeline, captioner_folder: Path, photo_files: list[Path]
+) -> None:
+    code = (
+        "import sys, hf_captioner; from transformers import pipeline; "
+        "print(pipeline('image-captioning', model=sys.argv[1], device='cpu')(sys.argv[2])[0]['generated_text'])"
+    )
+    command = [sys.executable, "-c", code, str(captioner_folder), str(photo_files[0])]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    assert printed.strip() == captioner(photo_files[0])[0]["generated_text"]
+
+
+def truncated() -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((64, 64), 90).save(buffer, "JPEG")
+    return buffer.getvalue()[:700]
+
+
+@pytest.mark.parametrize(
+    ("images", "kwargs", "error", "message"),
+    [
+        ("nowhere/photo.jpg", {}, FileNotFoundError, "nowhere/photo.jpg does not exist"),
+        (b"no image", {}, ValueError, "bytes object is not a readable image"),
+        (truncated(), {}, ValueError, "bytes object is not a readable image"),
+        (["nowhere/photo.jpg"], {"batch_size": 2}, FileNotFoundError, "nowhere/photo.jpg does not exist"),
+        (7, {}, TypeError, "cannot be read from int"),
+        (torch.zeros(3, 8, 8), {}, TypeError, "cannot be read from Tensor"),
+        (np.zeros((8, 8, 3), np.uint8), {"nonsense": 1}, ValueError, "nonsense"),
+        (
+            np.zeros((8, 8, 3), np.uint8),
+            {"num_beams": 2, "generate_kwargs": {"num_beams": 3}},
+            ValueError,
+            "num_beams is given twice",
+        ),
+    ],
+)
+def test_errors(
+    captioner: ImageCaptioningPipeline, images: Any, kwargs: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        captioner(images, **kwargs)
