@@ -95,7 +95,7 @@ PTB_CASES = {
     "street.The dog flickr.com yahoo! http://dog.com/a?b=c. me@dog.com": "street.the dog flickr.com yahoo http://dog.com/a?b=c me@dog.com",
     "AT&T B&W a&b cats&amp;dogs": "at&t b&w a & b cats & dogs",
     "(dog) [cat] {bird} <unk> <3 dog(s)": "-lrb- dog -rrb- -lsb- cat -rsb- -lcb- bird -rcb- <unk> < 3 dog -lrb- s -rrb-",
-    "dog?! dog!! *dog* _dog_ a_b ~ @user #tag": "dog ?! dog !! * dog * _ dog _ a_b ~ @user #tag",
+    "dog?! dog!! *dog* _dog_ a_b ~ @user #tag ** ##": "dog ?! dog !! * dog * _ dog _ a_b ~ @user #tag ** ##",
     "½ cup €5 £5 5¢ 70° a—b a–b “dog” ‘cat’…": "1/2 cup $ 5 # 5 5 cents 70 ° a b a b dog cat",
     "🐶 dog❤ zero\u200bwidth a\u00a0b tab\tnew\nline": "dog ❤ zero width a b tab new line",
     "Ein Hund läuft über die Straße": "ein hund läuft über die straße",
@@ -252,6 +252,7 @@ def test_rouge_l_by_hand():
     precision, recall = 2 / 3, 1  # the first reference has the better precision, the second the better recall
     expected = (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
     assert scores.rouge_l(predictions, references)["rouge_l"] == pytest.approx(expected)
+    assert scores.rouge_l([[], []], [[[]], [["a"]]])["rouge_l"] == 0.5  # two empty captions are equal
 
 
 def test_common_subsequence_length():
