@@ -71,6 +71,7 @@ class Recipe:
     min_count: int = option(1, "How often a word must occur in training captions to be in the vocabulary.")
     max_words: int = option(30, "Longer training captions are cut.")
 
+    mirror: bool = option(False, "Train on mirrored images too. Not where captions tell left from right.")
     epochs: int = option(4, "Passes over the training images.")
     batch_size: int = option(32, "Images in a batch on each process; every image brings all its captions.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
@@ -88,6 +89,8 @@ class Recipe:
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
     max_length: int = option(31, "Longest caption to generate, <start> and <end> included.")
+    length_penalty: float = option(1.0, "Power of the length by which beam search divides a caption's score.")
+    no_repeat_ngram_size: int = option(0, "No so many words in a row are generated twice in a caption.")
 
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
@@ -103,6 +106,7 @@ class Split:
 
     rows: Dataset
     cells: np.ndarray | None = None
+    mirrored_cells: np.ndarray | None = None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -123,14 +127,12 @@ def main(argv: Sequence[str]) -> None:
     model.to(accelerator.device)
     if recipe.freeze_encoder and recipe.cache_cells:
         for split in splits.values():
-            with accelerator.local_main_process_first():
-                split.cells = cached_cells(
-                    model.encoder,
-                    processor.image_processor,
-                    split.rows,
-                    cache_dir=recipe.cache_dir,
-                    show_progress=accelerator.is_local_main_process,
-                )
+            split.cells = cache_cells(recipe, model, processor, split.rows, accelerator)
+        if recipe.mirror:
+            train_rows = splits["train"].rows
+            splits["train"].mirrored_cells = cache_cells(
+                recipe, model, processor, train_rows, accelerator, mirrored=True
+            )
     say(
         f"{recipe.dataset}: {len(splits['train'].rows)} images to train on, {len(splits['validation'].rows)} to "
         f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder: "
@@ -177,10 +179,35 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         **{name: getattr(recipe, name) for name in MODEL_FIELDS},
     )
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
-    model.generation_config.max_length = recipe.max_length
+    model.generation_config.update(
+        max_length=recipe.max_length,
+        length_penalty=recipe.length_penalty,
+        no_repeat_ngram_size=recipe.no_repeat_ngram_size,
+    )
     if recipe.freeze_encoder:
         model.freeze_encoder()
     return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
+
+
+def cache_cells(
+    recipe: Recipe,
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    rows: Dataset,
+    accelerator: Accelerator,
+    *,
+    mirrored: bool = False,
+) -> np.ndarray:
+    """Cells of a frozen encoder, computed by one process of each machine."""
+    with accelerator.local_main_process_first():
+        return cached_cells(
+            model.encoder,
+            processor.image_processor,
+            rows,
+            mirrored=mirrored,
+            cache_dir=recipe.cache_dir,
+            show_progress=accelerator.is_local_main_process,
+        )
 
 
 MODEL_FIELDS = (
@@ -209,7 +236,13 @@ def train(
 ) -> None:
     """Train until the last epoch or until validation stops improving; the best epoch's model is in the output."""
     output_dir = Path(recipe.output_dir)
-    collator = CaptionCollator(processor, cells=splits["train"].cells, max_words=recipe.max_words)
+    collator = CaptionCollator(
+        processor,
+        cells=splits["train"].cells,
+        mirror=recipe.mirror,
+        mirrored_cells=splits["train"].mirrored_cells,
+        max_words=recipe.max_words,
+    )
     rows = splits["train"].rows
     if splits["train"].cells is not None:
         rows = rows.select_columns("captions").add_column("index", list(range(len(rows))))

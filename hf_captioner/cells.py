@@ -38,6 +38,7 @@ def cached_cells(
     image_processor: Any,
     dataset: Dataset,
     *,
+    mirrored: bool = False,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     show_progress: bool = True,
@@ -52,6 +53,7 @@ def cached_cells(
         encoder: a `CaptionerEncoder`, in evaluation mode.
         image_processor: a `CaptionerImageProcessor`.
         dataset: undecoded rows (see `data.undecoded`).
+        mirrored: encode the images mirrored left to right.
         cache_dir: folder of the cache; by default one beside the other Hugging Face caches.
         batch_size: images encoded at once.
         show_progress: show a bar.
@@ -64,9 +66,9 @@ def cached_cells(
     """
     assert not encoder.training, "cells of an encoder in training mode depend on the batch"
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    file = folder / f"{cells_key(encoder, image_processor, dataset)}.npy"
+    file = folder / f"{cells_key(encoder, image_processor, dataset)}{'-mirrored' if mirrored else ''}.npy"
     if not file.exists():
-        _encode(encoder, image_processor, dataset, file, batch_size, show_progress)
+        _encode(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
     cells = np.load(file, mmap_mode="r")
     assert len(cells) == len(dataset)
     return cells
@@ -97,6 +99,7 @@ def _encode(
     image_processor: Any,
     dataset: Dataset,
     file: Path,
+    mirrored: bool,
     batch_size: int,
     show_progress: bool,
 ) -> None:
@@ -105,15 +108,22 @@ def _encode(
     def encode(rows: list[dict[str, Any]]) -> np.ndarray:
         images = [open_row(row) for row in rows]
         pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
+        pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
         return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()
 
+    description = "Encoding mirrored images" if mirrored else "Encoding images"
     shape = (len(dataset), *encode([dataset[0]]).shape[1:])
     _refuse_if_full(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
         cells = np.lib.format.open_memmap(partial, mode="w+", dtype=DTYPE, shape=shape)
-        with tqdm(total=len(dataset), desc="Encoding images", unit="image", disable=not show_progress) as bar:
+        with tqdm(
+            total=len(dataset),
+            desc=description,
+            unit="image",
+            disable=not show_progress,
+        ) as bar:
             for start in range(0, len(dataset), batch_size):
                 stop = min(start + batch_size, len(dataset))
                 cells[start:stop] = encode([dataset[i] for i in range(start, stop)])

@@ -178,14 +178,27 @@ class CaptionCollator:
     Args:
         processor: a `CaptionerProcessor`.
         cells: image cells computed earlier, `(images, P, C)`; rows then carry their `index`, and images stay shut.
+        mirror: show every other image, drawn by torch's generator, mirrored left to right.
+        mirrored_cells: cells of the mirrored images; needed to mirror where there are cells.
         max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
 
     Returns a dict with `labels` `(B, K, T)`, padded with -100, and either `pixel_values` `(B, 3, H, W)` or `cells`
     `(B, P, C)`.
     """
 
-    def __init__(self, processor: Any, *, cells: np.ndarray | None = None, max_words: int = 30) -> None:
+    def __init__(
+        self,
+        processor: Any,
+        *,
+        cells: np.ndarray | None = None,
+        mirror: bool = False,
+        mirrored_cells: np.ndarray | None = None,
+        max_words: int = 30,
+    ) -> None:
+        assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
         self.processor = processor
+        self.mirror = mirror
+        self.mirrored_cells = mirrored_cells
         self.cells = cells
         self.max_words = max_words
 
@@ -193,11 +206,14 @@ class CaptionCollator:
         """Collate rows with `captions` and either `image` or `index`."""
         labels = self.processor(text=[row["captions"] for row in rows])["labels"]
         batch = {"labels": labels[..., : self.max_words]}
+        mirrored = torch.rand(len(rows)) < 0.5 if self.mirror else torch.zeros(len(rows), dtype=torch.bool)
         if self.cells is not None:
-            cells = np.stack([self.cells[row["index"]] for row in rows])
+            views = [self.mirrored_cells if flag else self.cells for flag in mirrored.tolist()]
+            cells = np.stack([view[row["index"]] for view, row in zip(views, rows, strict=True)])
             return batch | {"cells": torch.from_numpy(cells).float()}
-        images = [open_row(row) for row in rows]
-        return batch | {"pixel_values": self.processor(images=images)["pixel_values"]}
+        pixel_values = self.processor(images=[open_row(row) for row in rows])["pixel_values"]
+        pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
+        return batch | {"pixel_values": pixel_values}
 
 
 def _first_line(error: Exception) -> str:

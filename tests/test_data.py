@@ -114,6 +114,18 @@ def test_collator_brings_an_image_once_with_all_its_captions(rows: Dataset, proc
     assert batch["labels"].shape == (2, 1, 3)
 
 
+def test_collator_mirrors_every_other_image(rows: Dataset, processor: CaptionerProcessor) -> None:
+    plain = CaptionCollator(processor)([rows[0]])["pixel_values"]
+    torch.manual_seed(0)
+    mirrored = CaptionCollator(processor, mirror=True)([rows[0]] * 40)["pixel_values"]
+    as_it_is, turned = (sum(torch.equal(x, y[0]) for x in mirrored) for y in (plain, plain.flip(-1)))
+    assert as_it_is + turned == 40 and 10 < turned < 30
+    cells = np.zeros((5, 4, 2), dtype=np.float16)
+    collator = CaptionCollator(processor, cells=cells, mirror=True, mirrored_cells=cells + 1)
+    batch = collator([{"index": 3, "captions": ["a man"]}] * 40)["cells"]
+    assert 10 < batch[:, 0, 0].sum() < 30
+
+
 @pytest.fixture(scope="module")
 def frozen(tiny_model: Callable[..., CaptionerModel]) -> CaptionerModel:
     model = tiny_model()
@@ -163,6 +175,17 @@ def test_a_stale_cache_is_never_read(
     keys = [key(), key(nudged), key(image_processor=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
     assert len(set(keys)) == len(keys)
     assert key(copy.deepcopy(frozen)) == keys[0]
+
+
+def test_mirrored_cells_are_those_of_mirrored_images(
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
+) -> None:
+    cells, mirrored = (cache(frozen, processor, rows.select([0]), tmp_path, mirrored=flag) for flag in (False, True))
+    with torch.no_grad():
+        pixel_values = processor(images=[open_row(rows[0])])["pixel_values"].flip(-1)
+        expected = frozen.encoder(pixel_values).last_hidden_state
+    assert torch.allclose(torch.from_numpy(np.array(mirrored)).float(), expected, rtol=2e-3, atol=2e-3)
+    assert not np.array_equal(cells, mirrored)
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(

@@ -193,9 +193,7 @@ def test_captions_tell_true_relations(pairs):
     for row in pairs:
         boxes = {item["shape"]: item["box"] for item in row["objects"]}
         for caption in row["captions"]:
-            before, relation, after = re.fullmatch(
-                rf"(.*?)({'|'.join(TRUE_OF_BOXES)})\b(.*)", caption
-            ).groups()
+            before, relation, after = re.fullmatch(rf"(.*?)({'|'.join(TRUE_OF_BOXES)})\b(.*)", caption).groups()
             # "below a x is a y": y; otherwise the last object before the relation is the one it is said of.
             subject = (re.findall(SHAPE, before) or re.findall(SHAPE, after))[-1]
             (other,) = boxes.keys() - {subject}
