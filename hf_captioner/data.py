@@ -208,8 +208,8 @@ class CaptionCollator:
         batch = {"labels": labels[..., : self.max_words]}
         mirrored = torch.rand(len(rows)) < 0.5 if self.mirror else torch.zeros(len(rows), dtype=torch.bool)
         if self.cells is not None:
-            views = [self.mirrored_cells if flag else self.cells for flag in mirrored.tolist()]
-            cells = np.stack([view[row["index"]] for view, row in zip(views, rows, strict=True)])
+            views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
+            cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
             return batch | {"cells": torch.from_numpy(cells).float()}
         pixel_values = self.processor(images=[open_row(row) for row in rows])["pixel_values"]
         pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
