@@ -19,11 +19,10 @@ from pathlib import Path
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
 import evaluate
-from accelerate import Accelerator
 
 import hf_captioner.metrics.bleu
 from hf_captioner import load_captions
-from hf_captioner.cli import load_captioner, run_main, share_cores
+from hf_captioner.cli import build_accelerator, load_captioner, run_main
 from hf_captioner.data import check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
     Prediction,
@@ -37,8 +36,7 @@ from hf_captioner.evaluation import (
 def main(argv: Sequence[str]) -> None:
     """Decode, score, print, write."""
     arguments = parse(argv)
-    accelerator = Accelerator()
-    share_cores(accelerator)
+    accelerator = build_accelerator()
     say = accelerator.print
     model, processor = load_captioner(arguments.folder)
     model.to(accelerator.device)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -29,7 +29,7 @@ from transformers import get_scheduler, pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
 from hf_captioner.cells import cached_cells
-from hf_captioner.cli import parse_recipe, run_main, share_cores
+from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
 from hf_captioner.visualization import attention_figure, curves_figure
@@ -112,12 +112,8 @@ class Split:
 def main(argv: Sequence[str]) -> None:
     """Train, validate, keep the best, and show what came out."""
     recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
-    accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
-    )
+    accelerator = build_accelerator(recipe.mixed_precision, recipe.num_threads)
     set_seed(recipe.seed)
-    share_cores(accelerator, recipe.num_threads)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     say = accelerator.print

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
 from transformers import HfArgumentParser
 
 from .modeling_captioner import CaptionerModel
@@ -98,15 +99,24 @@ def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcess
     return model.eval(), processor  # type: ignore[return-value]
 
 
-def share_cores(accelerator: Accelerator, num_threads: int | None = None) -> None:
-    """Let every process on a CPU use `num_threads` threads, or its share of the cores.
+def build_accelerator(mixed_precision: str | None = None, num_threads: int | None = None) -> Accelerator:
+    """Accelerate's entry point, set up for what this machine has.
 
-    `accelerate launch` leaves one thread to each process, which leaves most of a machine idle.
+    Args:
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; by default what `accelerate config` says.
+        num_threads: threads of each process on a CPU, by default its share of the cores: `accelerate launch` leaves
+            one thread to each process, which leaves most of a machine idle.
     """
-    if accelerator.device.type != "cpu":
-        return
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
+    accelerator = Accelerator(
+        # Several processes without an accelerator only find each other if Accelerate is told of the CPU.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=mixed_precision,
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+    )
+    if accelerator.device.type == "cpu":
+        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
+    return accelerator
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:

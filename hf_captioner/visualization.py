@@ -28,7 +28,7 @@ MARGIN = 0.15
 INK = "#222222"
 
 PANEL = 2.0  # longer edge of a photograph beside its maps
-DIMMED = 0.33  # brightness where a model did not look
+FOG, SEEN_THROUGH = 0.14, 0.25  # brightness of the fog where a model did not look, and how much shows through
 GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of red, green and blue, ITU-R BT.601
 
 ROW_WIDTH = 9.0  # of photographs with captions
@@ -53,7 +53,7 @@ def attention_figure(
 ) -> Figure:
     """The photograph, then for every word where the model looked, after the figures of Xu et al. 2015.
 
-    Where the model looked the photograph is in colour, elsewhere it is grey and dim. Each map is scaled from its own
+    Where the model looked the photograph is clear, elsewhere it lies in grey fog. Each map is scaled from its own
     least to its own greatest weight, as in the paper; a map without differences leaves the photograph as it is.
 
     Args:
@@ -76,10 +76,11 @@ def attention_figure(
     scale = photo.width / original.width
     box = tuple(edge * scale for edge in box or (0, 0, *original.size))  # type: ignore[assignment]
     pixels = np.asarray(photo, dtype=np.float32) / 255  # (H, W, 3)
+    fog = FOG + SEEN_THROUGH * (pixels @ GREY)[..., None]  # (H, W, 1)
     panels = [(pixels, "")]
     for word, weights in zip(words, maps, strict=True):
         light = _spread(_stretched(weights), photo.size, box)[..., None]  # type: ignore[arg-type]
-        panels.append((light * pixels + (1 - light) * DIMMED * (pixels @ GREY)[..., None], word))
+        panels.append((light * pixels + (1 - light) * fog, word))
 
     title, width, height = 0.3, photo.width / DOTS, photo.height / DOTS
     columns = _num_columns(len(panels), width / height)

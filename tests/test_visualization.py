@@ -147,5 +147,5 @@ def test_neither_import_nor_figures_load_pyplot() -> None:
         "v.curves_figure([{'epoch': 1, 'loss': 1.0}]).savefig(sys.stdout.buffer, format='png'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
-    png = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=120).stdout
+    png = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300).stdout
     assert math.prod(Image.open(io.BytesIO(png)).size) > 10_000
