@@ -92,9 +92,10 @@ def test_result(
     pixel_values = pixel_values[index : index + 1]
     torch.manual_seed(0)
     sequences = captioner.model.generate(pixel_values=pixel_values, **decoding)
-    logits = read_again(captioner.model, pixel_values, sequences).logits
-    scores = logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (N, T)
-    ordinary = sequences[:, 1:] > 3  # this random model may also say <start> or <pad>
+    expected = read_again(captioner.model, pixel_values, sequences)
+    maps = expected.cross_attentions[0].unflatten(3, (4, 4)).squeeze(1)  # (N, T, 4, 4)
+    scores = expected.logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (N, T)
+    ordinary = sequences[:, 1:] > 3  # this random model also says <start> or <pad> amid a caption
 
     torch.manual_seed(0)
     captions = captioner(photos[index], return_scores=True, return_attentions=True, **decoding)
@@ -103,7 +104,7 @@ def test_result(
         assert caption["generated_text"] == " ".join(caption["words"]) == text
         assert caption["word_scores"] == pytest.approx(scores[n, ordinary[n]].tolist(), abs=1e-4)
         assert caption["score"] == pytest.approx(scores[n, words_of(sequences)[n]].mean().item(), abs=1e-4)
-        assert caption["attentions"].shape == (len(caption["words"]), 4, 4)
+        np.testing.assert_allclose(caption["attentions"], maps[n, ordinary[n]], atol=1e-5)
         np.testing.assert_allclose(caption["attentions"].sum((1, 2)), 1, atol=1e-5)
         assert caption["box"] == captioner.processor.image_processor.visible_box(*photos[index].size)
 
