@@ -199,10 +199,14 @@ def test_generation_arguments(captioner_folder: Path, photos: list[Image.Image])
     assert both(photos[0], max_new_tokens=20) == greedy
 
 
-def test_prefix_has_maps_but_no_scores(captioner: ImageCaptioningPipeline, photos: list[Image.Image]) -> None:
+@pytest.mark.parametrize("num_beams", [1, 5])
+def test_prefix_has_maps_but_no_scores(
+    captioner: ImageCaptioningPipeline, photos: list[Image.Image], num_beams: int
+) -> None:
     prefix = captioner.processor.tokenizer("two small children", add_special_tokens=False).input_ids
     start = torch.tensor([[captioner.model.config.decoder_start_token_id, *prefix]])
-    caption = captioner(photos[0], decoder_input_ids=start, return_scores=True, return_attentions=True)[0]
+    wanted = {"return_scores": True, "return_attentions": True, "num_beams": num_beams}
+    caption = captioner(photos[0], decoder_input_ids=start, **wanted)[0]
     assert caption["words"][:3] == ["two", "small", "children"] and len(caption["words"]) > 3
     assert [math.isnan(score) for score in caption["word_scores"][:4]] == [True, True, True, False]
     assert math.isfinite(caption["score"])
