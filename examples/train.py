@@ -23,6 +23,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import get_scheduler, pipeline
@@ -79,6 +80,7 @@ class Recipe:
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = option(5.0, "Longest gradient; longer ones are scaled down.")
+    ema_decay: float = option(0.0, "Validate and keep a running average of the weights that decays so; 0 for none.")
     label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
     doubly_stochastic_weight: float = option(0.0, "Weight of the term that asks every cell to be attended to.")
     doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "That term's reduction over cells.")
@@ -254,6 +256,8 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
     )
+    average = weight_average(recipe, model)
+    kept = model if average is None else average.module
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     num_steps = recipe.epochs * len(loader)
     scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
@@ -265,10 +269,11 @@ def train(
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
     best_score, best_epoch = -1.0, -1
     for epoch in range(recipe.epochs):
-        record = {"epoch": epoch + 1, **train_epoch(recipe, epoch, wrapped, loader, optimizer, scheduler, accelerator)}
+        figures = train_epoch(recipe, epoch, wrapped, average, loader, optimizer, scheduler, accelerator)
+        record = {"epoch": epoch + 1, **figures}
         started = time.monotonic()
         predictions = decode_captions(
-            model,
+            kept,
             processor,
             splits["validation"].rows,
             accelerator,
@@ -287,7 +292,7 @@ def train(
                 file.write(json.dumps(record) + "\n")
             curves_figure(log).savefig(output_dir / "curves.png")
             if better:
-                model.save_pretrained(output_dir)
+                kept.save_pretrained(output_dir)
                 processor.save_pretrained(output_dir)
         accelerator.print(epoch_line(record, recipe.epochs, best=better))
         for warning in collapse_warnings(scores):
@@ -298,10 +303,20 @@ def train(
             break
 
 
+def weight_average(recipe: Recipe, model: CaptionerModel) -> ModelEmaV3 | None:
+    """Running average of the weights, whose memory is a fifth of the steps done until `ema_decay` limits it."""
+    if not 0 <= recipe.ema_decay < 1:
+        raise ValueError(f"ema_decay is {recipe.ema_decay}; it must be at least 0 and below 1, such as 0.999.")
+    if not recipe.ema_decay:
+        return None
+    return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=5.0, warmup_power=1.0)
+
+
 def train_epoch(
     recipe: Recipe,
     epoch: int,
     model: torch.nn.Module,
+    average: ModelEmaV3 | None,
     loader: DataLoader,
     optimizer: torch.optim.Optimizer,
     scheduler: torch.optim.lr_scheduler.LRScheduler,
@@ -321,6 +336,8 @@ def train_epoch(
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(accelerator.unwrap_model(model), step=epoch * len(loader) + step)
         total_loss += loss.item()
         num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
         seconds = time.monotonic() - started
