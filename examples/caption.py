@@ -3,20 +3,22 @@
     python examples/caption.py outputs/shapes photo.jpg
     python examples/caption.py outputs/shapes holidays/ --batch_size 16 > captions.tsv
     python examples/caption.py outputs/shapes photo.jpg --attention attention/      # pictures of where it looked
+    python examples/caption.py outputs/shapes holidays/ --attention attention/ --attention_format overlay gif html
     python examples/caption.py outputs/shapes holidays/ --num_captions 3 --json captions.json --skip_broken
 
-A line for each caption goes to standard output: the image, the caption and, with --attention, its picture, with tabs
-between them. Progress and complaints go to standard error.
+A line for each caption goes to standard output: the image, the caption and, with --attention, its pictures, with tabs
+between them. Progress and complaints go to standard error. The web page is one for all images, `index.html`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,18 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from hf_captioner import open_image
+from hf_captioner.attention_page import page_figure, page_of_figures
 from hf_captioner.cli import load_captioner, run_main
+from hf_captioner.overlay import attention_animation, attention_overlay
 from hf_captioner.visualization import attention_figure
+
+# Pictures of where the model looked: the end of the file name, and what draws it from image, words, maps and box.
+PICTURES: dict[str, tuple[str, Callable[..., bytes]]] = {
+    "panels": (".png", lambda *caption: png(attention_figure(*caption).savefig)),
+    "overlay": (".overlay.png", lambda *caption: png(attention_overlay(*caption).save)),
+    "gif": (".gif", attention_animation),
+}
+PAGE, PAGE_FILE = "html", "index.html"
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
@@ -38,19 +50,19 @@ def main(argv: Sequence[str]) -> None:
     if arguments.num_beams is not None and arguments.num_beams < num_captions:
         raise ValueError(f"{num_captions} captions need as many beams, but --num_beams is {arguments.num_beams}.")
     paths = list(find_images(arguments.images))
-    for folder in filter(None, (arguments.attention, arguments.json and arguments.json.parent)):
-        folder.mkdir(parents=True, exist_ok=True)
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    gallery = arguments.attention and Gallery(arguments.attention, arguments.attention_format)
     captioner = build_captioner(arguments.folder, arguments.device)
 
     records: list[dict[str, Any]] = []
-    pictures: set[Path] = set()
     opened: deque[tuple[str, Image.Image]] = deque()  # handed to the captioner, which answers in this order
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         for captions in captioner(
             open_images(paths, opened, bar, skip_broken=arguments.skip_broken),
             batch_size=arguments.batch_size,
             return_scores=True,
-            return_attentions=arguments.attention is not None,
+            return_attentions=gallery is not None,
             num_beams=arguments.num_beams or max(captioner.model.generation_config.num_beams or 1, num_captions),
             num_return_sequences=num_captions,
         ):
@@ -61,11 +73,9 @@ def main(argv: Sequence[str]) -> None:
                 "scores": [caption["score"] for caption in captions],
             }
             lines = [[path, caption] for caption in record["captions"]]
-            if arguments.attention is not None:
-                picture = free_path(arguments.attention, Path(path).stem, pictures)
-                draw_attention(image, captions[0], picture)
-                record["attention"] = str(picture)
-                lines[0].append(str(picture))
+            if gallery is not None:
+                record["attention"] = gallery.draw(path, image, captions)
+                lines[0] += [file for name, file in record["attention"].items() if name != PAGE]
             for line in lines:
                 tqdm.write("\t".join(line), file=sys.stdout)
             records.append(record)
@@ -74,6 +84,8 @@ def main(argv: Sequence[str]) -> None:
         arguments.json.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if not records:
         raise ValueError("No image could be read.")
+    if gallery is not None:
+        gallery.close()
 
 
 def open_images(
@@ -131,17 +143,54 @@ def build_captioner(folder: str, device: str | None) -> Any:
         raise ValueError(f"The device {device!r} can't be used: {line}. Try --device cpu.") from e
 
 
-def draw_attention(image: Image.Image, caption: dict[str, Any], path: Path) -> None:
-    """Draw where the model looked for each word of a caption."""
-    attention_figure(image, caption["words"], caption["attentions"], box=caption["box"]).savefig(path)
+class Gallery:
+    """Draws where the model looked, a file a picture and a page for all.
+
+    Args:
+        folder: for the files; made if it is not there.
+        formats: names among `PICTURES`, and `"html"`.
+    """
+
+    def __init__(self, folder: Path, formats: Sequence[str]) -> None:
+        self.folder = folder
+        self.pictures = {name: PICTURES[name] for name in formats if name in PICTURES}
+        self.page = folder / PAGE_FILE if PAGE in formats else None
+        self.figures: list[str] = []
+        self.taken: set[Path] = set()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def draw(self, name: str, image: Image.Image, captions: Sequence[dict[str, Any]]) -> dict[str, str]:
+        """Draw the best of the captions of an image, and put all of them on the page; the files by their formats."""
+        best = captions[0]
+        suffixes = [suffix for suffix, _ in self.pictures.values()]
+        paths = dict(zip(self.pictures, self.free_paths(Path(name).stem, suffixes), strict=True))
+        for (_, draw), path in zip(self.pictures.values(), paths.values(), strict=True):
+            path.write_bytes(draw(image, best["words"], best["attentions"], best["box"]))
+        if self.page is not None:
+            self.figures.append(page_figure(image, captions, name))
+            paths[PAGE] = self.page
+        return {name: str(path) for name, path in paths.items()}
+
+    def free_paths(self, stem: str, suffixes: Sequence[str]) -> list[Path]:
+        """Names for pictures that no other image has: `stem.png`, or `stem-2.png` and so on."""
+        stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        candidates = ([self.folder / f"{stem}{suffix}" for suffix in suffixes] for stem in stems)
+        paths = next(paths for paths in candidates if self.taken.isdisjoint(paths))
+        self.taken.update(paths)
+        return paths
+
+    def close(self) -> None:
+        """Write the page."""
+        if self.page is not None:
+            self.page.write_text(page_of_figures(self.figures), encoding="utf-8")
+            tqdm.write(f"Page of all images: {self.page}", file=sys.stderr)
 
 
-def free_path(folder: Path, stem: str, taken: set[Path]) -> Path:
-    """A name for a picture that no other image has: `stem.png`, or `stem-2.png` and so on."""
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    path = next(path for path in (folder / f"{name}.png" for name in names) if path not in taken)
-    taken.add(path)
-    return path
+def png(save: Callable[..., Any]) -> bytes:
+    """What a figure's or picture's own way to save writes."""
+    file = io.BytesIO()
+    save(file, format="png")
+    return file.getvalue()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -155,11 +204,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         help="captions for each image, the best first (default: %(default)s)")  # fmt: skip
     add("--batch_size", "--batch-size", type=positive, metavar="N", default=8,
         help="images at once (default: %(default)s)")  # fmt: skip
-    add("--attention", type=Path, metavar="DIR", help="draw where the model looked, a picture for each image")
+    add("--attention", type=Path, metavar="DIR", help="draw where the model looked, for each image")
+    add("--attention_format", "--attention-format", nargs="+", choices=(*PICTURES, PAGE),
+        help="how: a panel a word, one overlay of heat, an animated GIF, one web page for all images (default: panels)",
+    )  # fmt: skip
     add("--json", type=Path, metavar="FILE", help="also write captions and their scores to this file")
     add("--device", help="cpu, cuda, cuda:1, mps, … (default: the first accelerator there is)")
     add("--skip_broken", "--skip-broken", action="store_true", help="go on without unreadable images, naming each")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.attention_format and arguments.attention is None:
+        parser.error("--attention_format needs a folder to draw to; give one with --attention DIR")
+    arguments.attention_format = arguments.attention_format or ["panels"]
+    return arguments
 
 
 def positive(text: str) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,8 @@ from hf_captioner.cells import cached_cells
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
+from hf_captioner.objectives import others_mean, self_critical
+from hf_captioner.rewards import CaptionReward, sample_captions
 from hf_captioner.visualization import attention_figure, curves_figure
 
 
@@ -61,7 +63,9 @@ class Recipe:
 
     attention_type: str = option("additive", "Name among the attentions.")
     attention_size: int = option(256, "Width of the attention's hidden layer.")
+    attention_kwargs: str = option("{}", "Further arguments of the attention, as YAML, such as {num_heads: 4}.")
     decoder_type: str = option("lstm", "Name among the decoders.")
+    decoder_kwargs: str = option("{}", "Further arguments of the decoder, as YAML, such as {num_layers: 2}.")
     embedding_size: int = option(128, "Width of a word embedding.")
     hidden_size: int = option(256, "Width of the decoder's state.")
     gate: bool = option(True, "Scale the context by a gate.")
@@ -87,7 +91,12 @@ class Recipe:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
 
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
-    patience: int = option(5, "Stop after so many epochs without a better score.")
+    reward_epochs: int = option(0, "Passes over the images that follow, rewarding sampled captions by CIDEr-D.")
+    reward_learning_rate: float = option(1e-4, "Highest learning rate of these.")
+    reward_samples: int = option(5, "Captions sampled for each image, at least 2; the others are each one's baseline.")
+    reward_top_k: int = option(10, "They are drawn among so many likeliest words each time; 0 for all words.")
+    reward_bleu_weight: float = option(0.0, "Weight of BLEU-4 beside CIDEr-D in the reward.")
+    patience: int = option(5, "End a stage after so many epochs without a better score.")
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
     max_length: int = option(31, "Longest caption to generate, <start> and <end> included.")
@@ -172,9 +181,9 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         pretrained=recipe.pretrained,
         encoder_weights=recipe.encoder_weights,
         data_config=yaml.safe_load(recipe.data_config),
-        encoder_kwargs=yaml.safe_load(recipe.encoder_kwargs),
         vocab_size=len(tokenizer),
         **{name: getattr(recipe, name) for name in MODEL_FIELDS},
+        **{name: yaml.safe_load(getattr(recipe, name)) for name in MODEL_FIELDS_AS_YAML},
     )
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
     model.generation_config.update(
@@ -223,6 +232,7 @@ MODEL_FIELDS = (
     "doubly_stochastic_weight",
     "doubly_stochastic_reduction",
 )
+MODEL_FIELDS_AS_YAML = ("encoder_kwargs", "attention_kwargs", "decoder_kwargs")
 
 
 def train(
@@ -232,19 +242,77 @@ def train(
     splits: dict[str, Split],
     accelerator: Accelerator,
 ) -> None:
-    """Train until the last epoch or until validation stops improving; the best epoch's model is in the output."""
+    """Train stage by stage, each from the best weights so far; the best epoch's model is in the output."""
     output_dir = Path(recipe.output_dir)
+    log_file = output_dir / "log.jsonl"
+    if accelerator.is_main_process:
+        log_file.write_text("")
+        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
+    average = weight_average(recipe, model)
+    kept = model if average is None else average.module
+    wrapped, loader = accelerator.prepare(model, build_loader(recipe, processor, splits["train"]))
+    log: list[dict[str, Any]] = []
+    best_score = -1.0
+    for number, stage in enumerate(build_stages(recipe, model, processor, splits["train"])):
+        if number:
+            best = CaptionerModel.from_pretrained(output_dir).state_dict()
+            model.load_state_dict(best)
+            kept.load_state_dict(best)
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+        )
+        optimizer = accelerator.prepare(optimizer)
+        num_steps = stage.epochs * len(loader)
+        scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
+        without_better = 0
+        for epoch in range(stage.epochs):
+            figures = train_epoch(recipe, stage, epoch, wrapped, average, loader, optimizer, scheduler, accelerator)
+            started = time.monotonic()
+            predictions = decode_captions(
+                kept,
+                processor,
+                splits["validation"].rows,
+                accelerator,
+                cells=splits["validation"].cells,
+                description=f"{stage.name} {epoch + 1}/{stage.epochs}, validating",
+                num_beams=recipe.num_beams,
+            )
+            scores = score_captions(predictions)
+            seconds = time.monotonic() - started
+            log.append({"epoch": len(log) + 1, "stage": stage.name, **figures, **scores, "validation_seconds": seconds})
+            better = scores[recipe.select_by] > best_score
+            best_score = max(best_score, scores[recipe.select_by])
+            without_better = 0 if better else without_better + 1
+            if accelerator.is_main_process:
+                with log_file.open("a") as file:
+                    file.write(json.dumps(log[-1]) + "\n")
+                curves_figure(log).savefig(output_dir / "curves.png")
+                if better:
+                    kept.save_pretrained(output_dir)
+                    processor.save_pretrained(output_dir)
+            accelerator.print(epoch_line(log[-1], stage, epoch, best=better))
+            for warning in collapse_warnings(scores):
+                accelerator.print(f"  Warning: {warning}")
+            accelerator.wait_for_everyone()
+            if without_better == recipe.patience:
+                accelerator.print(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
+                break
+
+
+def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split) -> DataLoader:
+    """Batches of the training split, in an order drawn anew each epoch."""
+    rows = split.rows.add_column("index", list(range(len(split.rows))))
+    if split.cells is not None:
+        rows = rows.select_columns(["captions", "index"])
     collator = CaptionCollator(
         processor,
-        cells=splits["train"].cells,
+        cells=split.cells,
         mirror=recipe.mirror,
-        mirrored_cells=splits["train"].mirrored_cells,
+        mirrored_cells=split.mirrored_cells,
         max_words=recipe.max_words,
     )
-    rows = splits["train"].rows
-    if splits["train"].cells is not None:
-        rows = rows.select_columns("captions").add_column("index", list(range(len(rows))))
-    loader = DataLoader(
+    return DataLoader(
         rows,  # type: ignore[arg-type]
         batch_size=recipe.batch_size,
         shuffle=True,
@@ -252,55 +320,56 @@ def train(
         collate_fn=collator,
         num_workers=recipe.num_workers,
     )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-    )
-    average = weight_average(recipe, model)
-    kept = model if average is None else average.module
-    wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    num_steps = recipe.epochs * len(loader)
-    scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
 
-    log: list[dict[str, Any]] = []
-    log_file = output_dir / "log.jsonl"
-    if accelerator.is_main_process:
-        log_file.write_text("")
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
-    best_score, best_epoch = -1.0, -1
-    for epoch in range(recipe.epochs):
-        figures = train_epoch(recipe, epoch, wrapped, average, loader, optimizer, scheduler, accelerator)
-        record = {"epoch": epoch + 1, **figures}
-        started = time.monotonic()
-        predictions = decode_captions(
-            kept,
-            processor,
-            splits["validation"].rows,
-            accelerator,
-            cells=splits["validation"].cells,
-            description=f"Epoch {epoch + 1}/{recipe.epochs}, validating",
-            num_beams=recipe.num_beams,
-        )
-        scores = score_captions(predictions)
-        record |= {**scores, "validation_seconds": time.monotonic() - started}
-        log.append(record)
-        better = scores[recipe.select_by] > best_score
-        if better:
-            best_score, best_epoch = scores[recipe.select_by], epoch
-        if accelerator.is_main_process:
-            with log_file.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-            curves_figure(log).savefig(output_dir / "curves.png")
-            if better:
-                kept.save_pretrained(output_dir)
-                processor.save_pretrained(output_dir)
-        accelerator.print(epoch_line(record, recipe.epochs, best=better))
-        for warning in collapse_warnings(scores):
-            accelerator.print(f"  Warning: {warning}")
-        accelerator.wait_for_everyone()
-        if epoch - best_epoch >= recipe.patience:
-            accelerator.print(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
-            break
+
+@dataclass
+class Stage:
+    """A part of the training with an objective of its own.
+
+    Args:
+        name: for the progress bar and the log.
+        epochs: passes over the training images.
+        learning_rate: the highest.
+        figure: name of what is shown beside the bar.
+        step: from model and batch to the loss and that figure.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    figure: str
+    step: Callable[[torch.nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, float]]
+
+
+def build_stages(
+    recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split
+) -> list[Stage]:
+    """Likelihood of people's captions first, then, if the recipe says so, rewards of the model's own."""
+
+    def likelihood(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        batch.pop("index")
+        loss = wrapped(**batch).loss
+        return loss, loss.item()
+
+    stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, "loss", likelihood)]
+    if not recipe.reward_epochs:
+        return stages
+    reward = CaptionReward(split.rows["captions"], bleu_weight=recipe.reward_bleu_weight)
+
+    def rewards(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
+        wrapped.eval()  # captions are drawn without dropout, so their gradient is taken without
+        images, _ = batch.pop("index").tolist(), batch.pop("labels")
+        labels = sample_captions(
+            model, recipe.reward_samples, top_k=recipe.reward_top_k, max_length=recipe.max_words + 1, **batch
+        )  # (B, S, T)
+        captions = [processor.batch_decode(row) for row in labels.clamp(min=processor.tokenizer.pad_token_id)]
+        ended = (labels == processor.tokenizer.eos_token_id).any(2)
+        values = reward(images, captions, ended).to(labels.device)  # (B, S)
+        logits = wrapped(labels=labels, **batch).logits
+        advantages = values - others_mean(values)
+        return self_critical(logits.flatten(0, 1), labels.flatten(0, 1), advantages.flatten()), values.mean().item()
+
+    return [*stages, Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, "reward", rewards)]
 
 
 def weight_average(recipe: Recipe, model: CaptionerModel) -> ModelEmaV3 | None:
@@ -314,6 +383,7 @@ def weight_average(recipe: Recipe, model: CaptionerModel) -> ModelEmaV3 | None:
 
 def train_epoch(
     recipe: Recipe,
+    stage: Stage,
     epoch: int,
     model: torch.nn.Module,
     average: ModelEmaV3 | None,
@@ -324,12 +394,16 @@ def train_epoch(
 ) -> dict[str, float]:
     """One pass over the training images."""
     model.train()
-    started, total_loss, num_captions = time.monotonic(), 0.0, 0
+    started, total, num_captions = time.monotonic(), 0.0, 0
     bar = tqdm(
-        loader, desc=f"Epoch {epoch + 1}/{recipe.epochs}", unit="batch", disable=not accelerator.is_local_main_process
+        loader,
+        desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
+        unit="batch",
+        disable=not accelerator.is_local_main_process,
     )
     for step, batch in enumerate(bar, start=1):
-        loss = model(**batch).loss
+        num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
+        loss, figure = stage.step(model, batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
         learning_rate = optimizer.param_groups[0]["lr"]
@@ -338,26 +412,25 @@ def train_epoch(
         optimizer.zero_grad()
         if average is not None:
             average.update(accelerator.unwrap_model(model), step=epoch * len(loader) + step)
-        total_loss += loss.item()
-        num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
+        total += figure
         seconds = time.monotonic() - started
         bar.set_postfix_str(
-            f"loss {total_loss / step:.3f}, {num_captions / seconds:.0f} captions/s, lr {learning_rate:.1e}",
+            f"{stage.figure} {total / step:.3f}, {num_captions / seconds:.0f} captions/s, lr {learning_rate:.1e}",
             refresh=False,
         )
     return {
-        "loss": total_loss / step,
+        stage.figure: total / step,
         "learning_rate": learning_rate,
         "captions_per_second": num_captions / seconds,
         "train_seconds": seconds,
     }
 
 
-def epoch_line(record: dict[str, Any], epochs: int, *, best: bool) -> str:
+def epoch_line(record: dict[str, Any], stage: Stage, epoch: int, *, best: bool) -> str:
     """An epoch in one line."""
     scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
     return (
-        f"Epoch {record['epoch']:>2}/{epochs}  loss {record['loss']:.3f}  {scores}  "
+        f"{stage.name} {epoch + 1:>2}/{stage.epochs}  {stage.figure} {record[stage.figure]:.3f}  {scores}  "
         f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if best else ''}"
     )
 

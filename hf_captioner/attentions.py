@@ -3,9 +3,18 @@
 A part is a `torch.nn.Module` built from sizes. `keys(memory)` is computed once an image; then for K queries an
 image `forward((B, K, D), keys, (B, P, C)) -> context (B, K, C), weights (B, K, P)`. K is the captions of an image
 in training and its beams in decoding: they share one memory.
+
+Two things an attention may do beyond that:
+
+- With the class attribute `uses_sentinel = True`, `forward` takes a fourth argument, a sentinel `(B, K, D)`: what the
+  decoder knows without the image. It may share the weights with the image, whose weights then sum to less than 1.
+- One that samples returns a third tensor in training: log-probabilities `(B, K)` of the cells it took, 0 where it took
+  none. It then has the attributes `reinforce_weight` and `entropy_weight`, and `baseline`, a tensor `()` that the
+  model keeps up to date (see `objectives.reinforce`).
 """
 
 # B: images, K: captions or beams of an image, P: image cells, C: channels of a cell, D: query, A: hidden layer
+# H: heads
 
 from __future__ import annotations
 
@@ -19,7 +28,13 @@ from .registry import Registry
 
 ATTENTIONS = Registry(
     "attentions",
-    {"additive": f"{__name__}:AdditiveAttention", "dot": f"{__name__}:DotAttention"},
+    {
+        "additive": f"{__name__}:AdditiveAttention",
+        "dot": f"{__name__}:DotAttention",
+        "multi_head": f"{__name__}:MultiHeadAttention",
+        "adaptive": f"{__name__}:AdaptiveAttention",
+        "hard": f"{__name__}:HardAttention",
+    },
 )
 
 
@@ -46,10 +61,14 @@ class AdditiveAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
-        vector = self.key_to_score.weight.squeeze(0)  # (A,)
-        scores = _AdditiveScore.apply(self.query_to_key(query), keys, vector)  # (B, K, P)
-        weights = torch.softmax(scores, dim=-1)
+        weights = torch.softmax(self._scores(self.query_to_key(query), keys), dim=-1)
         return weights @ memory, weights
+
+    def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
+        """`(B, K, A), (B, P, A) -> (B, K, P)`."""
+        vector = self.key_to_score.weight.squeeze(0)  # (A,)
+        scores: Tensor = _AdditiveScore.apply(query_key, keys, vector)
+        return scores
 
 
 class DotAttention(nn.Module):
@@ -75,6 +94,145 @@ class DotAttention(nn.Module):
         """`(B, K, D), (B, A, P), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
         weights = torch.softmax(self.query_to_key(query) @ keys, dim=-1)  # (B, K, P)
         return weights @ memory, weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Scaled dot product in several heads (Vaswani et al. 2017, sec. 3.2.2).
+
+    The heads read values, projections of the cells to size A in all; put side by side and projected, they are the
+    context, of size C as the contract has it. The weights reported are the mean over the heads.
+
+    Departure: no dropout on the weights.
+
+    Args:
+        query_size: D, width of the decoder's state.
+        memory_size: C, channels of a cell.
+        attention_size: A, width of all heads together.
+        num_heads: H, a divisor of A.
+
+    Raises:
+        ValueError: heads that can't share the width evenly.
+    """
+
+    def __init__(self, query_size: int, memory_size: int, attention_size: int, *, num_heads: int = 8) -> None:
+        super().__init__()
+        if num_heads < 1 or attention_size % num_heads:
+            raise ValueError(
+                f"num_heads is {num_heads}, which does not divide attention_size={attention_size}. Heads share that "
+                "width evenly: change one of the two."
+            )
+        self.num_heads = num_heads
+        self.memory_to_key_value = nn.Linear(memory_size, 2 * attention_size)
+        self.query_to_key = nn.Linear(query_size, attention_size)
+        self.heads_to_context = nn.Linear(attention_size, memory_size)
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """Keys and values, which depend on the image alone: `(B, P, C) -> (B, H, P, 2A/H)`."""
+        key_value = self.memory_to_key_value(memory).unflatten(2, (self.num_heads, -1))  # (B, P, H, 2A/H)
+        return key_value.transpose(1, 2).contiguous()
+
+    def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """`(B, K, D), (B, H, P, 2A/H), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
+        key, value = keys.chunk(2, -1)  # (B, H, P, A/H)
+        heads = self.query_to_key(query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, K, A/H)
+        scores = heads / math.sqrt(heads.shape[-1]) @ key.transpose(2, 3)  # (B, H, K, P)
+        weights = torch.softmax(scores, dim=-1)
+        context = (weights @ value).transpose(1, 2).flatten(2)  # (B, K, A)
+        return self.heads_to_context(context), weights.mean(1)
+
+
+class AdaptiveAttention(AdditiveAttention):
+    """Additive attention to the cells and to a visual sentinel (Lu et al. 2017, eq. 6-12).
+
+    The sentinel, what the decoder knows without the image, competes with the cells in one softmax. Its share is β,
+    and the context is `Σ_p α_p a_p + β s`. The weights `(B, K, P)` are those of the cells, so that they sum to the
+    image's share 1 - β: divided by that sum they are a map of the image.
+
+    Departures: it looks where its decoder does, which is before the LSTM in `lstm` and `gru` and after the attention
+    LSTM in `top_down`, and the context goes where that decoder sends it; cells keep their own size C, to which the
+    sentinel is projected.
+
+    Args:
+        query_size: D, width of the decoder's state and of the sentinel.
+        memory_size: C, channels of a cell.
+        attention_size: A, width of the hidden layer.
+    """
+
+    uses_sentinel = True
+
+    def __init__(self, query_size: int, memory_size: int, attention_size: int) -> None:
+        super().__init__(query_size, memory_size, attention_size)
+        self.sentinel_to_key = nn.Linear(query_size, attention_size)
+        self.sentinel_to_context = nn.Linear(query_size, memory_size)
+
+    def forward(  # type: ignore[override]
+        self, query: Tensor, keys: Tensor, memory: Tensor, sentinel: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`(B, K, D), (B, P, A), (B, P, C), (B, K, D) -> context (B, K, C), weights (B, K, P)`."""
+        query_key = self.query_to_key(query)  # (B, K, A)
+        sentinel_score = self.key_to_score(torch.tanh(query_key + self.sentinel_to_key(sentinel)))  # (B, K, 1)
+        scores = torch.cat([self._scores(query_key, keys), sentinel_score], -1)
+        weights, beta = torch.softmax(scores, dim=-1).split([memory.shape[1], 1], -1)
+        return weights @ memory + beta * self.sentinel_to_context(sentinel), weights
+
+
+class HardAttention(AdditiveAttention):
+    """Additive attention that takes one cell a word, drawn with its weights (Xu et al. 2015, sec. 4.1).
+
+    In training the context is the drawn cell or, for a share `expected_rate` of the words, the expected context;
+    the weights are learned by REINFORCE (`objectives.reinforce`) beside what flows through the expected contexts.
+    Otherwise every context is the expected one: it is the same each time, and scores words by an approximation of
+    their likelihood over all cells (sec. 4.2), of which the likeliest cell is only one term.
+
+    Departure: the paper takes the expected context for half of the images, the authors' code for half of the batches;
+    here every word draws for itself.
+
+    Args:
+        query_size: D, width of the decoder's state.
+        memory_size: C, channels of a cell.
+        attention_size: A, width of the hidden layer.
+        expected_rate: probability in [0, 1] of taking the expected context for a word in training.
+        reinforce_weight: λ_r >= 0 of the REINFORCE term. At 1 the gradient is that of the bound on the likelihood.
+        entropy_weight: λ_e >= 0 of the entropy of the weights, which keeps them from settling early.
+
+    Raises:
+        ValueError: a rate that is no probability, or a negative weight.
+    """
+
+    baseline: Tensor
+
+    def __init__(
+        self,
+        query_size: int,
+        memory_size: int,
+        attention_size: int,
+        *,
+        expected_rate: float = 0.5,
+        reinforce_weight: float = 1.0,
+        entropy_weight: float = 0.01,
+    ) -> None:
+        super().__init__(query_size, memory_size, attention_size)
+        if not 0 <= expected_rate <= 1:
+            raise ValueError(f"expected_rate is {expected_rate}, but must be in [0, 1].")
+        for name, value in (("reinforce_weight", reinforce_weight), ("entropy_weight", entropy_weight)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}, but must not be negative.")
+        self.expected_rate = expected_rate
+        self.reinforce_weight = reinforce_weight
+        self.entropy_weight = entropy_weight
+        self.register_buffer("baseline", torch.zeros(()))
+
+    def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """`(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`; in training log p `(B, K)`."""
+        if not self.training:
+            return super().forward(query, keys, memory)
+        log_weights = torch.log_softmax(self._scores(self.query_to_key(query), keys), dim=-1)
+        weights = log_weights.exp()
+        cells = torch.multinomial(weights.detach().flatten(0, 1), 1).view(*weights.shape[:2], 1)  # (B, K, 1)
+        is_drawn = torch.rand(cells.shape, device=cells.device) >= self.expected_rate
+        drawn = torch.zeros_like(weights).scatter(-1, cells, 1.0)  # (B, K, P)
+        context = torch.where(is_drawn, drawn, weights) @ memory
+        return context, weights, (log_weights.gather(-1, cells) * is_drawn).squeeze(-1)
 
 
 class _AdditiveScore(torch.autograd.Function):

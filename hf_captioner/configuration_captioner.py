@@ -19,7 +19,9 @@ class CaptionerConfig(PreTrainedConfig):
             (`{"output_stride": 16}`).
         attention_type: name in `ATTENTIONS`; `"additive"` is Show, Attend and Tell's.
         attention_size: A, width of the attention's hidden layer.
+        attention_kwargs: further arguments of the attention, for `"multi_head"` such as `{"num_heads": 4}`.
         decoder_type: name in `DECODERS`; `"lstm"` is Show, Attend and Tell's.
+        decoder_kwargs: further arguments of the decoder, such as `{"num_layers": 2}`.
         vocab_size: V, number of words, special tokens included.
         embedding_size: E, width of a word embedding.
         hidden_size: D, width of the decoder's state.
@@ -45,7 +47,9 @@ class CaptionerConfig(PreTrainedConfig):
     encoder_kwargs: dict[str, Any] | None = None
     attention_type: str = "additive"
     attention_size: int = 512
+    attention_kwargs: dict[str, Any] | None = None
     decoder_type: str = "lstm"
+    decoder_kwargs: dict[str, Any] | None = None
     vocab_size: int = 10000
     embedding_size: int = 512
     hidden_size: int = 512

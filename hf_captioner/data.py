@@ -182,8 +182,8 @@ class CaptionCollator:
         mirrored_cells: cells of the mirrored images; needed to mirror where there are cells.
         max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
 
-    Returns a dict with `labels` `(B, K, T)`, padded with -100, and either `pixel_values` `(B, 3, H, W)` or `cells`
-    `(B, P, C)`.
+    Returns a dict with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)` or `cells`
+    `(B, P, C)`; and `index` `(B,)` if rows have one.
     """
 
     def __init__(
@@ -203,9 +203,11 @@ class CaptionCollator:
         self.max_words = max_words
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Collate rows with `captions` and either `image` or `index`."""
+        """Collate rows with `captions` and `image` or `index`, or both."""
         labels = self.processor(text=[row["captions"] for row in rows])["labels"]
         batch = {"labels": labels[..., : self.max_words]}
+        if "index" in rows[0]:
+            batch["index"] = torch.tensor([row["index"] for row in rows])
         mirrored = torch.rand(len(rows)) < 0.5 if self.mirror else torch.zeros(len(rows), dtype=torch.bool)
         if self.cells is not None:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)

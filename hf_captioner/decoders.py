@@ -2,7 +2,8 @@
 
 A part is a `torch.nn.Module` built from sizes and an attention. `prepare(cells)` computes what depends on the
 image alone; `forward(input_ids (N, T), memory, state, lengths)` reads T words of each of N = B·K captions and
-returns scores, attention weights and the state after the last word.
+returns scores, attention weights and the state after the last word. `attentions.py` says what an attention may ask
+of its decoder, and tell it, beyond that.
 """
 
 # B: images, K: captions or beams of an image, N = B·K: captions, T: words, V: vocabulary
@@ -10,19 +11,23 @@ returns scores, attention weights and the state after the last word.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from .recurrence import GRULayer, LSTMLayer, Plan, Sentinel, State, unroll
 from .registry import Registry
 
-DECODERS = Registry("decoders", {"lstm": f"{__name__}:LSTMDecoder"})
-
-
-State = tuple[Tensor, ...]
+DECODERS = Registry(
+    "decoders",
+    {
+        "lstm": f"{__name__}:LSTMDecoder",
+        "gru": f"{__name__}:GRUDecoder",
+        "top_down": f"{__name__}:TopDownDecoder",
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,16 @@ class Memory:
     Args:
         cells: `(B, P, C)`.
         keys: what the attention computes from them once.
+        mean: `(B, C)`, the mean cell.
     """
 
     cells: Tensor
     keys: Tensor
+    mean: Tensor
+
+    def take(self, images: Tensor) -> Memory:
+        """The memory of some of the images."""
+        return Memory(self.cells[images], self.keys[images], self.mean[images])
 
 
 class RecurrentCache:
@@ -65,6 +76,10 @@ class RecurrentCache:
         """Let caption n continue caption `beam_idx[n]`. Beams stay with their image, so memory stays put."""
         self.state = tuple(part.index_select(0, beam_idx.to(part.device)) for part in self.state)
 
+    def keep_images(self, images: Tensor) -> None:
+        """Forget the memory of all but these images; their captions' states are kept by `reorder_cache`."""
+        self.memory = self.memory.take(images)
+
 
 @dataclass
 class DecoderOutput:
@@ -75,23 +90,33 @@ class DecoderOutput:
         weights: `(N, T, P)`, attention that chose each word, zero where a caption is over.
         hidden: `(N, T, D)`, the state after each word read.
         state: tensors `(N, D)` after the last word. Only meaningful without `lengths`.
+        log_probs: `(N, T)`, of an attention that sampled: log-probability of the cell it took for each word.
     """
 
     logits: Tensor
     weights: Tensor
     hidden: Tensor
     state: State
+    log_probs: Tensor | None = None
 
 
-class LSTMDecoder(nn.Module):
-    """LSTM with soft attention after Show, Attend and Tell (Xu et al. 2015).
+# Query and memory cell (b, k, D), word (b, k, E) and the images' memory:
+# context (b, k, C), weights (b, k, P) and, of an attention that samples, log-probabilities (b, k).
+Attend = Callable[[Tensor, Tensor, Tensor, Memory], tuple[Tensor, ...]]
 
-    Reading word y_{t-1}, the state h_{t-1} chooses where to look, and the word and the context ẑ_t drive the LSTM
-    (eq. 1-3). A gate β_t = σ(f_β(h_{t-1})) scales the context (sec. 4.2.1). The next word comes from h_t alone or,
-    with `deep_output`, from `L_o tanh(E y_{t-1} + L_h h_t + L_z ẑ_t)` (eq. 7).
+# Word (b, k, E), drive (b, k, gates), the images' memory and the state before:
+# the state after; and h (b, k, D) to compute the word from, followed by what the attention gave.
+DecoderStep = Callable[[Tensor, Tensor, Memory, State], tuple[State, tuple[Tensor, ...]]]
 
-    Departures: f_init is one linear layer with tanh and eq. 7 has a tanh, both as in the authors' code; forget
-    gates start open by a fixed bias of 1 (Jozefowicz et al. 2015).
+
+class RecurrentDecoder(nn.Module):
+    """What recurrent decoders share, and how layers on top of each other caption, after Show, Attend and Tell.
+
+    Reading word y_{t-1}, the state h_{t-1} of the top layer chooses where to look, and the word and the context ẑ_t
+    drive the lowest layer (Xu et al. 2015, eq. 1-3). A gate β_t = σ(f_β(h_{t-1})) scales the context (sec. 4.2.1).
+    The next word comes from h_t alone or, with `deep_output`, from `L_o tanh(E y_{t-1} + L_h h_t + L_z ẑ_t)` (eq. 7).
+
+    Departures: f_init is one linear layer with tanh and eq. 7 has a tanh, both as in the authors' code.
 
     Args:
         vocab_size: V.
@@ -99,12 +124,19 @@ class LSTMDecoder(nn.Module):
         hidden_size: D.
         memory_size: C.
         attention: from `ATTENTIONS`, built for queries of size D and memory of size C.
+        num_layers: LSTMs or GRUs on top of each other.
         gate: scale the context by β.
         deep_output: eq. 7.
         memory_dropout: probability in [0, 1) of zeroing an element of a cell.
         embedding_dropout: probability in [0, 1) of zeroing an element of a word embedding.
         output_dropout: probability in [0, 1) of zeroing an element before the last linear layer.
+
+    Raises:
+        ValueError: no layers.
     """
+
+    layer_type: type[LSTMLayer | GRULayer]
+    layers_below = 0  # that run before the attention
 
     def __init__(
         self,
@@ -114,6 +146,7 @@ class LSTMDecoder(nn.Module):
         memory_size: int,
         attention: nn.Module,
         *,
+        num_layers: int = 1,
         gate: bool = True,
         deep_output: bool = False,
         memory_dropout: float = 0.0,
@@ -121,27 +154,42 @@ class LSTMDecoder(nn.Module):
         output_dropout: float = 0.5,
     ) -> None:
         super().__init__()
+        if num_layers < 1:
+            raise ValueError(f"num_layers is {num_layers}, but a decoder has at least 1.")
         self.embedding = nn.Embedding(vocab_size, embedding_size)
         self.attention = attention
-        self.memory_to_state = nn.Linear(memory_size, 2 * hidden_size)
+        self._num_states = (self.layers_below + num_layers) * self.layer_type.num_states
+        self.memory_to_state = nn.Linear(memory_size, self._num_states * hidden_size)
         self.state_to_gate = nn.Linear(hidden_size, 1) if gate else None
-        self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
-        self.step_to_lstm = nn.Linear(memory_size + hidden_size, 4 * hidden_size, bias=False)
+        self._build_layers(embedding_size, hidden_size, memory_size, num_layers)
         self.step_to_output = nn.Linear(hidden_size + memory_size, embedding_size) if deep_output else None
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
+        uses_sentinel = getattr(attention, "uses_sentinel", False)
+        self.sentinel = Sentinel(embedding_size, hidden_size) if uses_sentinel else None
         self.memory_dropout = nn.Dropout(memory_dropout)
         self.embedding_dropout = nn.Dropout(embedding_dropout)
         self.output_dropout = nn.Dropout(output_dropout)
 
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        raise NotImplementedError
+
+    def _layers(self) -> list[LSTMLayer | GRULayer]:
+        """The layers whose uppermost h words are computed from, from the lowest up."""
+        raise NotImplementedError
+
+    def _drives(self, words: Tensor) -> Tensor:
+        """What words bring to the gates of the layer that reads them: `(R, E) -> (R, gates)`."""
+        raise NotImplementedError
+
     def prepare(self, cells: Tensor) -> Memory:
         """Everything that is computed once an image: `(B, P, C)` -> `Memory`."""
         cells = self.memory_dropout(cells)
-        return Memory(cells, self.attention.keys(cells))  # type: ignore[operator]
+        return Memory(cells, self.attention.keys(cells), cells.mean(1))  # type: ignore[operator]
 
     def initial_state(self, memory: Memory, num_captions: int) -> State:
-        """h_0 and c_0, `(B·K, D)` each, from the mean cell (Xu et al. 2015, sec. 3.1.2)."""
-        state = torch.tanh(self.memory_to_state(memory.cells.mean(1)))  # (B, 2D)
-        return state.repeat_interleave(num_captions, 0).chunk(2, -1)
+        """The state before the first word, tensors `(B·K, D)`, from the mean cell (Xu et al. 2015, sec. 3.1.2)."""
+        state = torch.tanh(self.memory_to_state(memory.mean)).repeat_interleave(num_captions, 0)
+        return state.chunk(self._num_states, -1)
 
     def forward(
         self, input_ids: Tensor, memory: Memory, state: State | None = None, lengths: Tensor | None = None
@@ -159,138 +207,128 @@ class LSTMDecoder(nn.Module):
         assert rest == 0, f"{input_ids.shape[0]} captions for {num_images} images"
         if state is None:
             state = self.initial_state(memory, num_captions)
-        plan = _Plan(num_images, num_captions, input_ids.shape[1], lengths)
-        memory, state = plan.sort(memory, state)
+        plan = Plan(num_images, num_captions, input_ids.shape[1], lengths)
+        memory = memory if plan.images is None else memory.take(plan.images)
         words = self.embedding_dropout(self.embedding(plan.pack(input_ids)))  # (R, E)
-        hidden, contexts, weights, state = self._unroll(words, memory, state, plan.blocks)
-        words, hidden, contexts, weights = (plan.trim(part) for part in (words, hidden, contexts, weights))
+        outputs, state = self._unroll(words, memory, plan.sort(state), plan.blocks)
+        words, hidden, contexts, weights, *log_probs = (plan.trim(part) for part in (words, *outputs))
         features = hidden
         if self.step_to_output is not None:
             features = torch.tanh(words + self.step_to_output(torch.cat([hidden, contexts], -1)))
         logits = self.output(self.output_dropout(features))  # (R, V)
-        return DecoderOutput(plan.unpack(logits), plan.unpack(weights), plan.unpack(hidden), state)
+        logits, weights, hidden, *log_probs = (plan.unpack(part) for part in (logits, weights, hidden, *log_probs))
+        return DecoderOutput(logits, weights, hidden, state, *log_probs)
 
     def _unroll(
         self, words: Tensor, memory: Memory, state: State, blocks: list[tuple[int, int]]
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
-        num_images, (hidden, cell) = memory.cells.shape[0], state
-        hidden, cell = (part.unflatten(0, (num_images, -1)) for part in (hidden, cell))  # (B, K, D)
-        recurrence = _RecurrentLinear(self.step_to_lstm.weight)
+    ) -> tuple[list[Tensor], State]:
+        num_images = memory.cells.shape[0]
+        state = tuple(part.unflatten(0, (num_images, -1)) for part in state)  # (B, K, D)
+        step = self._step(self._attend(), memory)
+        sizes = [b * k for b, k in blocks]
+        rows = zip(blocks, words.split(sizes), self._drives(words).split(sizes), strict=True)
         steps = []
-        lstm_words = self.word_to_lstm(words).split([b * k for b, k in blocks])
-        for (b, k), word in zip(blocks, lstm_words, strict=True):
-            hidden, cell = hidden[:b, :k], cell[:b, :k]
-            context, weights = self.attention(hidden, memory.keys[:b], memory.cells[:b])
-            if self.state_to_gate is not None:
-                context = torch.sigmoid(self.state_to_gate(hidden)) * context  # (b, k, C)
-            gates = word.view(b, k, -1) + recurrence(torch.cat([context, hidden], -1))
-            admit, forget, emit, new = gates.chunk(4, -1)
-            cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(admit) * torch.tanh(new)
-            hidden = torch.sigmoid(emit) * torch.tanh(cell)
-            steps.append([part.flatten(0, 1) for part in (hidden, context, weights)])
+        for (b, k), word, drive in rows:
+            state = tuple(part[:b, :k] for part in state)
+            seen = Memory(memory.cells[:b], memory.keys[:b], memory.mean[:b])
+            state, outputs = step(word.view(b, k, -1), drive.view(b, k, -1), seen, state)
+            steps.append([part.flatten(0, 1) for part in outputs])
         packed = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*steps, strict=True)]
-        return *packed, (hidden.flatten(0, 1), cell.flatten(0, 1))  # type: ignore[return-value]
+        return packed, tuple(part.flatten(0, 1) for part in state)
+
+    def _attend(self) -> Attend:
+        sentinel = None if self.sentinel is None else self.sentinel.unroll()
+
+        def attend(query: Tensor, cell: Tensor, word: Tensor, memory: Memory) -> tuple[Tensor, ...]:
+            sentinels = () if sentinel is None else (sentinel(word, query, cell),)
+            context, weights, *log_probs = self.attention(query, memory.keys, memory.cells, *sentinels)
+            if self.state_to_gate is not None:
+                context = torch.sigmoid(self.state_to_gate(query)) * context  # (b, k, C)
+            return context, weights, *log_probs
+
+        return attend
+
+    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
+        run = unroll(self._layers())
+        top = -self.layer_type.num_states  # where in the state the top layer's h stands
+
+        def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
+            context, *weights = attend(state[top], state[-1], word, memory)
+            state = run([context], state, drive)
+            return state, (state[top], context, *weights)
+
+        return step
 
 
-class _RecurrentLinear:
-    """A linear map used at every step, whose weight gets its gradient from all steps in one product.
+class LSTMDecoder(RecurrentDecoder):
+    """LSTM with attention after Show, Attend and Tell (Xu et al. 2015); see `RecurrentDecoder`."""
 
-    Autograd would make a product over a few captions at every step, and add up gradients as large as the weight.
-    Going back, the first step comes last, since every later one depends on it: it makes the product for all.
+    layer_type = LSTMLayer
 
-    Args:
-        weight: `(out, in)`.
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
+        self.step_to_lstm = LSTMLayer(memory_size, hidden_size, bias=False)
+        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+
+    def _layers(self) -> list[LSTMLayer | GRULayer]:
+        return [self.step_to_lstm, *self.upper_lstms]  # type: ignore[list-item]
+
+    def _drives(self, words: Tensor) -> Tensor:
+        return self.word_to_lstm(words)
+
+
+class GRUDecoder(RecurrentDecoder):
+    """GRU (Cho et al. 2014) in the place of the LSTM; its state is also what a sentinel takes for memory cell."""
+
+    layer_type = GRULayer
+
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        self.word_to_gru = nn.Linear(embedding_size, 3 * hidden_size)
+        self.step_to_gru = GRULayer(memory_size, hidden_size, bias=False)
+        self.upper_grus = nn.ModuleList(GRULayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+
+    def _layers(self) -> list[LSTMLayer | GRULayer]:
+        return [self.step_to_gru, *self.upper_grus]  # type: ignore[list-item]
+
+    def _drives(self, words: Tensor) -> Tensor:
+        return self.word_to_gru(words)
+
+
+class TopDownDecoder(RecurrentDecoder):
+    """Two LSTMs, one that looks and one that speaks (Anderson et al. 2018, sec. 3.2).
+
+    The attention LSTM reads the language LSTM's last h, the mean cell and the word (eq. 2); its h chooses where to
+    look (eq. 3-5), and the language LSTM reads the context and that h (eq. 6). `num_layers` counts the layers of the
+    language LSTM.
+
+    Departures: the first state comes from the mean cell, as in the other decoders. The paper has no gate and no deep
+    output: for it, build with `gate=False`.
     """
 
-    def __init__(self, weight: Tensor) -> None:
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        self.weight = weight
-        self.matrix = weight.detach().to(dtype)
-        self.used = False
-        self.steps: list[tuple[Tensor, Tensor]] = []
+    layer_type = LSTMLayer
+    layers_below = 1
 
-    def __call__(self, step: Tensor) -> Tensor:
-        """`(b, k, in) -> (b, k, out)`."""
-        is_first, self.used = not self.used, True
-        output: Tensor = _RecurrentLinearStep.apply(step.to(self.matrix.dtype), self.weight, self, is_first)
-        return output
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
+        self.mean_to_lstm = nn.Linear(memory_size, 4 * hidden_size, bias=False)
+        self.attention_lstm = LSTMLayer(hidden_size, hidden_size, bias=False)
+        self.language_lstm = LSTMLayer(memory_size + hidden_size, hidden_size)
+        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
+    def _layers(self) -> list[LSTMLayer | GRULayer]:
+        return [self.language_lstm, *self.upper_lstms]  # type: ignore[list-item]
 
-class _RecurrentLinearStep(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, step: Tensor, weight: Tensor, linear: _RecurrentLinear, is_first: bool) -> Tensor:
-        ctx.save_for_backward(step)
-        ctx.linear, ctx.is_first = linear, is_first
-        return functional.linear(step, linear.matrix)
+    def _drives(self, words: Tensor) -> Tensor:
+        return self.word_to_lstm(words)
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        linear: _RecurrentLinear = ctx.linear
-        if ctx.needs_input_grad[1]:
-            linear.steps.append((ctx.saved_tensors[0].flatten(0, 1), grad.flatten(0, 1)))
-        grad_weight = None
-        if ctx.is_first and linear.steps:
-            steps, grads = (torch.cat(parts) for parts in zip(*linear.steps, strict=True))  # (R, in), (R, out)
-            grad_weight = grads.T @ steps
-            linear.steps.clear()
-        return grad @ linear.matrix, grad_weight, None, None
+    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
+        look, speak = self.attention_lstm.unroll(), unroll(self._layers())
+        mean_drive = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
+        def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
+            query, cell = look([state[-2]], state[:2], drive + mean_drive[: len(drive)])
+            context, *weights = attend(query, cell, word, memory)
+            state = (query, cell, *speak([context, query], state[2:], None))
+            return state, (state[-2], context, *weights)
 
-class _Plan:
-    """In which order words are read, so that finished captions cost nothing.
-
-    Images are sorted by their longest caption and the captions of an image by length, so that the captions still
-    running at step t fill a corner (b, k) of the (B, K) captions, but for a few of an image that has fewer than k
-    left. Results of all steps are packed into R = Σ b·k rows.
-
-    Args:
-        num_images: B.
-        num_captions: K.
-        num_words: T.
-        lengths: `(N,)`, or None to read T words of every caption.
-    """
-
-    def __init__(self, num_images: int, num_captions: int, num_words: int, lengths: Tensor | None) -> None:
-        self.num_words = num_words
-        self.blocks = [(num_images, num_captions)] * num_words
-        self.images: Tensor | None = None
-        if lengths is None:
-            return
-        per_image = lengths.view(num_images, num_captions)
-        per_image, by_caption = per_image.sort(dim=1, descending=True, stable=True)
-        self.images = per_image[:, 0].argsort(descending=True, stable=True)  # (B,)
-        per_image, by_caption = per_image[self.images], by_caption[self.images]
-        self.captions = self.images.unsqueeze(1) * num_captions + by_caption  # (B, K)
-        running = per_image.cpu().unsqueeze(2) > torch.arange(num_words)  # (B, K, T)
-        images_left = running[:, 0].sum(0).tolist()
-        captions_left = running.sum(1).amax(0).tolist()
-        self.blocks = [(b, k) for b, k in zip(images_left, captions_left, strict=True) if b]
-        steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
-        self.rows = torch.cat(steps)  # (R,), where in (N, T) a row belongs
-        self.read = (self.rows % num_words < lengths[self.rows // num_words]).nonzero().squeeze(1)
-
-    def sort(self, memory: Memory, state: State) -> tuple[Memory, State]:
-        """Put images and captions into reading order."""
-        if self.images is None:
-            return memory, state
-        captions = self.captions.flatten()
-        memory = Memory(memory.cells[self.images], memory.keys[self.images])
-        return memory, tuple(part[captions] for part in state)
-
-    def pack(self, words: Tensor) -> Tensor:
-        """`(N, T) -> (R,)`."""
-        return words.T.flatten() if self.images is None else words.flatten()[self.rows]
-
-    def trim(self, packed: Tensor) -> Tensor:
-        """Drop rows of captions that were over, but in the corner: `(R, X) -> (words, X)`."""
-        return packed if self.images is None else packed.index_select(0, self.read)
-
-    def unpack(self, packed: Tensor) -> Tensor:
-        """`(words, X) -> (N, T, X)`, zero where no word was read."""
-        if self.images is None:
-            return packed.unflatten(0, (self.num_words, -1)).transpose(0, 1)
-        num_rows = self.captions.numel() * self.num_words
-        rows = packed.new_zeros(num_rows, packed.shape[1]).index_copy(0, self.rows[self.read], packed)
-        return rows.unflatten(0, (-1, self.num_words))
+        return step

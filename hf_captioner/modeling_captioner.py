@@ -5,21 +5,42 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
-from .decoders import DECODERS, RecurrentCache
+from .decoders import DECODERS, DecoderOutput, RecurrentCache
+from .decoding import beam_search, greedy_search, is_served
 from .encoders import ENCODERS
-from .objectives import IGNORED, cross_entropy, doubly_stochastic
+from .objectives import (
+    IGNORED,
+    attention_entropy,
+    cross_entropy,
+    doubly_stochastic,
+    log_likelihood,
+    moving_average,
+    reinforce,
+)
+from .registry import Registry
+
+
+SCORED_AT_ONCE = 2**26  # elements of logits that score() holds at a time
 
 
 @dataclass
@@ -41,6 +62,19 @@ class CaptionerOutput(ModelOutput):
     cross_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass
+class CaptionerScores(ModelOutput):
+    """How likely captions are.
+
+    Args:
+        scores: `(B, K)`, log p(caption | image), natural: the sum over its words, `<end>` included.
+        word_scores: `(B, K, T)`, log p(word | words before, image); 0 where a caption is over.
+    """
+
+    scores: Tensor | None = None
+    word_scores: Tensor | None = None
 
 
 class SharedCells:
@@ -107,6 +141,20 @@ class CaptionerEncoder(PreTrainedModel):
         return CaptionerEncoderOutput.of(self.part(pixel_values))
 
 
+def _build(registry: Registry, name: str, kwargs: dict[str, Any] | None, **sizes: Any) -> Any:
+    """A part from its sizes and from what the user gives besides, which must be among its other arguments."""
+    part, kwargs = registry.get(name), kwargs or {}
+    parameters = inspect.signature(part).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    known = [parameter for parameter in parameters if parameter not in sizes]
+    if unknown := kwargs.keys() & sizes.keys() if takes_any else kwargs.keys() - known:
+        raise ValueError(
+            f"{name!r} of the {registry.kind} does not take {', '.join(map(repr, sorted(unknown)))} as "
+            f"{registry.kind.removesuffix('s')}_kwargs, but {', '.join(known) or 'nothing'}."
+        )
+    return part(**sizes, **kwargs)
+
+
 class CaptionerModel(PreTrainedModel, GenerationMixin):
     """Image captioner after Show, Attend and Tell (Xu et al. 2015) on any registered encoder.
 
@@ -127,10 +175,18 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.encoder = CaptionerEncoder(config)
         memory_size = int(self.encoder.part.hidden_size)
-        attention = ATTENTIONS.get(config.attention_type)(
-            query_size=config.hidden_size, memory_size=memory_size, attention_size=config.attention_size
+        attention = _build(
+            ATTENTIONS,
+            config.attention_type,
+            config.attention_kwargs,
+            query_size=config.hidden_size,
+            memory_size=memory_size,
+            attention_size=config.attention_size,
         )
-        self.decoder = DECODERS.get(config.decoder_type)(
+        self.decoder = _build(
+            DECODERS,
+            config.decoder_type,
+            config.decoder_kwargs,
             vocab_size=config.vocab_size,
             embedding_size=config.embedding_size,
             hidden_size=config.hidden_size,
@@ -213,6 +269,8 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             init.normal_(module.weight, std=self.config.initializer_range)
         else:
             super()._init_weights(module)
+        if isinstance(baseline := getattr(module, "baseline", None), Tensor):  # of an attention that samples
+            init.zeros_(baseline)
 
     def forward(
         self,
@@ -264,7 +322,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
-            result.loss = self._loss(output.logits, output.weights, words)
+            result.loss = self._loss(output, words)
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
             result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
@@ -289,13 +347,64 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
         return self.encoder(pixel_values).last_hidden_state
 
-    def _loss(self, logits: Tensor, weights: Tensor, words: Tensor) -> Tensor:
+    def _loss(self, output: DecoderOutput, words: Tensor) -> Tensor:
         config = self.config
-        loss = cross_entropy(logits, words, config.label_smoothing)
+        loss = cross_entropy(output.logits, words, config.label_smoothing)
         if config.doubly_stochastic_weight:
-            term = doubly_stochastic(weights, words, config.doubly_stochastic_reduction)
+            term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction)
             loss = loss + config.doubly_stochastic_weight * term
+        if output.log_probs is not None:
+            attention = self.decoder.attention
+            scores = log_likelihood(output.logits.detach(), words)
+            loss = loss + attention.reinforce_weight * reinforce(scores, output.log_probs, words, attention.baseline)
+            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words)
+            attention.baseline.copy_(moving_average(attention.baseline, scores, words))
         return loss
+
+    @torch.no_grad()
+    def score(
+        self,
+        pixel_values: Tensor | None = None,
+        captions: Tensor | None = None,
+        encoder_outputs: CaptionerEncoderOutput | None = None,
+        cells: Tensor | None = None,
+    ) -> CaptionerScores:
+        """How likely given captions are, to rank the captions of an image or the images of a caption.
+
+            captions = processor(text=["a dog runs", "two people on a bench"])["labels"]
+            model.score(**processor(images=images), captions=captions).scores  # (images, captions)
+
+        Divide by the number of words, `(captions != -100).sum(-1)`, to compare captions of different lengths.
+
+        Args:
+            pixel_values: `(B, 3, H, W)`, from the processor.
+            captions: labels `(K, T)`, each scored for every image, or `(B, K, T)`, K captions of each image's own.
+            encoder_outputs: as the encoder returns them, in place of `pixel_values`.
+            cells: `(B, P, C)`, in place of `pixel_values`.
+
+        Raises:
+            ValueError: no image, no captions, or captions of another number of images.
+        """
+        cells = self._cells(pixel_values, encoder_outputs, cells)
+        num_images = len(cells)
+        if captions is None or captions.ndim not in (2, 3) or (captions.ndim == 3 and len(captions) != num_images):
+            given = None if captions is None else tuple(captions.shape)
+            raise ValueError(
+                f"captions have shape {given}; give labels (K, T), scored for every image, or ({num_images}, K, T), "
+                "from processor(text=...)."
+            )
+        if captions.ndim == 2:
+            captions = captions.expand(num_images, -1, -1)
+        memory = self.decoder.prepare(cells)
+        chunk = max(1, SCORED_AT_ONCE // (num_images * captions.shape[2] * self.config.vocab_size))
+        word_scores = []
+        for labels in captions.split(chunk, 1):
+            words = labels.flatten(0, 1)  # (N, T)
+            lengths = (words != IGNORED).sum(1)
+            output = self.decoder(self.prepare_decoder_input_ids_from_labels(words), memory, None, lengths)
+            word_scores.append(log_likelihood(output.logits, words).view(labels.shape))
+        scores = torch.cat(word_scores, 1)  # (B, K, T)
+        return CaptionerScores(scores=scores.sum(2), word_scores=scores)
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """The word read before each label: `<start>`, then the labels but the last. `(N, T) -> (N, T)`."""
@@ -319,6 +428,28 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             "encoder_outputs": encoder_outputs,
             **{name: kwargs[name] for name in wanted if name in kwargs},
         }
+
+    def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._decode(greedy_search, super()._sample, input_ids, *args, **kwargs)
+
+    def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._decode(beam_search, super()._beam_search, input_ids, *args, **kwargs)
+
+    def _decode(
+        self,
+        ours: Callable[..., Any],
+        theirs: Callable[..., Any],
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        """Plain greedy and beam search go the way that spends nothing on finished captions, with equal results."""
+        settings = (logits_processor, stopping_criteria, generation_config)
+        if is_served(*settings, kwargs):
+            return ours(self, input_ids, *settings, encoder_outputs=kwargs["encoder_outputs"])
+        return theirs(input_ids, *settings, **kwargs)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

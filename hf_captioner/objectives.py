@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -25,10 +26,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) 
         labels: `(N, T)`.
         label_smoothing: probability in [0, 1) spread evenly over the vocabulary (Szegedy et al. 2016).
     """
-    labels = labels.flatten()
-    words = (labels != IGNORED).nonzero().squeeze(1)  # softmax over the padding would be half the work
-    logits = logits.flatten(0, 1).index_select(0, words)
-    return functional.cross_entropy(logits.float(), labels[words], label_smoothing=label_smoothing)
+    logits, labels, _ = _words(logits, labels)
+    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
 def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
@@ -42,3 +41,82 @@ def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean") 
     shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
     captions = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
     return (_OVER_CELLS[reduction](shortfall) * captions).sum() / captions.sum().clamp(min=1)
+
+
+def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log p of every word, natural: `(N, T, V), (N, T) -> (N, T)`, zero where there is no word."""
+    word_logits, word_labels, words = _words(logits, labels)
+    scores = -functional.cross_entropy(word_logits, word_labels, reduction="none")
+    return scores.new_zeros(labels.numel()).index_copy(0, words, scores).view_as(labels)
+
+
+def reinforce(scores: Tensor, log_probs: Tensor, labels: Tensor, baseline: Tensor | float) -> Tensor:
+    """Teaches an attention that samples by how likely the captions became (Xu et al. 2015, sec. 4.1, second term).
+
+    `-(log p(y|s) - T b) Σ_t log p(s_t)` of each caption y of T words and the cells s taken for it, over all captions
+    and divided by the number of words, as `cross_entropy` is. Their sum has in expectation the gradient of
+    `-log p(y|s)` averaged over s, whatever b is; b close to the mean score keeps its variance low.
+
+    Departure: b is the moving average of a word's score, as in the authors' code, not of a caption's, which would
+    mostly tell long captions from short ones.
+
+    Args:
+        scores: `(N, T)`, log p of every word given the cells, zero where there is no word; taken as constants.
+        log_probs: `(N, T)`, of the cells taken, zero where none was drawn.
+        labels: `(N, T)`.
+        baseline: b.
+    """
+    words = labels != IGNORED
+    advantage = ((scores.detach() - baseline) * words).sum(1)  # (N,)
+    return -(advantage * (log_probs.float() * words).sum(1)).sum() / words.sum().clamp(min=1)
+
+
+def attention_entropy(weights: Tensor, labels: Tensor) -> Tensor:
+    """`-Σ_p α_p log α_p` in nats, averaged over words (Xu et al. 2015, sec. 4.1, third term).
+
+    Args:
+        weights: `(N, T, P)`.
+        labels: `(N, T)`.
+    """
+    weights = weights[labels != IGNORED].float()  # (words, P)
+    # A weight of 0 adds nothing, but the slope of its logarithm would be infinite.
+    entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
+    return entropy.sum() / max(len(entropy), 1)
+
+
+def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    """The next baseline `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1), log p the mean of all words."""
+    mean = scores.detach().sum() / (labels != IGNORED).sum().clamp(min=1)
+    return torch.lerp(baseline, mean.to(baseline.dtype), 0.1)
+
+
+def others_mean(rewards: Tensor) -> Tensor:
+    """For each sample the mean reward of the image's other samples, its baseline (Luo 2020, eq. 5).
+
+    Args:
+        rewards: `(B, S)` of S >= 2 samples.
+    """
+    assert rewards.shape[1] > 1, "a single sample has no others"
+    return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
+
+
+def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
+    """REINFORCE over sampled captions: `-Σ a log p(word)` over their words, by the number of words.
+
+    Rennie et al. 2017, eq. 7. Departure: the mean over words rather than the sum over a caption's, as in the
+    authors' later code, so that long captions do not outweigh short ones.
+
+    Args:
+        logits: `(N, T, V)`.
+        labels: `(N, T)`, sampled words, -100 after their end.
+        advantages: `(N,)`, reward less baseline.
+    """
+    num_words = (labels != IGNORED).sum().clamp(min=1)
+    return -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum() / num_words
+
+
+def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, labels and places in N·T of the words alone: softmax over the padding would be half the work."""
+    labels = labels.flatten()
+    words = (labels != IGNORED).nonzero().squeeze(1)
+    return logits.flatten(0, 1).index_select(0, words).float(), labels[words], words

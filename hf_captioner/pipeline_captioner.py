@@ -30,15 +30,18 @@ def caption_attentions(output: GenerateOutput, grid: tuple[int, int]) -> Tensor:
         grid: rows and columns of the image cells, from `encoder.part.grid_size`.
 
     Returns:
-        `(N, T, rows, columns)`: a map for every id of `output.sequences` but the first, `<start>`. Maps after the
-        end of a caption mean nothing.
+        `(N, T, rows, columns)`: a map for every id of `output.sequences` but the first, `<start>`. Each sums to 1,
+        unless it is zero everywhere. Maps after the end of a caption mean nothing.
     """
     steps = [attentions[0].squeeze(1) for attentions in output.cross_attentions]  # beams' (N', words read, P)
     beams = getattr(output, "beam_indices", None)
     if beams is not None:
         # Where a caption is over, its beam is -1.
         steps = [step[beam] for step, beam in zip(steps, beams.clamp(min=0).T, strict=False)]
-    return torch.cat(steps, dim=1).unflatten(2, grid)
+    weights = torch.cat(steps, dim=1).float()  # (N, T, P)
+    # An attention that may also look away from the image (Lu et al. 2017, eq. 12) leaves the cells less than 1.
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+    return weights.unflatten(2, grid)
 
 
 class ImageCaptioningPipeline(Pipeline):
@@ -179,5 +182,5 @@ class ImageCaptioningPipeline(Pipeline):
             result["score"] = word_scores[:length].nanmean().item()
             result["word_scores"] = word_scores[places].tolist()
         if attentions is not None:
-            result["attentions"] = attentions[places].float().numpy()
+            result["attentions"] = attentions[places].numpy()
         return result

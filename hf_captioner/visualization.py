@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
 
+from .attention_maps import checked_maps, relative_box, scaled, spread, stretched
 from .image_processing_captioner import ImageSource, open_image
 
 if TYPE_CHECKING:
@@ -66,20 +66,14 @@ def attention_figure(
     Raises:
         ValueError: maps of another shape or number; see `open_image` for its errors.
     """
-    maps = np.asarray(maps, dtype=np.float32)
-    if maps.ndim != 3 or len(maps) != len(words):
-        raise ValueError(
-            f"maps have shape {maps.shape} for {len(words)} words; give an array (T, rows, columns), a map a word."
-        )
+    maps = checked_maps(words, maps)
     original = open_image(image)
-    photo = _scaled(original, PANEL)
-    scale = photo.width / original.width
-    box = tuple(edge * scale for edge in box or (0, 0, *original.size))  # type: ignore[assignment]
+    photo, box = scaled(original, PANEL * DOTS), relative_box(box, original.size)
     pixels = np.asarray(photo, dtype=np.float32) / 255  # (H, W, 3)
     fog = FOG + SEEN_THROUGH * (pixels @ GREY)[..., None]  # (H, W, 1)
     panels = [(pixels, "")]
     for word, weights in zip(words, maps, strict=True):
-        light = _spread(_stretched(weights), photo.size, box)[..., None]  # type: ignore[arg-type]
+        light = spread(stretched(weights, even=1), photo.size, box)[..., None]
         panels.append((light * pixels + (1 - light) * fog, word))
 
     title, width, height = 0.3, photo.width / DOTS, photo.height / DOTS
@@ -123,7 +117,7 @@ def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, c
     figure = _figure(right + MARGIN, top)
     for photo, text, left, top, height in placed:
         width = height * photo.width / photo.height
-        axes = _add_picture(figure, np.asarray(_scaled(photo, max(width, height))), left, top, width, height)
+        axes = _add_picture(figure, np.asarray(scaled(photo, max(width, height) * DOTS)), left, top, width, height)
         axes.annotate(
             text, (0, 0), (0, -5), xycoords="axes fraction", textcoords="offset points",
             ha="left", va="top", fontsize=9.5, color=INK, parse_math=False,
@@ -175,30 +169,6 @@ def _series(epochs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float]
     """Epochs that have a value of this name, and these values."""
     points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _scaled(photo: Image.Image, edge: float) -> Image.Image:
-    """A photograph with a longer edge of this length in a figure."""
-    scale = edge * DOTS / max(photo.size)
-    width, height = (max(1, round(side * scale)) for side in photo.size)
-    return photo.resize((width, height), Image.Resampling.LANCZOS)
-
-
-def _stretched(weights: np.ndarray) -> np.ndarray:
-    """A map from 0 to 1, all 1 if it has no differences."""
-    low, high = weights.min(), weights.max()
-    if high - low < 1e-3 * high:
-        return np.ones_like(weights)
-    return (weights - low) / (high - low)
-
-
-def _spread(light: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float]) -> np.ndarray:
-    """A map `(rows, columns)` spread smoothly over its box in a photograph: `(H, W)`, 0 outside the box."""
-    left, top, right, bottom = map(round, box)
-    spread = Image.fromarray(light).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
-    canvas = Image.new("F", size, 0.0)
-    canvas.paste(spread, (left, top))
-    return np.asarray(canvas).clip(0, 1)
 
 
 def _num_columns(count: int, aspect: float) -> int:

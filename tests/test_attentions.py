@@ -1,59 +1,181 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.nn import functional
 
 from hf_captioner.attentions import ATTENTIONS
 
-B, K, P, C, D, A = 3, 4, 6, 10, 12, 7
+B, K, P, C, D, A = 3, 4, 6, 10, 12, 8
+
+
+def build(name: str, **kwargs: Any) -> torch.nn.Module:
+    torch.manual_seed(0)
+    attention = ATTENTIONS.get(name)(query_size=D, memory_size=C, attention_size=A, **kwargs)
+    return attention.double().eval()  # type: ignore[no-any-return]
 
 
 @pytest.fixture(params=ATTENTIONS.names())
 def attention(request: pytest.FixtureRequest) -> torch.nn.Module:
-    torch.manual_seed(0)
-    return ATTENTIONS.get(request.param)(query_size=D, memory_size=C, attention_size=A).double()
+    return build(request.param)
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+def inputs(attention: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """Query, memory and, where the attention uses one, a sentinel."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(B, K, D, dtype=torch.double, generator=generator)
     memory = torch.randn(B, P, C, dtype=torch.double, generator=generator)
-    return query.requires_grad_(), memory.requires_grad_()
+    sentinel = torch.randn(B, K, D, dtype=torch.double, generator=generator)
+    sentinels = [sentinel.requires_grad_()] if getattr(attention, "uses_sentinel", False) else []
+    return query.requires_grad_(), memory.requires_grad_(), sentinels
 
 
-def test_context_is_the_weighted_memory(attention: torch.nn.Module) -> None:
-    query, memory = inputs()
-    context, weights = attention(query, attention.keys(memory), memory)
+def test_outputs_have_the_shapes_of_the_contract(attention: torch.nn.Module) -> None:
+    query, memory, sentinels = inputs(attention)
+    context, weights = attention(query, attention.keys(memory), memory, *sentinels)
     assert context.shape == (B, K, C) and weights.shape == (B, K, P)
-    assert torch.allclose(weights.sum(-1), torch.ones(B, K, dtype=torch.double))
-    expected = (weights.unsqueeze(-1) * memory.unsqueeze(1)).sum(2)
-    assert torch.allclose(context, expected)
+    assert (weights > 0).all()
+    if sentinels:
+        assert (weights.sum(-1) < 1).all()
+    else:
+        assert torch.allclose(weights.sum(-1), torch.ones(B, K, dtype=torch.double))
 
 
 def test_queries_share_a_memory_without_seeing_each_other(attention: torch.nn.Module) -> None:
-    query, memory = inputs()
-    together, _ = attention(query, attention.keys(memory), memory)
+    query, memory, sentinels = inputs(attention)
+    together, _ = attention(query, attention.keys(memory), memory, *sentinels)
     for k in range(K):
-        alone, _ = attention(query[:, k : k + 1], attention.keys(memory), memory)
+        own = [part[:, k : k + 1] for part in (query, *sentinels)]
+        alone, _ = attention(own[0], attention.keys(memory), memory, *own[1:])
         assert torch.allclose(together[:, k : k + 1], alone)
 
 
 def test_gradients(attention: torch.nn.Module) -> None:
-    query, memory = inputs()
-    parameters = list(attention.parameters())
+    query, memory, sentinels = inputs(attention)
 
-    def both(query: torch.Tensor, memory: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        context, weights = attention(query, attention.keys(memory), memory)
+    def both(query: torch.Tensor, memory: torch.Tensor, *rest: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        context, weights = attention(query, attention.keys(memory), memory, *rest[: len(sentinels)])
         return context, weights
 
-    assert torch.autograd.gradcheck(both, (query, memory, *parameters))
+    assert torch.autograd.gradcheck(both, (query, memory, *sentinels, *attention.parameters()))
 
 
-def test_additive_scores_are_those_of_the_paper() -> None:
-    torch.manual_seed(0)
-    attention = ATTENTIONS.get("additive")(query_size=D, memory_size=C, attention_size=A).double()
-    query, memory = inputs()
+@pytest.mark.parametrize("name", ["additive", "dot", "hard"])
+def test_context_is_the_weighted_memory(name: str) -> None:
+    attention = build(name)
+    query, memory, _ = inputs(attention)
+    context, weights = attention(query, attention.keys(memory), memory)
+    assert torch.allclose(context, (weights.unsqueeze(-1) * memory.unsqueeze(1)).sum(2))
+
+
+@pytest.mark.parametrize("name", ["additive", "hard"])
+def test_additive_scores_are_those_of_the_paper(name: str) -> None:
+    attention = build(name)
+    query, memory, _ = inputs(attention)
     _, weights = attention(query, attention.keys(memory), memory)
     hidden = attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
     expected = attention.key_to_score(torch.tanh(hidden)).squeeze(-1).softmax(-1)
     assert torch.allclose(weights, expected)
+
+
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_heads_are_those_of_torch(num_heads: int) -> None:
+    attention = build("multi_head", num_heads=num_heads)
+    query, memory, _ = inputs(attention)
+    context, weights = attention(query, attention.keys(memory), memory)
+
+    # Torch wants queries as wide as all heads, and first all keys, then all values.
+    per_head = [part.unflatten(0, (num_heads, -1)).chunk(2, 1) for part in attention.memory_to_key_value.parameters()]
+    (key, value), (key_bias, value_bias) = (tuple(half.flatten(0, 1) for half in halves) for halves in per_head)
+    expected, expected_weights = functional.multi_head_attention_forward(
+        attention.query_to_key(query).transpose(0, 1),
+        functional.linear(memory, key, key_bias).transpose(0, 1),
+        functional.linear(memory, value, value_bias).transpose(0, 1),
+        embed_dim_to_check=A,
+        num_heads=num_heads,
+        in_proj_weight=torch.eye(A, dtype=torch.double).repeat(3, 1),
+        in_proj_bias=None,
+        bias_k=None,
+        bias_v=None,
+        add_zero_attn=False,
+        dropout_p=0.0,
+        out_proj_weight=torch.eye(A, dtype=torch.double),
+        out_proj_bias=None,
+    )
+    assert torch.allclose(context, attention.heads_to_context(expected.transpose(0, 1)))
+    assert torch.allclose(weights, expected_weights)
+
+
+def test_sentinel_competes_with_the_cells() -> None:
+    """Every query by itself, from the paper: one softmax over the cells and the sentinel."""
+    attention = build("adaptive")
+    query, memory, (sentinel,) = inputs(attention)
+    context, weights = attention(query, attention.keys(memory), memory, sentinel)
+    for b in range(B):
+        for k in range(K):
+            places = torch.cat([attention.memory_to_key(memory[b]), attention.sentinel_to_key(sentinel[b, k])[None]])
+            scores = attention.key_to_score(torch.tanh(places + attention.query_to_key(query[b, k]))).squeeze(1)
+            *alpha, beta = scores.softmax(0)
+            map_of_image = weights[b, k] / weights[b, k].sum()
+            seen = (map_of_image.unsqueeze(1) * memory[b]).sum(0)
+            assert torch.allclose(weights[b, k], torch.stack(alpha))
+            assert torch.allclose(weights[b, k].sum(), 1 - beta)
+            expected = (1 - beta) * seen + beta * attention.sentinel_to_context(sentinel[b, k])
+            assert torch.allclose(context[b, k], expected)
+
+
+def test_hard_attention_takes_one_cell_in_training() -> None:
+    attention = build("hard", expected_rate=0.0).train()
+    query, memory, _ = inputs(attention)
+    torch.manual_seed(2)
+    context, weights, log_probs = attention(query, attention.keys(memory), memory)
+    cells = (context.unsqueeze(2) - memory.unsqueeze(1)).abs().sum(-1).argmin(-1)  # (B, K)
+    assert torch.allclose(context, memory.gather(1, cells.unsqueeze(-1).expand(-1, -1, C)))
+    assert torch.allclose(log_probs, weights.gather(-1, cells.unsqueeze(-1)).squeeze(-1).log())
+    assert torch.allclose(weights, attention.eval()(query, attention.keys(memory), memory)[1])
+    torch.manual_seed(2)
+    assert torch.equal(attention.train()(query, attention.keys(memory), memory)[0], context)
+
+
+def test_hard_attention_draws_cells_as_often_as_weighted() -> None:
+    attention = build("hard", expected_rate=0.25).train()
+    query, memory, _ = inputs(attention)
+    num_draws = 4000
+    torch.manual_seed(3)
+    # Six draws of the same query would do; as queries of one image, they are drawn in one call.
+    same = query[:1, :1].detach().expand(1, num_draws, D)
+    context, weights, log_probs = attention(same, attention.keys(memory[:1]), memory[:1])
+    is_drawn = log_probs[0] != 0
+    assert is_drawn.double().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert torch.allclose(context[0, ~is_drawn], (weights[0, 0] @ memory[0]).expand((~is_drawn).sum(), -1))
+    cells = torch.cdist(context[0, is_drawn], memory[0]).argmin(1)
+    shares = cells.bincount(minlength=P) / is_drawn.sum()
+    assert torch.allclose(shares.double(), weights[0, 0], atol=0.03)
+
+
+def test_expected_contexts_teach_hard_attention_as_soft_attention_learns() -> None:
+    attention = build("hard", expected_rate=1.0)
+    query, memory, _ = inputs(attention)
+    soft, _ = attention(query, attention.keys(memory), memory)
+    expected, _, log_probs = attention.train()(query, attention.keys(memory), memory)
+    assert torch.allclose(soft, expected) and not log_probs.any()
+    parameters = [query, memory, *attention.parameters()]
+    gradients = (torch.autograd.grad(context.sin().sum(), parameters) for context in (soft, expected))
+    assert all(torch.allclose(a, b) for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "message"),
+    [
+        ("multi_head", {"num_heads": 3}, "num_heads is 3, which does not divide attention_size=8"),
+        ("multi_head", {"num_heads": 0}, "num_heads is 0"),
+        ("hard", {"expected_rate": 1.5}, "expected_rate is 1.5"),
+        ("hard", {"reinforce_weight": -1.0}, "reinforce_weight is -1.0"),
+        ("hard", {"entropy_weight": -1.0}, "entropy_weight is -1.0"),
+    ],
+)
+def test_refuses(name: str, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(name, **kwargs)

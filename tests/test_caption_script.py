@@ -79,7 +79,7 @@ def test_folder_with_all_options(
     drawn = [pictures / "a.png", pictures / "b.png", pictures / "b-2.png"]
     assert [record["image"] for record in records] == list(map(str, found))
     assert [record["captions"][0] for record in records] == [texts[1], texts[0], texts[2]]
-    assert [record["attention"] for record in records] == list(map(str, drawn))
+    assert [record["attention"] for record in records] == [{"panels": str(picture)} for picture in drawn]
     assert all(record["scores"] == sorted(record["scores"], reverse=True) for record in records)
     assert sorted(pictures.iterdir()) == sorted(drawn)
     assert all(Image.open(picture).width > 300 for picture in drawn)
@@ -88,6 +88,42 @@ def test_folder_with_all_options(
         first, second = record["captions"]
         lines += [f"{record['image']}\t{first}\t{picture}", f"{record['image']}\t{second}"]
     assert output.splitlines() == lines
+
+
+def test_pictures_in_all_formats(
+    caption: ModuleType, captioner_folder: Path, folder: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(folder / "b.png", folder / "b.overlay.png")  # as if it were a picture of the one beside it
+    pictures, file = folder.parent / "out", folder.parent / "captions.json"
+    options = ["--attention", pictures, "--attention_format", "html", "gif", "overlay", "panels", "--json", file]
+    run(caption, captioner_folder, folder / "b.png", folder / "b.overlay.png", *options, "--num_captions", 2)
+    output, errors = capsys.readouterr()
+    suffixes = {"panels": ".png", "overlay": ".overlay.png", "gif": ".gif"}
+    names = {path.name for path in pictures.iterdir()}
+    assert names == {"index.html"} | {f"{stem}{end}" for stem in ("b", "b.overlay-2") for end in suffixes.values()}
+    records = json.loads(file.read_text())
+    for record, stem in zip(records, ["b", "b.overlay-2"], strict=True):
+        expected = {name: str(pictures / f"{stem}{end}") for name, end in suffixes.items()}
+        assert record["attention"] == expected | {"html": str(pictures / "index.html")}
+    with Image.open(pictures / "b.gif") as gif:
+        assert gif.format == "GIF" and gif.n_frames > 3
+    assert Image.open(pictures / "b.overlay.png").format == Image.open(pictures / "b.png").format == "PNG"
+    page = (pictures / "index.html").read_text()
+    assert page.count("<figure>") == 2 and page.count('class="caption"') == 4 and str(folder / "b.png") in page
+    lines = [line.split("\t") for line in output.splitlines()]
+    assert [len(line) for line in lines] == [5, 2, 5, 2]
+    assert str(pictures / "index.html") in errors
+
+
+def test_page_alone(caption: ModuleType, captioner_folder: Path, folder: Path) -> None:
+    run(caption, captioner_folder, folder / "b.png", "--attention", folder / "out", "--attention-format", "html")
+    assert [path.name for path in (folder / "out").iterdir()] == ["index.html"]
+
+
+def test_format_without_a_folder(caption: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        caption.main(["model", "photo.jpg", "--attention_format", "gif"])
+    assert "give one with --attention DIR" in capsys.readouterr().err
 
 
 def test_more_captions_than_beams_the_model_has(

@@ -8,7 +8,14 @@ from hf_captioner import CaptionerConfig
 
 
 def test_round_trip(tmp_path: Any) -> None:
-    config = CaptionerConfig(encoder_name="vit_tiny_patch16_224", encoder_kwargs={"img_size": 64}, deep_output=True)
+    config = CaptionerConfig(
+        encoder_name="vit_tiny_patch16_224",
+        encoder_kwargs={"img_size": 64},
+        attention_type="multi_head",
+        attention_kwargs={"num_heads": 4},
+        decoder_kwargs={"num_layers": 2},
+        deep_output=True,
+    )
     config.save_pretrained(tmp_path)
     assert CaptionerConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
 
@@ -24,6 +31,8 @@ def test_round_trip(tmp_path: Any) -> None:
         ("pad_token_id", 0, "must not be"),
         ("vocab_size", 3, "eos_token_id is 3"),
         ("gate", "yes", "gate"),
+        ("attention_kwargs", "num_heads", "attention_kwargs"),
+        ("decoder_kwargs", 2, "decoder_kwargs"),
     ],
 )
 def test_refuses(field: str, value: object, message: str) -> None:

@@ -1,41 +1,52 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from hf_captioner.attentions import AdditiveAttention
-from hf_captioner.decoders import DECODERS, LSTMDecoder, RecurrentCache
+from hf_captioner.attentions import ATTENTIONS
+from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
+from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
 LENGTHS = torch.tensor([7, 3, 5, 1, 6, 6])
 
+PARTS = [(decoder, attention) for decoder in DECODERS.names() for attention in ATTENTIONS.names()]
 
-def build(**kwargs: bool) -> LSTMDecoder:
+
+def build(decoder: str = "lstm", attention: str = "additive", **kwargs: Any) -> RecurrentDecoder:
     torch.manual_seed(0)
-    decoder = DECODERS.get("lstm")(V, E, D, C, AdditiveAttention(D, C, 7), output_dropout=0.0, **kwargs)
-    return decoder.double()  # type: ignore[no-any-return]
+    seen_by = ATTENTIONS.get(attention)(query_size=D, memory_size=C, attention_size=8)
+    built = DECODERS.get(decoder)(V, E, D, C, seen_by, output_dropout=0.0, **kwargs)
+    return built.double().eval()  # type: ignore[no-any-return]
 
 
-def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+def inputs() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, V, (B * K, T), generator=generator)
     return ids, torch.randn(B, P, C, dtype=torch.double, generator=generator)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2])
 @pytest.mark.parametrize("deep_output", [False, True])
 @pytest.mark.parametrize("gate", [False, True])
-def test_packed_captions_equal_captions_read_alone(deep_output: bool, gate: bool) -> None:
-    decoder, (ids, cells) = build(deep_output=deep_output, gate=gate), inputs()
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_packed_captions_equal_captions_read_alone(name: str, deep_output: bool, gate: bool, num_layers: int) -> None:
+    decoder, (ids, cells) = build(name, deep_output=deep_output, gate=gate, num_layers=num_layers), inputs()
     output = decoder(ids, decoder.prepare(cells), lengths=LENGTHS)
     for n, length in enumerate(LENGTHS.tolist()):
         alone = decoder(ids[n : n + 1, :length], decoder.prepare(cells[n // K : n // K + 1]))
-        for name in ("logits", "weights", "hidden"):
-            assert torch.allclose(getattr(output, name)[n, :length], getattr(alone, name)[0]), name
-            assert not getattr(output, name)[n, length:].any(), name
+        for part in ("logits", "weights", "hidden"):
+            assert torch.allclose(getattr(output, part)[n, :length], getattr(alone, part)[0]), part
+            assert not getattr(output, part)[n, length:].any(), part
 
 
-def test_carried_state_equals_recomputation() -> None:
-    decoder, (ids, cells) = build(deep_output=True), inputs()
+@pytest.mark.parametrize("num_layers", [1, 3])
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_carried_state_equals_recomputation(name: str, num_layers: int) -> None:
+    decoder, (ids, cells) = build(name, deep_output=True, num_layers=num_layers), inputs()
     memory = decoder.prepare(cells)
     whole = decoder(ids, memory)
     state = None
@@ -43,24 +54,43 @@ def test_carried_state_equals_recomputation() -> None:
         step = decoder(ids[:, t : t + 1], memory, state)
         state = step.state
         assert torch.allclose(step.logits[:, 0], whole.logits[:, t])
+    assert all(part.shape == (B * K, D) for part in whole.state)
     assert all(torch.allclose(a, b) for a, b in zip(state or (), whole.state, strict=True))
 
 
-@pytest.mark.parametrize("lengths", [None, LENGTHS])
-def test_gradients_equal_numerical_ones(lengths: torch.Tensor | None) -> None:
-    """Of the weight whose gradient is made in one product for all steps, and of what flows past it."""
-    decoder, (ids, cells) = build(deep_output=True), inputs()
+def test_captions_of_an_image_and_images_may_leave_on_the_way() -> None:
+    """As in a search, where the beams of an image change in number and finished images are dropped."""
+    decoder, (ids, cells) = build("top_down", "adaptive"), inputs()
+    memory = decoder.prepare(cells)
+    whole = decoder(ids, memory)
+    first = decoder(ids[::K, :2], memory, tuple(part[::K] for part in decoder.initial_state(memory, K)))
+    images = torch.tensor([2, 0])
+    kept = tuple(part[images].repeat_interleave(K, 0) for part in first.state)
+    words = ids.unflatten(0, (B, K))[images].flatten(0, 1)
+    words[:, :2] = words[::K, :2].repeat_interleave(K, 0)
+    later = decoder(words[:, 2:], memory.take(images), kept)
+    assert torch.allclose(later.logits.unflatten(0, (2, K))[:, 0], whole.logits.unflatten(0, (B, K))[images, 0, 2:])
+
+
+@pytest.mark.parametrize(
+    ("name", "attention", "num_layers"),
+    [*((*parts, 1) for parts in PARTS), *((name, "additive", 2) for name in DECODERS.names())],
+)
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["whole", "packed"])
+def test_gradients_equal_numerical_ones(name: str, attention: str, num_layers: int, lengths: Tensor | None) -> None:
+    """Of weights whose gradient is made in one product for all steps, and of what flows past them."""
+    decoder, (ids, cells) = build(name, attention, deep_output=True, num_layers=num_layers), inputs()
     mask = torch.arange(T) < (LENGTHS if lengths is not None else torch.full((B * K,), T)).unsqueeze(1)
 
-    def loss() -> torch.Tensor:
+    def loss() -> Tensor:
         output = decoder(ids, decoder.prepare(cells), lengths=lengths)
         return (output.logits.sin()[mask]).sum() + output.weights[mask].square().sum()
 
     loss().backward()
     generator = torch.Generator().manual_seed(2)
-    for name, parameter in decoder.named_parameters():
+    for parameter_name, parameter in decoder.named_parameters():
         direction = torch.randn(parameter.shape, dtype=torch.double, generator=generator)
-        assert parameter.grad is not None, name
+        assert parameter.grad is not None, parameter_name
         slope = (parameter.grad * direction).sum()
         with torch.no_grad():
             step = 1e-6
@@ -69,7 +99,96 @@ def test_gradients_equal_numerical_ones(lengths: torch.Tensor | None) -> None:
             parameter -= 2 * step * direction
             below = loss()
             parameter += step * direction
-        assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-6), name
+        assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-6), parameter_name
+
+
+def as_torch(lstm: LSTMLayer, drive: nn.Linear | None = None) -> nn.LSTMCell:
+    """The same LSTM as torch has it: what drives it comes first, its bias of 1 and order of gates are its own."""
+    weight, bias = lstm.weight, lstm.bias if drive is None else drive.bias
+    if drive is not None:
+        weight = torch.cat([drive.weight, weight], 1)
+    admit, forget, emit, new = weight.chunk(4)
+    bias_admit, bias_forget, bias_emit, bias_new = bias.chunk(4)
+    hidden_size = len(admit)
+    cell = nn.LSTMCell(weight.shape[1] - hidden_size, hidden_size, dtype=torch.double)
+    weight = torch.cat([admit, forget, new, emit])
+    cell.weight_ih.data, cell.weight_hh.data = weight[:, :-hidden_size], weight[:, -hidden_size:]
+    cell.bias_ih.data = torch.cat([bias_admit, bias_forget + 1, bias_new, bias_emit])
+    cell.bias_hh.data.zero_()
+    return cell
+
+
+@torch.no_grad()
+def test_lstm_layers_are_those_of_torch() -> None:
+    decoder, (ids, cells) = build(gate=False, num_layers=2), inputs()
+    memory = decoder.prepare(cells)
+    output = decoder(ids, memory)
+    lower, upper = as_torch(decoder.step_to_lstm, decoder.word_to_lstm), as_torch(decoder.upper_lstms[0])
+    h1, c1, h2, c2 = decoder.initial_state(memory, K)
+    for t in range(T):
+        context, weights = decoder.attention(h2.unflatten(0, (B, K)), memory.keys, memory.cells)
+        h1, c1 = lower(torch.cat([decoder.embedding(ids[:, t]), context.flatten(0, 1)], 1), (h1, c1))
+        h2, c2 = upper(h1, (h2, c2))
+        assert torch.allclose(output.weights[:, t], weights.flatten(0, 1))
+        assert torch.allclose(output.hidden[:, t], h2)
+
+
+@torch.no_grad()
+def test_top_down_is_that_of_the_paper() -> None:
+    decoder, (ids, cells) = build("top_down", gate=False), inputs()
+    memory = decoder.prepare(cells)
+    output = decoder(ids, memory)
+    mean = cells.mean(1).repeat_interleave(K, 0)
+    # The attention LSTM takes word, mean cell and the last h of the language LSTM.
+    drive = nn.Linear(E + C, 4 * D, dtype=torch.double)
+    drive.weight.data = torch.cat([decoder.word_to_lstm.weight, decoder.mean_to_lstm.weight], 1)
+    drive.bias.data = decoder.word_to_lstm.bias
+    look, speak = as_torch(decoder.attention_lstm, drive), as_torch(decoder.language_lstm)
+    h1, c1, h2, c2 = decoder.initial_state(memory, K)
+    for t in range(T):
+        h1, c1 = look(torch.cat([decoder.embedding(ids[:, t]), mean, h2], 1), (h1, c1))
+        context, weights = decoder.attention(h1.unflatten(0, (B, K)), memory.keys, memory.cells)
+        h2, c2 = speak(torch.cat([context.flatten(0, 1), h1], 1), (h2, c2))
+        assert torch.allclose(output.weights[:, t], weights.flatten(0, 1))
+        assert torch.allclose(output.logits[:, t], decoder.output(h2))
+
+
+@torch.no_grad()
+def test_gru_is_that_of_the_paper() -> None:
+    torch.manual_seed(0)
+    cell = GRULayer(E, D).double()
+    x, h = torch.randn(5, E, dtype=torch.double), torch.randn(5, D, dtype=torch.double)
+    (after,) = cell.unroll()([x], (h,), None)
+    w_r, w_z, w = cell.weight.chunk(3)
+    b_r, b_z, b = cell.bias.chunk(3)
+    r = torch.sigmoid(x @ w_r[:, :E].T + h @ w_r[:, E:].T + b_r)
+    z = torch.sigmoid(x @ w_z[:, :E].T + h @ w_z[:, E:].T + b_z)
+    candidate = torch.tanh(x @ w[:, :E].T + (r * h) @ w[:, E:].T + b)
+    assert torch.allclose(after, z * h + (1 - z) * candidate)
+    # A drive stands in for the bias.
+    (driven,) = cell.unroll()([x], (h,), cell.bias.expand(5, -1))
+    cell.bias.zero_()
+    assert torch.allclose(driven, after) and not torch.allclose(cell.unroll()([x], (h,), None)[0], after)
+
+
+@torch.no_grad()
+def test_sentinel_is_that_of_the_paper() -> None:
+    torch.manual_seed(0)
+    sentinel = Sentinel(E, D).double()
+    x, h, c = (torch.randn(5, size, dtype=torch.double) for size in (E, D, D))
+    gate = torch.sigmoid(x @ sentinel.weight[:, :E].T + h @ sentinel.weight[:, E:].T + sentinel.bias)
+    assert torch.allclose(sentinel.unroll()(x, h, c), gate * torch.tanh(c))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "query", "cell"), [("lstm", 0, 1), ("gru", 0, 0)])
+def test_sentinel_reads_word_query_and_memory_cell(name: str, query: int, cell: int) -> None:
+    decoder, (ids, cells) = build(name, "adaptive"), inputs()
+    memory = decoder.prepare(cells)
+    state = decoder.initial_state(memory, K)
+    word, h, c = (part.unflatten(0, (B, K)) for part in (decoder.embedding(ids[:, 0]), state[query], state[cell]))
+    _, expected = decoder.attention(h, memory.keys, memory.cells, decoder.sentinel.unroll()(word, h, c))
+    assert torch.allclose(decoder(ids[:, :1], memory).weights[:, 0], expected.flatten(0, 1))
 
 
 def test_initial_state_comes_from_the_mean_cell() -> None:
@@ -91,3 +210,26 @@ def test_reordering_moves_states_and_leaves_memory() -> None:
     assert cache.memory is memory and cache.get_seq_length() == T
     for old, new in zip(before, cache.state, strict=True):
         assert torch.equal(new, old[order])
+
+
+def test_memory_of_some_images() -> None:
+    decoder, (_, cells) = build(attention="multi_head"), inputs()
+    images = torch.tensor([2, 0])
+    some, own = decoder.prepare(cells).take(images), decoder.prepare(cells[images])
+    assert isinstance(some, Memory)
+    for name in ("cells", "keys", "mean"):
+        assert torch.allclose(getattr(some, name), getattr(own, name)), name
+
+
+def test_parameters_of_the_first_checkpoints_keep_their_names() -> None:
+    """Those of an additive attention and an LSTM as they were first saved."""
+    names = {name.removesuffix(".weight") for name in build(deep_output=True).state_dict() if "bias" not in name}
+    attention = {f"attention.{name}" for name in ("memory_to_key", "query_to_key", "key_to_score")}
+    assert names == attention | {
+        *("embedding", "memory_to_state", "state_to_gate", "word_to_lstm", "step_to_lstm", "step_to_output", "output")
+    }
+
+
+def test_no_layers() -> None:
+    with pytest.raises(ValueError, match="num_layers is 0"):
+        build(num_layers=0)

@@ -20,7 +20,8 @@ ALLOWED = {
     "configuration_captioner": set(),
     "encoders": {"registry"},
     "attentions": {"registry"},
-    "decoders": {"registry"},
+    "recurrence": set(),
+    "decoders": {"registry", "recurrence"},
     "objectives": {"registry"},
     "captions": set(),
     "image_processing_captioner": set(),
@@ -33,6 +34,11 @@ ALLOWED = {
     "pipeline_captioner": {
         *("configuration_captioner", "modeling_captioner", "processing_captioner", "image_processing_captioner"),
     },
+    "attention_maps": set(),
+    "visualization": {"attention_maps", "image_processing_captioner"},
+    "overlay": {"attention_maps", "image_processing_captioner"},
+    "attention_page": {"attention_maps", "image_processing_captioner"},
+    "pointing": {"shapes"},
 }
 
 # These files, and what they import, go to the Hub with a model.

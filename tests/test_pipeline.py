@@ -4,6 +4,7 @@ import io
 import math
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -78,6 +79,61 @@ def test_beams_change_places_so_that_attentions_must_be_realigned(
     maps = caption_attentions(output, (4, 4)).flatten(2)
     words = words_of(output.sequences)
     assert (in_place[:, : maps.shape[1]] - maps)[words].abs().max() > 1e-2
+
+
+def known_output(beam_indices: list[list[int]] | None) -> Any:
+    """What `generate()` gives for two beams, three words and 2x2 cells, if beam n at step t looked at cell (n + t) % 4."""
+    steps = [torch.eye(4)[[(beam + t) % 4 for beam in range(2)]].view(2, 1, 1, 4) for t in range(3)]
+    output = types.SimpleNamespace(cross_attentions=[(step,) for step in steps])
+    if beam_indices is not None:
+        output.beam_indices = torch.tensor(beam_indices)
+    return output
+
+
+def cells_looked_at(output: Any) -> list[list[int]]:
+    return caption_attentions(output, (2, 2)).flatten(2).argmax(-1).tolist()
+
+
+def test_known_maps_follow_the_beams() -> None:
+    assert cells_looked_at(known_output(None)) == [[0, 1, 2], [1, 2, 3]]
+    assert cells_looked_at(known_output([[0, 1, 0], [1, 0, 1]])) == [[0, 2, 2], [1, 1, 3]]
+    # Both captions came from beam 1; the second ended after two words.
+    assert cells_looked_at(known_output([[1, 1, 0], [1, 0, -1]])) == [[1, 2, 2], [1, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "misalign",
+    [
+        lambda beams: torch.arange(len(beams))[:, None].expand_as(beams),  # each caption's own row throughout
+        lambda beams: beams.roll(1, dims=1),
+        lambda beams: beams.roll(-1, dims=1),
+    ],
+    ids=["beams ignored", "a step late", "a step early"],
+)
+def test_misaligned_beams_would_be_seen(
+    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, misalign: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    """What `test_attentions_are_those_of_reading_the_caption` asks for is not to be had by other alignments."""
+    output = captioner.model.generate(
+        pixel_values=pixel_values,
+        return_dict_in_generate=True,
+        output_attentions=True,
+        num_return_sequences=5,
+    )
+    expected = read_again(captioner.model, pixel_values, output.sequences).cross_attentions[0].squeeze(1)
+    words = words_of(output.sequences)
+    output.beam_indices = misalign(output.beam_indices)
+    maps = caption_attentions(output, (4, 4)).flatten(2)
+    assert (maps - expected)[words].abs().amax(-1).gt(1e-2).float().mean() > 0.1
+
+
+def test_maps_sum_to_one_whatever_the_attention_gives() -> None:
+    weights = torch.tensor([[0.1, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0], [1e-6, 0.0, 0.0, 3e-6]]).half()
+    output = types.SimpleNamespace(cross_attentions=[(weights[None, None],)])
+    maps = caption_attentions(output, (2, 2))[0].flatten(1)
+    expected = torch.tensor([[0.25, 0.5, 0.25, 0], [0, 0, 0, 0], [0.25, 0, 0, 0.75]])
+    torch.testing.assert_close(maps, expected, atol=2e-2, rtol=0)
+    assert maps[:1].sum().item() == pytest.approx(1, abs=1e-6)
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)

@@ -1,0 +1,232 @@
+"""What recurrent decoders are made of: layers, their deferred gradients, and the order in which captions are read.
+
+A layer is unrolled once for all words of a batch: `step = layer.unroll()`, then `state = step(inputs, state, drive)`
+for every word.
+"""
+
+# B: images, K: captions or beams of an image, N = B·K: captions, T: words, R: rows, X: inputs, D: state
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+State = tuple[Tensor, ...]
+
+# Inputs (b, k, ·) next to each other, state (b, k, D) before, and the drive (b, k, gates), what enters the gates
+# from outside in place of the bias: state after.
+Step = Callable[[Sequence[Tensor], State, Tensor | None], State]
+
+
+class LSTMLayer(nn.Linear):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000); the state is (h, c).
+
+    One map from inputs and h to the gates (admit, forget, emit) and the new content. Departure: forget gates start
+    open by a fixed bias of 1 (Jozefowicz et al. 2015).
+
+    Args:
+        input_size: X.
+        hidden_size: D.
+        bias: have one; without it, every step needs a drive.
+    """
+
+    num_states = 2
+    num_gates = 4
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
+
+    def unroll(self) -> Step:
+        """One step as a function."""
+        linear = _RecurrentLinear(self.weight)
+
+        def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
+            hidden, cell = state
+            gates = (self.bias if drive is None else drive) + linear(torch.cat([*inputs, hidden], -1))
+            admit, forget, emit, new = gates.chunk(4, -1)
+            cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(admit) * torch.tanh(new)
+            return torch.sigmoid(emit) * torch.tanh(cell), cell
+
+        return step
+
+
+class GRULayer(nn.Linear):
+    """Gated recurrent unit (Cho et al. 2014, eq. 5-8); the state is (h,).
+
+    One map from inputs and h to the gates (reset, keep), and from inputs and what reset leaves of h to the new
+    content: `h' = keep ∘ h + (1 - keep) ∘ new`.
+
+    Args:
+        input_size: X.
+        hidden_size: D.
+        bias: have one; without it, every step needs a drive.
+    """
+
+    num_states = 1
+    num_gates = 3
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
+        super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
+
+    def unroll(self) -> Step:
+        """One step as a function."""
+        hidden_size = self.out_features // self.num_gates
+        sizes = [2 * hidden_size, hidden_size]
+        to_gates, to_new = (_RecurrentLinear(weight) for weight in self.weight.split(sizes))
+
+        def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
+            (hidden,) = state
+            drive_gates, drive_new = (self.bias if drive is None else drive).split(sizes, -1)
+            gates = torch.sigmoid(drive_gates + to_gates(torch.cat([*inputs, hidden], -1)))
+            reset, keep = gates.chunk(2, -1)
+            new = torch.tanh(drive_new + to_new(torch.cat([*inputs, reset * hidden], -1)))
+            return (keep * hidden + (1 - keep) * new,)
+
+        return step
+
+
+class Sentinel(nn.Linear):
+    """What a decoder knows without the image: `s = σ(W_x x + W_h h) ∘ tanh(c)` (Lu et al. 2017, eq. 9-10).
+
+    Departures: x is the word alone; the mean cell, which is part of the paper's x, is already in the first state. h is
+    the attention's query, in a decoder that reads the word before it looks the h after it.
+
+    Args:
+        embedding_size: E, width of x.
+        hidden_size: D, width of h and of the memory cell c.
+    """
+
+    def __init__(self, embedding_size: int, hidden_size: int) -> None:
+        super().__init__(embedding_size + hidden_size, hidden_size)
+
+    def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """One step as a function of x `(b, k, E)`, h and c `(b, k, D)`."""
+        linear = _RecurrentLinear(self.weight)
+
+        def step(word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+            return torch.sigmoid(self.bias + linear(torch.cat([word, hidden], -1))) * torch.tanh(cell)
+
+        return step
+
+
+def unroll(layers: Sequence[LSTMLayer | GRULayer]) -> Step:
+    """One step of layers on top of each other, as if of one; each reads the new h of the one below.
+
+    The state is all layers' states from the lowest up. The drive is the lowest layer's.
+    """
+    steps = [layer.unroll() for layer in layers]
+    size = layers[0].num_states
+
+    def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
+        states: list[Tensor] = []
+        for start, step_of_layer in zip(range(0, len(state), size), steps, strict=True):
+            after = step_of_layer(inputs, state[start : start + size], drive)
+            states += after
+            inputs, drive = after[:1], None
+        return tuple(states)
+
+    return step
+
+
+class _RecurrentLinear:
+    """A linear map used at every step, whose weight gets its gradient from all steps in one product.
+
+    Autograd would make a product over a few captions at every step, and add up gradients as large as the weight.
+    Going back, the first step comes last, since every later one depends on it: it makes the product for all.
+
+    Args:
+        weight: `(out, in)`.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        self.weight = weight
+        self.matrix = weight.detach().to(dtype)
+        self.used = False
+        self.steps: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """`(b, k, in) -> (b, k, out)`."""
+        is_first, self.used = not self.used, True
+        output: Tensor = _RecurrentLinearStep.apply(step.to(self.matrix.dtype), self.weight, self, is_first)
+        return output
+
+
+class _RecurrentLinearStep(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, weight: Tensor, linear: _RecurrentLinear, is_first: bool) -> Tensor:
+        ctx.save_for_backward(step)
+        ctx.linear, ctx.is_first = linear, is_first
+        return functional.linear(step, linear.matrix)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        linear: _RecurrentLinear = ctx.linear
+        if ctx.needs_input_grad[1]:
+            linear.steps.append((ctx.saved_tensors[0].flatten(0, 1), grad.flatten(0, 1)))
+        grad_weight = None
+        if ctx.is_first and linear.steps:
+            steps, grads = (torch.cat(parts) for parts in zip(*linear.steps, strict=True))  # (R, in), (R, out)
+            grad_weight = grads.T @ steps
+            linear.steps.clear()
+        return grad @ linear.matrix, grad_weight, None, None
+
+
+class Plan:
+    """In which order words are read, so that finished captions cost nothing.
+
+    Images are sorted by their longest caption and the captions of an image by length, so that the captions still
+    running at step t fill a corner (b, k) of the (B, K) captions, but for a few of an image that has fewer than k
+    left. Results of all steps are packed into R = Σ b·k rows.
+
+    Args:
+        num_images: B.
+        num_captions: K.
+        num_words: T.
+        lengths: `(N,)`, or None to read T words of every caption.
+    """
+
+    def __init__(self, num_images: int, num_captions: int, num_words: int, lengths: Tensor | None) -> None:
+        self.num_words = num_words
+        self.blocks = [(num_images, num_captions)] * num_words
+        self.images: Tensor | None = None
+        if lengths is None:
+            return
+        per_image = lengths.view(num_images, num_captions)
+        per_image, by_caption = per_image.sort(dim=1, descending=True, stable=True)
+        self.images = per_image[:, 0].argsort(descending=True, stable=True)  # (B,)
+        per_image, by_caption = per_image[self.images], by_caption[self.images]
+        self.captions = self.images.unsqueeze(1) * num_captions + by_caption  # (B, K)
+        running = per_image.cpu().unsqueeze(2) > torch.arange(num_words)  # (B, K, T)
+        images_left = running[:, 0].sum(0).tolist()
+        captions_left = running.sum(1).amax(0).tolist()
+        self.blocks = [(b, k) for b, k in zip(images_left, captions_left, strict=True) if b]
+        steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
+        self.rows = torch.cat(steps)  # (R,), where in (N, T) a row belongs
+        self.read = (self.rows % num_words < lengths[self.rows // num_words]).nonzero().squeeze(1)
+
+    def sort(self, state: State) -> State:
+        """Put captions `(N, ·)` into reading order; images go by `images`."""
+        return state if self.images is None else tuple(part[self.captions.flatten()] for part in state)
+
+    def pack(self, words: Tensor) -> Tensor:
+        """`(N, T) -> (R,)`."""
+        return words.T.flatten() if self.images is None else words.flatten()[self.rows]
+
+    def trim(self, packed: Tensor) -> Tensor:
+        """Drop rows of captions that were over, but in the corner: `(R, X) -> (words, X)`."""
+        return packed if self.images is None else packed.index_select(0, self.read)
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """`(words, X) -> (N, T, X)`, zero where no word was read."""
+        if self.images is None:
+            return packed.unflatten(0, (self.num_words, -1)).transpose(0, 1)
+        num_rows = self.captions.numel() * self.num_words
+        rows = packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, self.rows[self.read], packed)
+        return rows.unflatten(0, (-1, self.num_words))

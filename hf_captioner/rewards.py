@@ -1,0 +1,102 @@
+"""Rewards of captions that a model samples while it trains (Rennie et al. 2017)."""
+
+# B: images, S: captions sampled for an image
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .metrics.scores import CiderD, bleu, closest, match_ngrams
+from .metrics.tokenization import Tokens, tokenize_ptb
+from .objectives import IGNORED
+
+from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+
+END = "<end>"  # counts as a word, or captions that break off before their last noun would lose nothing
+
+
+class CaptionReward:
+    """CIDEr-D and BLEU-4 of sampled captions against the captions people wrote.
+
+    N-grams get their document frequencies from the captions given, the training split's; no file from elsewhere is
+    needed.
+
+    Args:
+        captions: of each image of the training split.
+        cider_weight: weight of CIDEr-D, which lies in [0, 10].
+        bleu_weight: weight of BLEU-4 of single captions, in [0, 1], smoothed (Lin and Och 2004).
+
+    Raises:
+        ValueError: no captions.
+    """
+
+    def __init__(
+        self, captions: Sequence[Sequence[str]], *, cider_weight: float = 1.0, bleu_weight: float = 0.0
+    ) -> None:
+        self.references = [[(*tokenize_ptb(caption), END) for caption in row] for row in captions]
+        self.cider = CiderD(self.references)
+        self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
+
+    def __call__(self, images: Sequence[int], captions: Sequence[Sequence[str]], ended: Tensor) -> Tensor:
+        """Rewards `(B, S)`.
+
+        Args:
+            images: rows of the training split.
+            captions: S captions of each.
+            ended: `(B, S)`, whether they reached `<end>`.
+        """
+        rewards = [
+            [self._reward(caption, end, self.references[image]) for caption, end in zip(row, ends, strict=True)]
+            for image, row, ends in zip(images, captions, ended.tolist(), strict=True)
+        ]
+        return torch.tensor(rewards)
+
+    def _reward(self, caption: str, ended: bool, references: Sequence[Tokens]) -> float:
+        tokens = (*tokenize_ptb(caption), END) if ended else tokenize_ptb(caption)
+        reward = self.cider_weight * self.cider.scores([tokens], [references])[0]
+        if self.bleu_weight:
+            matches = match_ngrams([tokens], [references], closest)
+            reward += self.bleu_weight * bleu(matches, smooth=True)["bleu"]
+        return reward
+
+
+@torch.no_grad()
+def sample_captions(
+    model: CaptionerModel,
+    num_samples: int,
+    *,
+    top_k: int,
+    max_length: int,
+    pixel_values: Tensor | None = None,
+    cells: Tensor | None = None,
+) -> Tensor:
+    """Captions drawn word by word as the model finds them likely, without dropout.
+
+    Args:
+        model: its mode is restored.
+        num_samples: S, captions of each image.
+        top_k: words to draw from each time, the likeliest; 0 for all. Label smoothing leaves some probability to every
+            word: drawn now and then and always punished, rare words would be forgotten altogether.
+        max_length: longest caption, `<start>` and `<end>` included.
+        pixel_values: `(B, 3, H, W)`.
+        cells: `(B, P, C)`, in place of `pixel_values`.
+
+    Returns:
+        Labels `(B, S, T)`: words and `<end>`, then -100.
+    """
+    was_training = model.training
+    model.eval()
+    cells = model.encoder(pixel_values).last_hidden_state if cells is None else cells
+    sequences = model.generate(
+        encoder_outputs=CaptionerEncoderOutput.of(cells),
+        do_sample=True, num_beams=1, num_return_sequences=num_samples, top_k=top_k, max_length=max_length,
+        # A reward is for what the model would say by itself.
+        no_repeat_ngram_size=0, bad_words_ids=None,
+    )[:, 1:]  # fmt: skip
+    model.train(was_training)
+    is_end = sequences == model.config.eos_token_id
+    over = is_end.cumsum(1) - is_end.int() > 0  # after the first <end>
+    return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))

@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from reference_search import Model, Settings, Words, all_captions, beam_search, diverse_beam_search
+from transformers import TextStreamer
+
+from hf_captioner import CaptionerModel, CaptionerProcessor, modeling_captioner
+from hf_captioner.guided_decoding import constrained_beam_search
+from hf_captioner.guided_decoding import diverse_beam_search as diverse
+from hf_captioner.modeling_captioner import CaptionerEncoderOutput
+
+Build = Callable[..., CaptionerModel]
+START, END = 2, 3
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Build) -> CaptionerModel:
+    """Its captions differ from image to image and in length."""
+    return tiny_model(seed=2, scale=8)
+
+
+@pytest.fixture(scope="module")
+def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
+    return processor(images=photos)["pixel_values"]
+
+
+@pytest.fixture(scope="module")
+def cells(model: CaptionerModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.encoder(pixel_values).last_hidden_state
+
+
+def read_by(model: CaptionerModel, cells: torch.Tensor, forbidden: tuple[int, ...] = (0,)) -> Model:
+    """Log p of the next words for one image, each caption read anew from its first word."""
+
+    @cache
+    def log_probs(words: Words) -> tuple[float, ...]:
+        with torch.no_grad():
+            logits = model(cells=cells[None], decoder_input_ids=torch.tensor([words])).logits[0, -1]
+        scores = logits.log_softmax(-1)
+        scores[list(forbidden)] = -torch.inf
+        return tuple(scores.tolist())
+
+    return lambda words: list(log_probs(words))
+
+
+def generate(model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
+    return model.generate(
+        encoder_outputs=CaptionerEncoderOutput.of(cells), **{"return_dict_in_generate": True, **kwargs}
+    )
+
+
+def by_transformers(monkeypatch: pytest.MonkeyPatch, model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(modeling_captioner, "is_served", lambda *_: False)
+        return generate(model, cells, output_scores=True, **kwargs)
+
+
+def trimmed(sequence: torch.Tensor) -> Words:
+    words = tuple(sequence.tolist())
+    return words[: words.index(END) + 1] if END in words else words
+
+
+GRID = list(itertools.product((2, 3, 5), (-1.0, 0.0, 0.7, 2.0), (True, False, "never"), (4, 9)))
+
+
+def test_beam_search_equals_a_reference_and_transformers(
+    model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over beams, length penalties, ways to stop early and lengths: no sequence differs."""
+    readers = [read_by(model, image) for image in cells]
+    for num_beams, length_penalty, early_stopping, max_length in GRID:
+        settings = Settings(num_beams, max_length, length_penalty, early_stopping)
+        kwargs = {
+            "num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": early_stopping,
+            "max_length": max_length, "num_return_sequences": num_beams,
+        }  # fmt: skip
+        ours = generate(model, cells, **kwargs)
+        theirs = by_transformers(monkeypatch, model, cells, **kwargs)
+        assert torch.equal(ours.sequences, theirs.sequences), settings
+        assert torch.equal(ours.beam_indices, theirs.beam_indices.long()), settings
+        assert torch.allclose(ours.sequences_scores, theirs.sequences_scores, atol=1e-5), settings
+        expected = [caption for reader in readers for caption in beam_search(reader, (START,), settings)]
+        assert [trimmed(sequence) for sequence in ours.sequences] == [words for _, words in expected], settings
+        assert ours.sequences_scores.tolist() == pytest.approx([score for score, _ in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize("num_return_sequences", [1, 2])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"no_repeat_ngram_size": 1},
+        {"repetition_penalty": 1.7},
+        {"bad_words_ids": [[9], [5, 6], [7, END]]},
+        {"min_length": 11},
+        {"suppress_tokens": [0, 4, 9]},
+        {"decoder_input_ids": torch.tensor([[START, 5, 8]]).expand(5, -1)},
+        {"max_new_tokens": 6},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_settings_act_as_in_transformers(
+    model: CaptionerModel,
+    cells: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    num_beams: int,
+    kwargs: dict[str, Any],
+    num_return_sequences: int,
+) -> None:
+    if num_return_sequences > num_beams:
+        pytest.skip("greedy search has one result")
+    kwargs = {"max_length": 13, **kwargs, "num_beams": num_beams, "num_return_sequences": num_return_sequences}
+    if "max_new_tokens" in kwargs:
+        del kwargs["max_length"]
+    ours = generate(model, cells, **kwargs)
+    assert "scores" not in ours  # ours, or there would be
+    theirs = by_transformers(monkeypatch, model, cells, **kwargs)
+    assert torch.equal(ours.sequences, theirs.sequences)
+    plain = generate(model, cells, max_length=13, num_beams=num_beams, num_return_sequences=num_return_sequences)
+    assert not torch.equal(ours.sequences, plain.sequences)  # the setting does something here
+
+
+def test_beam_search_with_beams_enough_finds_the_best_caption_of_all(tiny_model: Build) -> None:
+    model = tiny_model(seed=5, scale=4, vocab_size=6)
+    cells = torch.randn(3, 16, model.encoder.part.hidden_size, generator=torch.Generator().manual_seed(0))
+    for length_penalty in (0.0, 1.0):
+        settings = Settings(6**4, 5, length_penalty, "never")
+        output = generate(
+            model, cells, num_beams=settings.num_beams, max_length=5, length_penalty=length_penalty,
+            early_stopping="never", num_return_sequences=10,
+        )  # fmt: skip
+        for number, image in enumerate(cells):
+            everything = sorted(all_captions(read_by(model, image), (START,), settings), reverse=True)
+            assert len(everything) == 5 + sum(4**n for n in (1, 2)) + 4**3 * 5 - 4  # no caption is left out
+            found = output.sequences[10 * number : 10 * (number + 1)]
+            assert [trimmed(sequence) for sequence in found] == [words for _, words in everything[:10]]
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_images_whose_captions_are_done_cost_nothing(
+    model: CaptionerModel, cells: torch.Tensor, num_beams: int
+) -> None:
+    many = cells.repeat(3, 1, 1)
+    words_read: list[int] = []
+    handle = model.decoder.register_forward_pre_hook(lambda module, args: words_read.append(len(args[0])))
+    output = generate(model, many, num_beams=num_beams, max_length=20, early_stopping=num_beams > 1)
+    handle.remove()
+    assert words_read[0] == len(many)  # all beams of an image begin alike
+    assert words_read[1] == len(many) * num_beams
+    assert words_read[-1] < len(many) * num_beams
+    alone = [generate(model, image[None], num_beams=num_beams, max_length=20, early_stopping=num_beams > 1)
+             for image in many]  # fmt: skip
+    lengths = {len(trimmed(one.sequences[0])) for one in alone}
+    assert len(lengths) > 1, "captions of one length show nothing"
+    assert [trimmed(sequence) for sequence in output.sequences] == [trimmed(one.sequences[0]) for one in alone]
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"num_beams": 1},
+        {"num_beams": 4},
+        {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.0},
+        {"num_beams": 6, "custom_generate": diverse, "num_beam_groups": 3, "diversity_penalty": 2.0},
+        {"num_beams": 6, "custom_generate": constrained_beam_search, "force_words_ids": [[7], [9, 10]]},
+    ],
+    ids=["greedy", "beam", "returned", "diverse", "constrained"],
+)
+def test_batch_equals_one_by_one(model: CaptionerModel, cells: torch.Tensor, kwargs: dict[str, Any]) -> None:
+    batch = generate(model, cells, max_length=14, **kwargs).sequences
+    count = kwargs.get("num_return_sequences", 1)
+    for number, image in enumerate(cells):
+        alone = generate(model, image[None], max_length=14, **kwargs).sequences
+        expected = batch[count * number : count * (number + 1)]
+        assert [trimmed(sequence) for sequence in alone] == [trimmed(sequence) for sequence in expected]
+
+
+def test_an_accelerator_is_asked_seldom_and_gives_the_same(
+    model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hf_captioner import decoding
+
+    settings: list[dict[str, Any]] = [{"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}]
+    expected = [generate(model, cells, max_length=20, **kwargs).sequences for kwargs in settings]
+    monkeypatch.setattr(decoding, "WORDS_BETWEEN_CHECKS", {})
+    for kwargs, sequences in zip(settings, expected, strict=True):
+        assert torch.equal(generate(model, cells, max_length=20, **kwargs).sequences, sequences)
+
+
+def test_what_needs_every_step_goes_through_transformers(
+    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = generate(model, cells, num_beams=3, max_length=9, output_scores=True, output_attentions=True)
+    assert len(full.scores) == len(full.cross_attentions) == full.sequences.shape[1] - 1 or len(full.scores) >= 1
+    transitions = model.compute_transition_scores(full.sequences, full.scores, full.beam_indices, normalize_logits=False)
+    lengths = (transitions < 0).sum(1)
+    assert torch.allclose(transitions.sum(1) / lengths, full.sequences_scores, atol=1e-4)
+    plain = generate(model, cells, num_beams=3, max_length=9)
+    assert torch.equal(full.sequences, plain.sequences)
+
+    streamer = TextStreamer(processor.tokenizer, skip_special_tokens=True)
+    sequence = generate(model, cells[:1], num_beams=1, max_length=9, streamer=streamer).sequences[0]
+    assert capsys.readouterr().out.strip() == processor.decode(sequence)
+
+
+def test_only_allowed_words_come(model: CaptionerModel, cells: torch.Tensor) -> None:
+    """The function is told which image a caption belongs to, also when other images are done."""
+    allowed = {image: [END, *range(4 + 2 * image, 6 + 2 * image)] for image in range(len(cells))}
+    for num_beams in (1, 3):
+        output = generate(
+            model, cells, num_beams=num_beams, max_length=10,
+            prefix_allowed_tokens_fn=lambda image, words: allowed[image],
+        )  # fmt: skip
+        for image, sequence in enumerate(output.sequences):
+            assert set(trimmed(sequence)[1:]) <= set(allowed[image])
+
+
+def test_sampling_follows_the_probabilities(model: CaptionerModel, cells: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    count = 4000
+    first = generate(
+        model, cells[:1], do_sample=True, num_beams=1, top_k=0, max_length=2, num_return_sequences=count
+    ).sequences[:, 1]
+    log_probs = torch.tensor(read_by(model, cells[0])((START,)))
+    expected = log_probs.softmax(-1)
+    frequencies = torch.bincount(first, minlength=len(expected)) / count
+    assert (frequencies - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+
+    two = generate(model, cells[:1], do_sample=True, num_beams=1, top_k=2, max_length=2, num_return_sequences=200)
+    assert set(two.sequences[:, 1].tolist()) == set(expected.topk(2)[1].tolist())
+    cold = generate(model, cells, do_sample=True, num_beams=1, temperature=1e-4, max_length=9)
+    assert torch.equal(cold.sequences, generate(model, cells, num_beams=1, max_length=9).sequences)
+
+
+@pytest.mark.parametrize("penalty", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize(("num_beams", "num_groups"), [(4, 1), (4, 2), (6, 3), (3, 3)])
+def test_diverse_beam_search_equals_a_reference(
+    model: CaptionerModel, cells: torch.Tensor, num_beams: int, num_groups: int, penalty: float
+) -> None:
+    settings = Settings(num_beams, 9, early_stopping="never")
+    output = generate(
+        model, cells, num_beams=num_beams, max_length=9, num_return_sequences=num_beams, early_stopping="never",
+        length_penalty=1.0, custom_generate=diverse, num_beam_groups=num_groups, diversity_penalty=penalty,
+    )  # fmt: skip
+    found = output.sequences.unflatten(0, (-1, num_beams))
+    for image, sequences in zip(cells, found, strict=True):
+        groups = diverse_beam_search(read_by(model, image), (START,), settings, num_groups, penalty)
+        expected = sorted((caption for group in groups for caption in group), key=lambda caption: -caption[0])
+        assert sorted(trimmed(sequence) for sequence in sequences) == sorted(words for _, words in expected)
+    if num_groups == 1:
+        plain = generate(model, cells, num_beams=num_beams, max_length=9, num_return_sequences=num_beams,
+                         early_stopping="never")  # fmt: skip
+        assert torch.equal(output.sequences, plain.sequences)
+
+
+def test_each_group_is_returned_before_a_second_caption_of_one(model: CaptionerModel, cells: torch.Tensor) -> None:
+    kwargs = {"num_beams": 6, "max_length": 9, "num_return_sequences": 3}
+    guided = {"custom_generate": diverse, "num_beam_groups": 3, "diversity_penalty": 3.0}
+    output = generate(model, cells, **kwargs, **guided)
+    scores = output.sequences_scores.unflatten(0, (-1, 3))
+    assert (scores.diff(dim=1) <= 0).all()
+    first_words = output.sequences[:, 1].unflatten(0, (-1, 3))
+    plain_words = generate(model, cells, **kwargs).sequences[:, 1].unflatten(0, (-1, 3))
+    distinct = [len(set(words.tolist())) for words in first_words]
+    assert sum(distinct) > sum(len(set(words.tolist())) for words in plain_words)
+
+
+def holds(words: Words, constraint: list[Any]) -> bool:
+    phrases = [constraint] if isinstance(constraint[0], int) else constraint
+    return any(
+        words[place : place + len(phrase)] == tuple(phrase) for phrase in phrases for place in range(len(words))
+    )
+
+
+def test_constrained_search_with_beams_enough_finds_the_best_caption_that_obeys(tiny_model: Build) -> None:
+    model = tiny_model(seed=5, scale=4, vocab_size=7)
+    cells = torch.randn(3, 16, model.encoder.part.hidden_size, generator=torch.Generator().manual_seed(0))
+    settings = Settings(7**3, 5, 1.0, "never")
+    everything = [list(all_captions(read_by(model, image), (START,), settings)) for image in cells]
+    for constraints in ([[4]], [[5], [6]], [[4, 5]], [[4, 4]], [[[5, 6], [4]]], [[5], [[4, 6], [1]]]):
+        output = generate(
+            model, cells, num_beams=settings.num_beams, max_length=5, length_penalty=1.0, early_stopping="never",
+            custom_generate=constrained_beam_search, force_words_ids=constraints, num_return_sequences=3,
+        )  # fmt: skip
+        for number, captions in enumerate(everything):
+            obeying = [c for c in captions if all(holds(c[1], constraint) for constraint in constraints)]
+            expected = sorted(obeying, reverse=True)[:3]
+            found = output.sequences[3 * number : 3 * (number + 1)]
+            assert [trimmed(sequence) for sequence in found] == [words for _, words in expected], constraints
+
+
+@pytest.mark.parametrize("num_beams", [2, 3, 5])
+@pytest.mark.parametrize("constraints", [[[5]], [[5], [11]], [[5, 6, 7]], [[[5, 6], [12]], [9]], [[5, 5], [5, 6]]])
+def test_few_beams_meet_every_constraint(
+    model: CaptionerModel, cells: torch.Tensor, num_beams: int, constraints: list[Any]
+) -> None:
+    output = generate(
+        model, cells, num_beams=num_beams, max_length=12, custom_generate=constrained_beam_search,
+        force_words_ids=constraints,
+    )  # fmt: skip
+    for sequence in output.sequences:
+        assert all(holds(trimmed(sequence), constraint) for constraint in constraints), (sequence, constraints)
+    assert len(generate(model, cells, num_beams=num_beams, max_length=12).sequences) == len(output.sequences)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"custom_generate": diverse, "num_beams": 4, "num_beam_groups": 3}, "must divide num_beams=4"),
+        ({"custom_generate": diverse, "num_beams": 4, "diversity_penalty": -1.0}, "must not be negative"),
+        ({"custom_generate": diverse, "num_beams": 1}, "at least 2"),
+        ({"custom_generate": constrained_beam_search, "num_beams": 4}, "0 constraints"),
+        ({"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[]]}, "a list of word ids"),
+        (
+            {"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[5, 6, 7]], "max_length": 4},
+            "room for 3",
+        ),
+        (
+            {"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[5]],
+             "bad_words_ids": [[5]]},
+            "take back what forbids",
+        ),
+    ],
+)  # fmt: skip
+def test_errors(model: CaptionerModel, cells: torch.Tensor, kwargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        generate(model, cells, **{"max_length": 9, **kwargs})
+
+
+def test_scores_are_those_of_the_words_one_by_one(
+    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, pixel_values: torch.Tensor
+) -> None:
+    captions = processor(text=["a black dog", "two small children in the snow", "the woman"])["labels"]
+    output = model.score(cells=cells, captions=captions)
+    assert output.scores.shape == (5, 3) and output.word_scores.shape == (5, *captions.shape)
+    for image, scores in zip(cells, output.word_scores, strict=True):
+        read = read_by(model, image, forbidden=())
+        for caption, found in zip(captions.tolist(), scores.tolist(), strict=True):
+            words = [word for word in caption if word != -100]
+            expected = [read((START, *words[:t]))[word] for t, word in enumerate(words)]
+            assert found == pytest.approx(expected + [0.0] * (len(caption) - len(words)), abs=1e-4)
+    assert torch.allclose(output.scores, output.word_scores.sum(2))
+    own = captions.expand(5, -1, -1).clone()
+    assert torch.allclose(model.score(pixel_values, own).scores, output.scores, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_how_many_are_made_at_once(
+    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captions = processor(text=["a black dog", "two small children in the snow", "the woman"])["labels"]
+    expected = model.score(cells=cells, captions=captions).scores
+    monkeypatch.setattr(modeling_captioner, "SCORED_AT_ONCE", 1)
+    assert torch.allclose(model.score(cells=cells, captions=captions).scores, expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r"captions have shape None"):
+        model.score(cells=cells)
+    with pytest.raises(ValueError, match=r"\(5, K, T\)"):
+        model.score(cells=cells, captions=captions.expand(4, -1, -1))
