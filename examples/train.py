@@ -29,6 +29,7 @@ from tqdm.auto import tqdm
 from transformers import get_scheduler, pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
+from hf_captioner.captions import bad_endings
 from hf_captioner.cells import cached_cells
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
@@ -102,6 +103,8 @@ class Recipe:
     max_length: int = option(31, "Longest caption to generate, <start> and <end> included.")
     length_penalty: float = option(1.0, "Power of the length by which beam search divides a caption's score.")
     no_repeat_ngram_size: int = option(0, "No so many words in a row are generated twice in a caption.")
+    min_length: int = option(0, "Shortest caption to generate, <start> and <end> included.")
+    suppress_bad_endings: bool = option(False, "Never end a caption in an English word such as 'a' or 'of'.")
 
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
@@ -190,6 +193,8 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         max_length=recipe.max_length,
         length_penalty=recipe.length_penalty,
         no_repeat_ngram_size=recipe.no_repeat_ngram_size,
+        min_length=recipe.min_length,
+        bad_words_ids=bad_endings(tokenizer) or None if recipe.suppress_bad_endings else None,
     )
     if recipe.freeze_encoder:
         model.freeze_encoder()
@@ -341,9 +346,7 @@ class Stage:
     step: Callable[[torch.nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, float]]
 
 
-def build_stages(
-    recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split
-) -> list[Stage]:
+def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split) -> list[Stage]:
     """Likelihood of people's captions first, then, if the recipe says so, rewards of the model's own."""
 
     def likelihood(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
@@ -354,6 +357,10 @@ def build_stages(
     stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, "loss", likelihood)]
     if not recipe.reward_epochs:
         return stages
+    if recipe.reward_samples < 2:
+        raise ValueError(
+            f"reward_samples is {recipe.reward_samples}; it must be at least 2, as the others are each one's baseline."
+        )
     reward = CaptionReward(split.rows["captions"], bleu_weight=recipe.reward_bleu_weight)
 
     def rewards(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:

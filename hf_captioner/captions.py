@@ -16,6 +16,12 @@ UNKNOWN, PAD, START, END = "<unk>", "<pad>", "<start>", "<end>"
 # Their order is their ids. Padding must not be 0: beam search computes `pad or eos` and would pad with <end>.
 SPECIAL_TOKENS = [UNKNOWN, PAD, START, END]
 
+# English words with which no caption ends that is complete.
+BAD_ENDINGS = (
+    *("a", "an", "and", "are", "as", "at", "by", "for", "from", "her", "his", "in", "into"),
+    *("is", "its", "near", "of", "on", "onto", "or", "the", "their", "to", "with"),
+)
+
 LETTER = r"[\p{L}\p{M}\p{N}]"
 # A word may have hyphens and apostrophes inside it ("t-shirt", "don't"), not around it.
 WORD = rf"{LETTER}+(?:['-]{LETTER}+)*"
@@ -81,3 +87,12 @@ def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTraine
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
     )
+
+
+def bad_endings(tokenizer: PreTrainedTokenizerFast, words: Iterable[str] = BAD_ENDINGS) -> list[list[int]]:
+    """What keeps captions from ending in these words, for `bad_words_ids` of `generate()` or a generation config.
+
+    Words that the tokenizer does not know are left out.
+    """
+    known = tokenizer.get_vocab()
+    return [[known[word], tokenizer.eos_token_id] for word in words if word in known]

@@ -33,7 +33,8 @@ from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, Gene
 
 if TYPE_CHECKING:
     from .decoders import RecurrentCache
-    from .modeling_captioner import CaptionerModel
+
+Model = Callable[..., Any]  # a captioner, of which a search needs forward() alone
 
 # What judges each caption by its own words. Of others, rows may have to stay where they are.
 ROWWISE_PROCESSORS = (
@@ -239,7 +240,7 @@ def _parts(captions: Captions) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def beam_search(
-    model: CaptionerModel,
+    model: Model,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -265,7 +266,7 @@ def beam_search(
 
 @torch.no_grad()
 def search(
-    model: CaptionerModel,
+    model: Model,
     input_ids: Tensor,
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
@@ -299,7 +300,7 @@ def search(
         sequences = torch.stack([beams.running.words[..., : beams.length] for beams in groups], 1)  # (B, G, K/G, T)
         log_probs = processors(sequences.flatten(0, 2), log_probs)  # type: ignore[arg-type]
         log_probs = log_probs.unflatten(0, (len(images), num_beams))  # (B, K, V)
-        parents = []
+        parents: list[Tensor] = []
         for beams, choose, share in zip(groups, choices, log_probs.split(group_size, 1), strict=True):
             first = len(parents) * group_size
             parents.append(first + beams.advance(choose(share, beams)))
@@ -356,7 +357,7 @@ def beam_output(
 
 @torch.no_grad()
 def greedy_search(
-    model: CaptionerModel,
+    model: Model,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,

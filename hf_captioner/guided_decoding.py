@@ -1,7 +1,8 @@
 """Beam searches that look for more than the likeliest caption, for `generate(custom_generate=…)`.
 
-    model.generate(**inputs, custom_generate=diverse_beam_search, num_beams=6, num_beam_groups=3, num_return_sequences=6)
-    model.generate(**inputs, custom_generate=constrained_beam_search, force_words_ids=processor.word_ids(["dog"]))
+model.generate(**inputs, custom_generate=diverse_beam_search, num_beams=6, num_beam_groups=3, num_return_sequences=6)
+words = processor.tokenizer(["dog", "red ball"], add_special_tokens=False).input_ids
+model.generate(**inputs, custom_generate=constrained_beam_search, num_beams=6, force_words_ids=words)
 """
 
 # B: images, K: beams of an image or of a group, N: beams of all images, M: continuations, V: vocabulary
@@ -11,23 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
-from .decoding import WORST, Beams, Captions, Continuations, beam_output, best_continuations, search
-
-if TYPE_CHECKING:
-    from .modeling_captioner import CaptionerModel
+from .decoding import WORST, Beams, Captions, Continuations, Model, beam_output, best_continuations, search
 
 Phrase = list[int]
 
 
 def diverse_beam_search(
-    model: CaptionerModel,
+    model: Model,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -98,7 +96,7 @@ def diverse_beam_search(
 
 
 def constrained_beam_search(
-    model: CaptionerModel,
+    model: Model,
     input_ids: Tensor,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
@@ -157,9 +155,7 @@ class Targets:
     """
 
     def __init__(self, constraints: Sequence[Sequence[Phrase]], device: torch.device) -> None:
-        self.constraints = [
-            [torch.tensor(phrase, device=device) for phrase in phrases] for phrases in constraints
-        ]
+        self.constraints = [[torch.tensor(phrase, device=device) for phrase in phrases] for phrases in constraints]
         self.num_words = sum(max(map(len, phrases)) for phrases in constraints)
 
     def held(self, words: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,6 @@ from .objectives import (
 )
 from .registry import Registry
 
-
 SCORED_AT_ONCE = 2**26  # elements of logits that score() holds at a time
 
 

@@ -100,7 +100,7 @@ def point(weights: np.ndarray, seen: Box, box: Box) -> Pointing:
     down = _covered(rows, (top, bottom), (box[1], box[3]))
     return Pointing(
         hit=bool(box[0] <= x <= box[2] and box[1] <= y <= box[3]),
-        share=float(down @ weights @ across / weights.sum()),
+        share=float(down @ weights @ across / (weights.sum() or 1)),
         chance=float(down.mean() * across.mean()),
     )
 

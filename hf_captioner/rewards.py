@@ -11,9 +11,8 @@ from torch import Tensor
 
 from .metrics.scores import CiderD, bleu, closest, match_ngrams
 from .metrics.tokenization import Tokens, tokenize_ptb
-from .objectives import IGNORED
-
 from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from .objectives import IGNORED
 
 END = "<end>"  # counts as a word, or captions that break off before their last noun would lose nothing
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_captioner.captions import build_tokenizer
+from hf_captioner.captions import bad_endings, build_tokenizer
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k" / "data" / "train-00000-of-00001.parquet"
 CAPTIONS = ["A dog runs .", "a dog and a cat", "A cat sits on the T-shirt", "the end of a dog's day"]
@@ -127,6 +127,12 @@ def test_errors(captions, min_count, message):
 
 
 @pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
+def test_bad_endings_forbid_the_end_after_known_words_only(tokenizer):
+    ids = tokenizer.get_vocab()
+    assert bad_endings(tokenizer, ["dog", "xylophone"]) == [[ids["dog"], END]]
+    assert [ids["the"], END] in bad_endings(tokenizer) and [ids["dog"], END] not in bad_endings(tokenizer)
+
+
 def test_flickr8k_vocabulary_is_what_plain_counting_gives():
     from pyarrow import parquet
 

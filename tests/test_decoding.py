@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from reference_search import Model, Settings, Words, all_captions, beam_search, 
 from transformers import TextStreamer
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, modeling_captioner
+from hf_captioner.captions import bad_endings
 from hf_captioner.guided_decoding import constrained_beam_search
 from hf_captioner.guided_decoding import diverse_beam_search as diverse
 from hf_captioner.modeling_captioner import CaptionerEncoderOutput
@@ -200,7 +202,9 @@ def test_what_needs_every_step_goes_through_transformers(
 ) -> None:
     full = generate(model, cells, num_beams=3, max_length=9, output_scores=True, output_attentions=True)
     assert len(full.scores) == len(full.cross_attentions) == full.sequences.shape[1] - 1 or len(full.scores) >= 1
-    transitions = model.compute_transition_scores(full.sequences, full.scores, full.beam_indices, normalize_logits=False)
+    transitions = model.compute_transition_scores(
+        full.sequences, full.scores, full.beam_indices, normalize_logits=False
+    )
     lengths = (transitions < 0).sum(1)
     assert torch.allclose(transitions.sum(1) / lengths, full.sequences_scores, atol=1e-4)
     plain = generate(model, cells, num_beams=3, max_length=9)
@@ -209,6 +213,24 @@ def test_what_needs_every_step_goes_through_transformers(
     streamer = TextStreamer(processor.tokenizer, skip_special_tokens=True)
     sequence = generate(model, cells[:1], num_beams=1, max_length=9, streamer=streamer).sequences[0]
     assert capsys.readouterr().out.strip() == processor.decode(sequence)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_a_model_carries_what_its_captions_must_not_end_in(
+    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, tmp_path: Path, num_beams: int
+) -> None:
+    def last_words(model: CaptionerModel) -> set[int]:
+        sequences = generate(model, cells, num_beams=num_beams, max_length=12).sequences
+        return {words[-2] for words in map(trimmed, sequences) if words[-1] == END}
+
+    ends = last_words(model)
+    forbidden = [processor.tokenizer.convert_ids_to_tokens(word) for word in ends]
+    assert ends
+    model.save_pretrained(tmp_path)
+    carrier = CaptionerModel.from_pretrained(tmp_path).eval()
+    carrier.generation_config.bad_words_ids = bad_endings(processor.tokenizer, forbidden)
+    carrier.save_pretrained(tmp_path)
+    assert not ends & last_words(CaptionerModel.from_pretrained(tmp_path).eval())
 
 
 def test_only_allowed_words_come(model: CaptionerModel, cells: torch.Tensor) -> None:
@@ -275,9 +297,7 @@ def test_each_group_is_returned_before_a_second_caption_of_one(model: CaptionerM
 
 def holds(words: Words, constraint: list[Any]) -> bool:
     phrases = [constraint] if isinstance(constraint[0], int) else constraint
-    return any(
-        words[place : place + len(phrase)] == tuple(phrase) for phrase in phrases for place in range(len(words))
-    )
+    return any(words[place : place + len(phrase)] == tuple(phrase) for phrase in phrases for place in range(len(words)))
 
 
 def test_constrained_search_with_beams_enough_finds_the_best_caption_that_obeys(tiny_model: Build) -> None:

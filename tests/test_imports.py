@@ -23,13 +23,15 @@ ALLOWED = {
     "recurrence": set(),
     "decoders": {"registry", "recurrence"},
     "objectives": {"registry"},
+    "decoding": {"decoders"},
+    "guided_decoding": {"decoding"},
     "captions": set(),
     "image_processing_captioner": set(),
     "data": {"registry", "image_processing_captioner"},
     "shapes": set(),
     "processing_captioner": {"captions", "image_processing_captioner", "objectives"},
     "modeling_captioner": {
-        *("configuration_captioner", "encoders", "attentions", "decoders", "objectives", "registry"),
+        *("configuration_captioner", "encoders", "attentions", "decoders", "decoding", "objectives", "registry"),
     },
     "pipeline_captioner": {
         *("configuration_captioner", "modeling_captioner", "processing_captioner", "image_processing_captioner"),

@@ -38,7 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output folder and terminal output of a training on a few drawn shapes, through `accelerate launch`."""
     folder = tmp_path_factory.mktemp("trained")
     launcher = ("-m", "accelerate.commands.launch", "--cpu")
-    result = run("train.py", *options(**TINY, output_dir=folder), launcher=launcher)
+    stages = {"ema_decay": 0.9, "reward_epochs": 1, "reward_samples": 2, "suppress_bad_endings": True}
+    result = run("train.py", *options(**TINY, **stages, output_dir=folder), launcher=launcher)
     assert result.returncode == 0, result.stderr[-2000:]
     return folder, result.stdout
 
@@ -46,8 +47,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_training_leaves_model_log_and_pictures(trained: tuple[Path, str]) -> None:
     folder, output = trained
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [record["epoch"] for record in log] == [1, 2]
-    assert log[1]["loss"] < log[0]["loss"]
+    assert [(record["epoch"], record["stage"]) for record in log] == [(1, "Epoch"), (2, "Epoch"), (3, "Rewards")]
+    assert log[1]["loss"] < log[0]["loss"] and log[2]["reward"] >= 0
     assert {"bleu_4", "cider", "learning_rate", "captions_per_second", "distinct_captions"} <= log[0].keys()
     for picture in ("curves.png", "attention.png"):
         assert min(Image.open(folder / picture).size) > 100
@@ -57,7 +58,8 @@ def test_training_leaves_model_log_and_pictures(trained: tuple[Path, str]) -> No
     assert f"{scores['bleu_4']:.4f}" in output and str(folder / "attention.png") in output
     predictions = json.loads((folder / "predictions.json").read_text())
     assert len(predictions) == 24 and predictions[0]["caption"] in output
-    assert load_captioner(folder)[0].generation_config.num_beams == 5
+    generation_config = load_captioner(folder)[0].generation_config
+    assert generation_config.num_beams == 5 and len(generation_config.bad_words_ids) > 5
 
 
 def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path: Path) -> None:
@@ -133,10 +135,21 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
         ("train.py", ["RECIPE"], "unknown fields: colour. Known: dataset, output_dir"),
         ("train.py", ["--colour", "red"], "Unknown arguments: --colour red"),
         ("train.py", ["--encoder_name", "resnet1001"], "has no model 'resnet1001'"),
+        ("train.py", ["--ema_decay", "1.5"], "ema_decay is 1.5"),
+        ("train.py", ["--reward_epochs", "1", "--reward_samples", "1"], "reward_samples is 1"),
         ("train.py", ["--dataset", "nowhere/at/all"], "No data set at"),
         ("evaluate.py", ["."], "holds no model: it has no config.json"),
     ],
-    ids=["no recipe", "unknown field", "unknown argument", "unknown encoder", "no data", "no model"],
+    ids=[
+        "no recipe",
+        "unknown field",
+        "unknown argument",
+        "unknown encoder",
+        "decay",
+        "samples",
+        "no data",
+        "no model",
+    ],
 )
 def test_bad_input_ends_in_one_line(script: str, arguments: list[str], message: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from hf_captioner import CaptionerModel, CaptionerProcessor
+from hf_captioner.metrics.scores import CiderD
+from hf_captioner.objectives import others_mean, self_critical
+from hf_captioner.rewards import END, CaptionReward, sample_captions
+
+CAPTIONS = [
+    ["A dog runs on the beach.", "a brown dog is running"],
+    ["two children play in the snow", "children are playing"],
+    ["a man climbs a rock", "A climber on a rock wall."],
+]
+
+
+def test_a_reward_is_cider_with_the_end_as_a_word() -> None:
+    reward = CaptionReward(CAPTIONS)
+    tokens = [[(*caption.lower().rstrip(".").split(), END) for caption in row] for row in CAPTIONS]
+    cider = CiderD(tokens)
+    samples = [["a dog runs", "two dogs"], ["children play", "a rock"]]
+    found = reward([0, 1], samples, torch.tensor([[True, True], [True, False]]))
+    words = [[("a", "dog", "runs", END), ("two", "dogs", END)], [("children", "play", END), ("a", "rock")]]
+    expected = [[cider.scores([w], [tokens[image]])[0] for w in words[image]] for image in (0, 1)]
+    assert found.tolist() == [pytest.approx(row) for row in expected]
+    assert found.max() > 0
+
+
+def test_breaking_off_costs() -> None:
+    reward = CaptionReward(CAPTIONS)
+    whole, broken = reward([2], [["a man climbs a rock", "a man climbs a rock"]], torch.tensor([[True, False]]))[0]
+    assert whole > broken > 0
+
+
+def test_rewards_are_mixed_by_weight() -> None:
+    ended = torch.ones(1, 2, dtype=torch.bool)
+    samples = [["a dog runs on a beach", "a dog"]]
+    cider = CaptionReward(CAPTIONS)([0], samples, ended)
+    bleu = CaptionReward(CAPTIONS, cider_weight=0.0, bleu_weight=1.0)([0], samples, ended)
+    mixed = CaptionReward(CAPTIONS, cider_weight=2.0, bleu_weight=0.5)([0], samples, ended)
+    assert 0 < bleu[0, 1] < bleu[0, 0] < 1
+    assert torch.allclose(mixed, 2 * cider + 0.5 * bleu)
+
+
+def test_the_baseline_is_the_mean_of_the_others() -> None:
+    rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
+    assert others_mean(rewards).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+
+
+def test_self_critical_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [5.0, 5.0]]])
+    labels = torch.tensor([[0, 1], [1, -100]])
+    loss = self_critical(logits, labels, torch.tensor([2.0, -1.0]))
+    assert loss.item() == pytest.approx((2 * 2.0 - 1.0) * torch.tensor(2.0).log().item() / 3)
+
+
+def test_expected_gradient_is_that_of_the_expected_reward() -> None:
+    """Over all captions of two words, each as likely as the model finds it."""
+    torch.manual_seed(0)
+    table = torch.randn(3, 3, dtype=torch.double, requires_grad=True)  # log p of a word after a word, word 0 first
+    words = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # (9, 2)
+    rewards = torch.randn(9, dtype=torch.double)
+    logits = torch.stack([table[0].expand(9, 3), table[words[:, 0]]], 1)  # (9, 2, 3)
+    log_probs = logits.log_softmax(2).gather(2, words.unsqueeze(2)).sum((1, 2))
+    expected = torch.autograd.grad((log_probs.exp() * rewards).sum(), table, retain_graph=True)[0]
+    weighted = 9 * log_probs.exp().detach() * (rewards - 0.7)  # any baseline
+    found = torch.autograd.grad(self_critical(logits, words, weighted), table)[0]
+    assert torch.allclose(found * 2, -expected, atol=1e-5)  # the mean is over 9 captions of 2 words
+
+
+def test_samples_are_labels(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
+) -> None:
+    model = tiny_model(seed=2, scale=4).train()
+    model.generation_config.update(no_repeat_ngram_size=1)
+    torch.manual_seed(0)
+    pixel_values = processor(images=photos)["pixel_values"]
+    labels = sample_captions(model, 6, top_k=0, max_length=9, pixel_values=pixel_values)
+    assert model.training and labels.shape[:2] == (5, 6) and labels.shape[2] <= 8
+    for caption in labels.flatten(0, 1).tolist():
+        words = [word for word in caption if word != -100]
+        assert caption == words + [-100] * (len(caption) - len(words))
+        assert 3 not in words[:-1] and (words[-1] == 3 or len(words) == labels.shape[2])
+    assert len({tuple(caption) for caption in labels[0].tolist()}) > 1
+    likeliest = sample_captions(model, 2, top_k=1, max_length=9, pixel_values=pixel_values)
+    assert torch.equal(likeliest[:, 0], likeliest[:, 1])
+
+
+def test_what_is_rewarded_becomes_more_frequent(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
+) -> None:
+    model = tiny_model(seed=0)
+    cells = model.encoder(processor(images=photos)["pixel_values"]).last_hidden_state.detach()
+    optimizer = torch.optim.Adam(model.decoder.parameters(), lr=3e-3)
+    torch.manual_seed(0)
+    means = []
+    for _ in range(40):
+        labels = sample_captions(model, 8, top_k=0, max_length=7, cells=cells)
+        rewards = (labels == 7).sum(2).float()
+        loss = self_critical(
+            model(cells=cells, labels=labels).logits.flatten(0, 1),
+            labels.flatten(0, 1),
+            (rewards - others_mean(rewards)).flatten(),
+        )
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        means.append(rewards.mean().item())
+    assert sum(means[-5:]) / 5 > 5 * (sum(means[:5]) / 5 + 0.1)
