@@ -13,7 +13,7 @@ Box = tuple[float, float, float, float]
 
 # Heat from where the model hardly looked to where it looked most: shares of the range with red, green and blue.
 # After matplotlib's inferno, without the black: as readable in print and to the colour-blind.
-HEAT = (
+HEAT: tuple[tuple[float, tuple[int, int, int]], ...] = (
     (0.0, (70, 20, 110)),
     (0.35, (170, 40, 95)),
     (0.6, (230, 80, 40)),

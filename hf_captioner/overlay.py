@@ -117,8 +117,9 @@ def _scenes(
 def _heated(photo: Image.Image, light: np.ndarray) -> Image.Image:
     """Heat over a photograph of W x H pixels from a map `(H, W)` of 0 to 1."""
     heat = ((light - FAINT) / (1 - FAINT)).clip(0, 1)
-    shares, colours = zip(*HEAT, strict=True)
-    colour = np.stack([np.interp(heat, shares, channel) for channel in zip(*colours, strict=True)], axis=-1)
+    shares = [share for share, _ in HEAT]
+    channels = zip(*(colour for _, colour in HEAT), strict=True)
+    colour = np.stack([np.interp(heat, shares, channel) for channel in channels], axis=-1)  # (H, W, 3)
     opacity = OPACITY * (heat * (2 - heat))[..., None]
     pixels = np.asarray(photo, dtype=np.float32)
     return Image.fromarray((opacity * colour + (1 - opacity) * pixels).round().astype(np.uint8))
