@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +23,7 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import get_scheduler, pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
@@ -34,8 +32,8 @@ from hf_captioner.cells import cached_cells
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
-from hf_captioner.objectives import others_mean, self_critical
-from hf_captioner.rewards import CaptionReward, sample_captions
+from hf_captioner.rewards import CaptionReward
+from hf_captioner.training import Rewards, Stage, likelihood, train_epoch, weight_average
 from hf_captioner.visualization import attention_figure, curves_figure
 
 
@@ -253,7 +251,7 @@ def train(
     if accelerator.is_main_process:
         log_file.write_text("")
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
-    average = weight_average(recipe, model)
+    average = weight_average(model, recipe.ema_decay)
     kept = model if average is None else average.module
     wrapped, loader = accelerator.prepare(model, build_loader(recipe, processor, splits["train"]))
     log: list[dict[str, Any]] = []
@@ -272,7 +270,17 @@ def train(
         scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
         without_better = 0
         for epoch in range(stage.epochs):
-            figures = train_epoch(recipe, stage, epoch, wrapped, average, loader, optimizer, scheduler, accelerator)
+            figures = train_epoch(
+                stage,
+                epoch,
+                wrapped,
+                loader,
+                optimizer,
+                scheduler,
+                accelerator,
+                average=average,
+                max_grad_norm=recipe.max_grad_norm,
+            )
             started = time.monotonic()
             predictions = decode_captions(
                 kept,
@@ -327,110 +335,20 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split) ->
     )
 
 
-@dataclass
-class Stage:
-    """A part of the training with an objective of its own.
-
-    Args:
-        name: for the progress bar and the log.
-        epochs: passes over the training images.
-        learning_rate: the highest.
-        figure: name of what is shown beside the bar.
-        step: from model and batch to the loss and that figure.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    figure: str
-    step: Callable[[torch.nn.Module, dict[str, torch.Tensor]], tuple[torch.Tensor, float]]
-
-
 def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split) -> list[Stage]:
     """Likelihood of people's captions first, then, if the recipe says so, rewards of the model's own."""
-
-    def likelihood(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        batch.pop("index")
-        loss = wrapped(**batch).loss
-        return loss, loss.item()
-
     stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, "loss", likelihood)]
-    if not recipe.reward_epochs:
-        return stages
-    if recipe.reward_samples < 2:
-        raise ValueError(
-            f"reward_samples is {recipe.reward_samples}; it must be at least 2, as the others are each one's baseline."
+    if recipe.reward_epochs:
+        rewards = Rewards(
+            model,
+            processor,
+            CaptionReward(split.rows["captions"], bleu_weight=recipe.reward_bleu_weight),
+            num_samples=recipe.reward_samples,
+            top_k=recipe.reward_top_k,
+            max_length=recipe.max_words + 1,
         )
-    reward = CaptionReward(split.rows["captions"], bleu_weight=recipe.reward_bleu_weight)
-
-    def rewards(wrapped: torch.nn.Module, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, float]:
-        wrapped.eval()  # captions are drawn without dropout, so their gradient is taken without
-        images, _ = batch.pop("index").tolist(), batch.pop("labels")
-        labels = sample_captions(
-            model, recipe.reward_samples, top_k=recipe.reward_top_k, max_length=recipe.max_words + 1, **batch
-        )  # (B, S, T)
-        captions = [processor.batch_decode(row) for row in labels.clamp(min=processor.tokenizer.pad_token_id)]
-        ended = (labels == processor.tokenizer.eos_token_id).any(2)
-        values = reward(images, captions, ended).to(labels.device)  # (B, S)
-        logits = wrapped(labels=labels, **batch).logits
-        advantages = values - others_mean(values)
-        return self_critical(logits.flatten(0, 1), labels.flatten(0, 1), advantages.flatten()), values.mean().item()
-
-    return [*stages, Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, "reward", rewards)]
-
-
-def weight_average(recipe: Recipe, model: CaptionerModel) -> ModelEmaV3 | None:
-    """Running average of the weights, whose memory is a fifth of the steps done until `ema_decay` limits it."""
-    if not 0 <= recipe.ema_decay < 1:
-        raise ValueError(f"ema_decay is {recipe.ema_decay}; it must be at least 0 and below 1, such as 0.999.")
-    if not recipe.ema_decay:
-        return None
-    return ModelEmaV3(model, decay=recipe.ema_decay, use_warmup=True, warmup_gamma=5.0, warmup_power=1.0)
-
-
-def train_epoch(
-    recipe: Recipe,
-    stage: Stage,
-    epoch: int,
-    model: torch.nn.Module,
-    average: ModelEmaV3 | None,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    accelerator: Accelerator,
-) -> dict[str, float]:
-    """One pass over the training images."""
-    model.train()
-    started, total, num_captions = time.monotonic(), 0.0, 0
-    bar = tqdm(
-        loader,
-        desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
-        unit="batch",
-        disable=not accelerator.is_local_main_process,
-    )
-    for step, batch in enumerate(bar, start=1):
-        num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
-        loss, figure = stage.step(model, batch)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        learning_rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if average is not None:
-            average.update(accelerator.unwrap_model(model), step=epoch * len(loader) + step)
-        total += figure
-        seconds = time.monotonic() - started
-        bar.set_postfix_str(
-            f"{stage.figure} {total / step:.3f}, {num_captions / seconds:.0f} captions/s, lr {learning_rate:.1e}",
-            refresh=False,
-        )
-    return {
-        stage.figure: total / step,
-        "learning_rate": learning_rate,
-        "captions_per_second": num_captions / seconds,
-        "train_seconds": seconds,
-    }
+        stages.append(Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, "reward", rewards))
+    return stages
 
 
 def epoch_line(record: dict[str, Any], stage: Stage, epoch: int, *, best: bool) -> str:
