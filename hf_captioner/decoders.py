@@ -25,6 +25,7 @@ DECODERS = Registry(
     {
         "lstm": f"{__name__}:LSTMDecoder",
         "gru": f"{__name__}:GRUDecoder",
+        "spatial": f"{__name__}:SpatialDecoder",
         "top_down": f"{__name__}:TopDownDecoder",
     },
 )
@@ -292,6 +293,44 @@ class GRUDecoder(RecurrentDecoder):
 
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_gru(words)
+
+
+class SpatialDecoder(RecurrentDecoder):
+    """LSTM that reads words alone; h after the word chooses where to look (Lu et al. 2017, sec. 2.2).
+
+    The next word comes from h and the context together. As the context never enters the LSTM, what a word says of the
+    image was seen for this very word: the map shown beside it is where it came from, not where the model will look
+    or has looked. With the attention `adaptive` this is the paper's adaptive model.
+
+    Departures: the mean cell enters by the first state, not with every word; the paper's cells have the width of h,
+    here a linear map gives it to the context. The paper has no gate and no deep output: for it, build with
+    `gate=False`.
+    """
+
+    layer_type = LSTMLayer
+
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
+        self.lstm = LSTMLayer(0, hidden_size, bias=False)
+        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.context_to_hidden = nn.Linear(memory_size, hidden_size)
+
+    def _layers(self) -> list[LSTMLayer | GRULayer]:
+        return [self.lstm, *self.upper_lstms]  # type: ignore[list-item]
+
+    def _drives(self, words: Tensor) -> Tensor:
+        return self.word_to_lstm(words)
+
+    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
+        read = unroll(self._layers())
+
+        def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
+            state = read([], state, drive)
+            hidden, cell = state[-2:]
+            context, *weights = attend(hidden, cell, word, memory)
+            return state, (hidden + self.context_to_hidden(context), context, *weights)
+
+        return step
 
 
 class TopDownDecoder(RecurrentDecoder):
