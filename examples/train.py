@@ -55,7 +55,7 @@ class Recipe:
     pretrained: bool = option(False, "Start from timm's weights for the encoder.")
     encoder_weights: str | None = option(None, "Safetensors file with these weights, instead of the Hub.")
     data_config: str = option(
-        "{input_size: [3, 144, 144], crop_pct: 1.0}",
+        "{input_size: [3, 96, 96], crop_pct: 1.0}",
         "What the encoder wants of pixels where it differs from timm's account, as YAML.",
     )
     freeze_encoder: bool = option(False, "Train the decoder only.")
@@ -63,7 +63,7 @@ class Recipe:
     attention_type: str = option("additive", "Name among the attentions.")
     attention_size: int = option(256, "Width of the attention's hidden layer.")
     attention_kwargs: str = option("{}", "Further arguments of the attention, as YAML, such as {num_heads: 4}.")
-    decoder_type: str = option("spatial", "Name among the decoders.")
+    decoder_type: str = option("spatial", "Name among the decoders, such as lstm, Show, Attend and Tell's.")
     decoder_kwargs: str = option("{}", "Further arguments of the decoder, as YAML, such as {num_layers: 2}.")
     embedding_size: int = option(128, "Width of a word embedding.")
     hidden_size: int = option(256, "Width of the decoder's state.")
