@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .recurrence import GRULayer, LSTMLayer, Plan, Sentinel, State, unroll
+from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, Sentinel, State, unroll
 from .registry import Registry
 
 DECODERS = Registry(
@@ -136,7 +136,7 @@ class RecurrentDecoder(nn.Module):
         ValueError: no layers.
     """
 
-    layer_type: type[LSTMLayer | GRULayer]
+    layer_type: type[RecurrentLayer]
     layers_below = 0  # that run before the attention
 
     def __init__(
@@ -174,7 +174,7 @@ class RecurrentDecoder(nn.Module):
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         raise NotImplementedError
 
-    def _layers(self) -> list[LSTMLayer | GRULayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         """The layers whose uppermost h words are computed from, from the lowest up."""
         raise NotImplementedError
 
@@ -271,7 +271,7 @@ class LSTMDecoder(RecurrentDecoder):
         self.step_to_lstm = LSTMLayer(memory_size, hidden_size, bias=False)
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def _layers(self) -> list[LSTMLayer | GRULayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.step_to_lstm, *self.upper_lstms]  # type: ignore[list-item]
 
     def _drives(self, words: Tensor) -> Tensor:
@@ -288,7 +288,7 @@ class GRUDecoder(RecurrentDecoder):
         self.step_to_gru = GRULayer(memory_size, hidden_size, bias=False)
         self.upper_grus = nn.ModuleList(GRULayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def _layers(self) -> list[LSTMLayer | GRULayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.step_to_gru, *self.upper_grus]  # type: ignore[list-item]
 
     def _drives(self, words: Tensor) -> Tensor:
@@ -315,7 +315,7 @@ class SpatialDecoder(RecurrentDecoder):
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
         self.context_to_hidden = nn.Linear(memory_size, hidden_size)
 
-    def _layers(self) -> list[LSTMLayer | GRULayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.lstm, *self.upper_lstms]  # type: ignore[list-item]
 
     def _drives(self, words: Tensor) -> Tensor:
@@ -354,7 +354,7 @@ class TopDownDecoder(RecurrentDecoder):
         self.language_lstm = LSTMLayer(memory_size + hidden_size, hidden_size)
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def _layers(self) -> list[LSTMLayer | GRULayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.language_lstm, *self.upper_lstms]  # type: ignore[list-item]
 
     def _drives(self, words: Tensor) -> Tensor:

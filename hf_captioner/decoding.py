@@ -176,11 +176,6 @@ class Beams:
         offsets = torch.arange(num_images, device=device) * (all_beams or num_beams) + first_beam
         self.offsets = offsets.unsqueeze(1)  # (B, 1), of an image's first beam among all N
 
-    @property
-    def sequences(self) -> Tensor:
-        """Words of the captions under way: `(B·K, length)`."""
-        return self.running.words[..., : self.length].flatten(0, 1)
-
     def advance(self, continuations: Continuations) -> Tensor:
         """Add a word to every caption under way.
 
@@ -261,7 +256,7 @@ def beam_search(
         model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs["encoder_outputs"],
         choices=[best_continuations],
     )  # fmt: skip
-    return beam_output(done[0], generation_config, input_ids.shape[1], cache, model_kwargs["encoder_outputs"])
+    return beam_output(done[0], generation_config, input_ids.shape[1], cache)
 
 
 @torch.no_grad()
@@ -308,11 +303,11 @@ def search(
         kept = torch.arange(len(images), device=images.device)
         if num_words % words_between_checks == 0:
             num_open = int(is_open.sum())
+            if num_open == 0:
+                break
             if num_open <= CROWD * len(images):
                 _put_all(results, groups, images)
                 kept = is_open.nonzero().squeeze(1)
-            if num_open == 0:
-                break
         beam_of = (kept.unsqueeze(1) * num_beams + torch.cat(parents, 1)[kept]).flatten()  # (N,)
         cache.reorder_cache(beam_of)
         words = torch.cat([beams.running.words[..., beams.length - 1] for beams in groups], 1)[kept]
@@ -338,7 +333,6 @@ def beam_output(
     config: GenerationConfig,
     prefix_length: int,
     cache: RecurrentCache,
-    encoder_outputs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
     """The best captions of each image as `generate()` returns them."""
     count = config.num_return_sequences

@@ -92,7 +92,7 @@ def diverse_beam_search(
     )
     count = generation_config.num_return_sequences
     best = together.scores[:, :count].argsort(dim=1, descending=True, stable=True)
-    return beam_output(together.take(best), generation_config, input_ids.shape[1], cache, encoder_outputs)
+    return beam_output(together.take(best), generation_config, input_ids.shape[1], cache)
 
 
 def constrained_beam_search(
@@ -143,7 +143,7 @@ def constrained_beam_search(
             f"{generation_config.num_return_sequences} are asked for. Give more than {num_beams} beams, a longer "
             "max_length, or take back what forbids these words (bad_words_ids, suppress_tokens, no_repeat_ngram_size)."
         )
-    return beam_output(done[0], generation_config, input_ids.shape[1], cache, encoder_outputs)
+    return beam_output(done[0], generation_config, input_ids.shape[1], cache)
 
 
 class Targets:

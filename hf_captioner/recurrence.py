@@ -22,11 +22,8 @@ State = tuple[Tensor, ...]
 Step = Callable[[Sequence[Tensor], State, Tensor | None], State]
 
 
-class LSTMLayer(nn.Linear):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000); the state is (h, c).
-
-    One map from inputs and h to the gates (admit, forget, emit) and the new content. Departure: forget gates start
-    open by a fixed bias of 1 (Jozefowicz et al. 2015).
+class RecurrentLayer(nn.Linear):
+    """One map from inputs and h to all gates; what becomes of them is each kind's own.
 
     Args:
         input_size: X.
@@ -34,11 +31,26 @@ class LSTMLayer(nn.Linear):
         bias: have one; without it, every step needs a drive.
     """
 
-    num_states = 2
-    num_gates = 4
+    num_states: int
+    num_gates: int
 
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
+
+    def unroll(self) -> Step:
+        """One step as a function."""
+        raise NotImplementedError
+
+
+class LSTMLayer(RecurrentLayer):
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000); the state is (h, c).
+
+    One map from inputs and h to the gates (admit, forget, emit) and the new content. Departure: forget gates start
+    open by a fixed bias of 1 (Jozefowicz et al. 2015).
+    """
+
+    num_states = 2
+    num_gates = 4
 
     def unroll(self) -> Step:
         """One step as a function."""
@@ -54,23 +66,15 @@ class LSTMLayer(nn.Linear):
         return step
 
 
-class GRULayer(nn.Linear):
+class GRULayer(RecurrentLayer):
     """Gated recurrent unit (Cho et al. 2014, eq. 5-8); the state is (h,).
 
     One map from inputs and h to the gates (reset, keep), and from inputs and what reset leaves of h to the new
     content: `h' = keep ∘ h + (1 - keep) ∘ new`.
-
-    Args:
-        input_size: X.
-        hidden_size: D.
-        bias: have one; without it, every step needs a drive.
     """
 
     num_states = 1
     num_gates = 3
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
-        super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
 
     def unroll(self) -> Step:
         """One step as a function."""
@@ -113,7 +117,7 @@ class Sentinel(nn.Linear):
         return step
 
 
-def unroll(layers: Sequence[LSTMLayer | GRULayer]) -> Step:
+def unroll(layers: Sequence[RecurrentLayer]) -> Step:
     """One step of layers on top of each other, as if of one; each reads the new h of the one below.
 
     The state is all layers' states from the lowest up. The drive is the lowest layer's.
