@@ -3,37 +3,41 @@
     accelerate launch examples/train.py                                          # drawn shapes, from scratch, minutes
     accelerate launch examples/train.py examples/recipes/flickr8k.yaml           # Flickr8k from the Hub
     accelerate launch examples/train.py RECIPE.yaml --epochs 5 --output_dir out  # any field, overridden
+    accelerate launch examples/train.py RECIPE.yaml --resume                     # go on where it was interrupted
 
-The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch
-and `curves.png`; at the end also `scores.json`, `predictions.json` and `attention.png`.
+The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch,
+`curves.png` and `checkpoints/` to resume from; at the end also `scores.json`, `predictions.json` and `attention.png`.
+On several machines it must be a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import get_scheduler, pipeline
+from transformers import pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import cached_cells
+from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
-from hf_captioner.rewards import CaptionReward
-from hf_captioner.training import Rewards, Stage, likelihood, train_epoch, weight_average
+from hf_captioner.interruption import Interruption
+from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.rewards import CaptionReward, Rewards
+from hf_captioner.training import Likelihood, Optimization, Run, Stage
 from hf_captioner.visualization import attention_figure, curves_figure
 
 
@@ -78,6 +82,7 @@ class Recipe:
     mirror: bool = option(False, "Train on mirrored images too. Not where captions tell left from right.")
     epochs: int = option(4, "Passes over the training images.")
     batch_size: int = option(32, "Images in a batch on each process; every image brings all its captions.")
+    gradient_accumulation_steps: int = option(1, "Batches on each process that make one step of the optimizer.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Course of the learning rate.")
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
@@ -104,12 +109,23 @@ class Recipe:
     min_length: int = option(0, "Shortest caption to generate, <start> and <end> included.")
     suppress_bad_endings: bool = option(False, "Never end a caption in an English word such as 'a' or 'of'.")
 
+    resume: bool = option(False, "Go on from the newest checkpoint in the output folder, exactly.")
+    checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.")
+    keep_checkpoints: int = option(2, "How many of the newest are kept.")
+
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
     num_workers: int = option(0, "Processes that read images.")
     num_threads: int | None = option(None, "Threads of each process on a CPU; all cores, shared out, by default.")
     skip_broken: bool = option(False, "Go on without unreadable images and empty captions, naming each.")
     max_images: int | None = option(None, "Use only so many images of each split, to try things out.")
+
+
+# Fields that do not change what is trained, and so may differ when a run is resumed.
+MAY_CHANGE = (
+    *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
+    *("cache_dir", "num_workers", "num_threads"),
+)
 
 
 @dataclass
@@ -124,11 +140,20 @@ class Split:
 def main(argv: Sequence[str]) -> None:
     """Train, validate, keep the best, and show what came out."""
     recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
-    accelerator = build_accelerator(recipe.mixed_precision, recipe.num_threads)
+    accelerator = build_accelerator(recipe.mixed_precision, recipe.num_threads, recipe.gradient_accumulation_steps)
+    with Interruption() as interruption:
+        train_and_report(recipe, accelerator, interruption)
+    accelerator.end_training()
+
+
+def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Interruption) -> None:
+    """From the recipe to the report."""
     set_seed(recipe.seed)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     say = accelerator.print
+    checkpoints = Checkpoints(output_dir / "checkpoints", keep=recipe.keep_checkpoints)
+    checkpoint = find_checkpoint(recipe, checkpoints, accelerator)
 
     splits = {name: Split(load_split(recipe, name, accelerator)) for name in ("train", "validation")}
     model, processor = build_captioner(recipe, splits["train"].rows["captions"])
@@ -146,7 +171,25 @@ def main(argv: Sequence[str]) -> None:
         f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder: "
         f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.1f} M parameters to train."
     )
-    train(recipe, model, processor, splits, accelerator)
+    loader = build_loader(recipe, processor, splits["train"], accelerator)
+    facts = {name: value for name, value in asdict(recipe).items() if name not in MAY_CHANGE}
+    sizes = {"number of processes": accelerator.num_processes, "number of images": len(splits["train"].rows)}
+    run = Run(
+        model,
+        build_stages(recipe, model, processor, splits["train"]),
+        accelerator,
+        num_steps=loader.num_steps,
+        optimization=Optimization(**{field.name: getattr(recipe, field.name) for field in fields(Optimization)}),
+        checkpoints=checkpoints,
+        minutes=recipe.checkpoint_minutes,
+        facts={**facts, **sizes, "vocabulary": model.config.vocab_size},
+        interruption=interruption,
+    )
+    set_seed(recipe.seed, device_specific=True)  # processes begin with the same weights and draw different dropout
+    if checkpoint is not None:
+        run.restore(checkpoint)
+        say(f"Going on from {str(checkpoint.path)!r}: {len(run.progress.log)} epochs and {run.progress.step} steps.")
+    train(recipe, run, loader, processor, splits["validation"])
 
     best = CaptionerModel.from_pretrained(output_dir).to(accelerator.device)
     predictions = decode_captions(
@@ -159,7 +202,28 @@ def main(argv: Sequence[str]) -> None:
     )
     if accelerator.is_main_process:
         report(recipe, output_dir, predictions, splits["validation"].rows)
-    accelerator.end_training()
+
+
+def find_checkpoint(recipe: Recipe, checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
+    """What to go on from, and a clean folder where there is nothing.
+
+    Raises:
+        ValueError: an unfinished run would be lost.
+    """
+    checkpoint = checkpoints.newest(accelerator.print)
+    accelerator.wait_for_everyone()
+    if recipe.resume:
+        if checkpoint is None:
+            accelerator.print(f"No checkpoint in {recipe.output_dir!r} to go on from: the training begins.")
+        return checkpoint
+    if checkpoint is not None and not checkpoint.progress["is_over"]:
+        raise ValueError(
+            f"{recipe.output_dir!r} holds a run that is not over ({len(checkpoint.progress['log'])} epochs so far). "
+            f"Go on with --resume, name another --output_dir, or delete {str(checkpoints.folder)!r}."
+        )
+    if accelerator.is_main_process:
+        checkpoints.clear()
+    return None
 
 
 def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
@@ -238,86 +302,77 @@ MODEL_FIELDS = (
 MODEL_FIELDS_AS_YAML = ("encoder_kwargs", "attention_kwargs", "decoder_kwargs")
 
 
-def train(
-    recipe: Recipe,
-    model: CaptionerModel,
-    processor: CaptionerProcessor,
-    splits: dict[str, Split],
-    accelerator: Accelerator,
-) -> None:
+def train(recipe: Recipe, run: Run, loader: StepLoader, processor: CaptionerProcessor, validation: Split) -> None:
     """Train stage by stage, each from the best weights so far; the best epoch's model is in the output."""
     output_dir = Path(recipe.output_dir)
-    log_file = output_dir / "log.jsonl"
+    accelerator, say = run.accelerator, run.accelerator.print
     if accelerator.is_main_process:
-        log_file.write_text("")
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
-    average = weight_average(model, recipe.ema_decay)
-    kept = model if average is None else average.module
-    wrapped, loader = accelerator.prepare(model, build_loader(recipe, processor, splits["train"]))
-    log: list[dict[str, Any]] = []
-    best_score = -1.0
-    for number, stage in enumerate(build_stages(recipe, model, processor, splits["train"])):
-        if number:
-            best = CaptionerModel.from_pretrained(output_dir).state_dict()
-            model.load_state_dict(best)
-            kept.load_state_dict(best)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-        )
-        optimizer = accelerator.prepare(optimizer)
-        num_steps = stage.epochs * len(loader)
-        scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
-        without_better = 0
-        for epoch in range(stage.epochs):
-            figures = train_epoch(
-                stage,
-                epoch,
-                wrapped,
-                loader,
-                optimizer,
-                scheduler,
-                accelerator,
-                average=average,
-                max_grad_norm=recipe.max_grad_norm,
-            )
-            started = time.monotonic()
-            predictions = decode_captions(
-                kept,
-                processor,
-                splits["validation"].rows,
-                accelerator,
-                cells=splits["validation"].cells,
-                description=f"{stage.name} {epoch + 1}/{stage.epochs}, validating",
-                num_beams=recipe.num_beams,
-            )
-            scores = score_captions(predictions)
-            seconds = time.monotonic() - started
-            log.append({"epoch": len(log) + 1, "stage": stage.name, **figures, **scores, "validation_seconds": seconds})
-            better = scores[recipe.select_by] > best_score
-            best_score = max(best_score, scores[recipe.select_by])
-            without_better = 0 if better else without_better + 1
+        write_log(output_dir, run)
+    while run.stage is not None:
+        if not run.is_under_way:
+            is_first = run.progress.stage == 0
+            run.start_stage(None if is_first else CaptionerModel.from_pretrained(output_dir).state_dict())
+        while run.epochs_left:
+            run.train_epoch(loader)
+            scores = validate(recipe, run, processor, validation)
+            is_best = run.end_epoch(scores, scores[recipe.select_by])
             if accelerator.is_main_process:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(log[-1]) + "\n")
-                curves_figure(log).savefig(output_dir / "curves.png")
-                if better:
-                    kept.save_pretrained(output_dir)
-                    processor.save_pretrained(output_dir)
-            accelerator.print(epoch_line(log[-1], stage, epoch, best=better))
+                write_log(output_dir, run)
+                curves_figure(run.progress.log).savefig(output_dir / "curves.png")
+                if is_best:
+                    replace_files(output_dir, lambda folder: save_captioner(folder, run.kept, processor))
+            say(epoch_line(run, is_best=is_best))
             for warning in collapse_warnings(scores):
-                accelerator.print(f"  Warning: {warning}")
+                say(f"  Warning: {warning}")
             accelerator.wait_for_everyone()
-            if without_better == recipe.patience:
-                accelerator.print(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
-                break
+        if run.progress.without_better == recipe.patience:
+            say(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
+        run.end_stage()
+        if run.stage is None:
+            run.save()
 
 
-def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split) -> DataLoader:
+def validate(recipe: Recipe, run: Run, processor: CaptionerProcessor, split: Split) -> dict[str, float]:
+    """Scores of the captions that the model gives the validation images."""
+    assert run.stage is not None
+    started = time.monotonic()
+    run.prepare_to_validate()
+    predictions = decode_captions(
+        run.kept,
+        processor,
+        split.rows,
+        run.accelerator,
+        cells=split.cells,
+        description=f"{run.stage.name} {run.progress.epoch + 1}/{run.stage.epochs}, validating",
+        num_beams=recipe.num_beams,
+    )
+    return {**score_captions(predictions), "validation_seconds": time.monotonic() - started}
+
+
+def write_log(output_dir: Path, run: Run) -> None:
+    """The log, a line an epoch, whole or as it was."""
+    partial = output_dir / ".log.partial"
+    partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
+    os.replace(partial, output_dir / "log.jsonl")
+
+
+def save_captioner(folder: Path, model: CaptionerModel, processor: CaptionerProcessor) -> None:
+    """Model and processor, as `from_pretrained` reads them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, accelerator: Accelerator) -> StepLoader:
     """Batches of the training split, in an order drawn anew each epoch."""
-    rows = split.rows.add_column("index", list(range(len(split.rows))))
-    if split.cells is not None:
-        rows = rows.select_columns(["captions", "index"])
+    sampler = StepSampler(
+        len(split.rows),
+        recipe.batch_size,
+        seed=recipe.seed,
+        num_processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        accumulation=accelerator.gradient_accumulation_steps,
+    )
     collator = CaptionCollator(
         processor,
         cells=split.cells,
@@ -325,19 +380,13 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split) ->
         mirrored_cells=split.mirrored_cells,
         max_words=recipe.max_words,
     )
-    return DataLoader(
-        rows,  # type: ignore[arg-type]
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        drop_last=len(rows) >= recipe.batch_size,
-        collate_fn=collator,
-        num_workers=recipe.num_workers,
-    )
+    rows = split.rows if split.cells is None else split.rows.select_columns("captions")
+    return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=recipe.num_workers)
 
 
 def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split) -> list[Stage]:
     """Likelihood of people's captions first, then, if the recipe says so, rewards of the model's own."""
-    stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, "loss", likelihood)]
+    stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, Likelihood())]
     if recipe.reward_epochs:
         rewards = Rewards(
             model,
@@ -347,16 +396,18 @@ def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProc
             top_k=recipe.reward_top_k,
             max_length=recipe.max_words + 1,
         )
-        stages.append(Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, "reward", rewards))
+        stages.append(Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, rewards))
     return stages
 
 
-def epoch_line(record: dict[str, Any], stage: Stage, epoch: int, *, best: bool) -> str:
-    """An epoch in one line."""
+def epoch_line(run: Run, *, is_best: bool) -> str:
+    """The last epoch in one line."""
+    assert run.stage is not None
+    record, figure = run.progress.log[-1], run.stage.objective.figure
     scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
     return (
-        f"{stage.name} {epoch + 1:>2}/{stage.epochs}  {stage.figure} {record[stage.figure]:.3f}  {scores}  "
-        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if best else ''}"
+        f"{run.stage.name} {run.progress.epoch:>2}/{run.stage.epochs}  {figure} {record[figure]:.3f}  {scores}  "
+        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if is_best else ''}"
     )
 
 

@@ -178,7 +178,8 @@ class CaptionCollator:
     Args:
         processor: a `CaptionerProcessor`.
         cells: image cells computed earlier, `(images, P, C)`; rows then carry their `index`, and images stay shut.
-        mirror: show every other image, drawn by torch's generator, mirrored left to right.
+        mirror: show every other image mirrored left to right; which ones is drawn by the `draw` that rows carry (see
+            `loading.py`), or else by torch's generator.
         mirrored_cells: cells of the mirrored images; needed to mirror where there are cells.
         max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
 
@@ -208,7 +209,7 @@ class CaptionCollator:
         batch = {"labels": labels[..., : self.max_words]}
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
-        mirrored = torch.rand(len(rows)) < 0.5 if self.mirror else torch.zeros(len(rows), dtype=torch.bool)
+        mirrored = torch.tensor([self.mirror and _generator(row).random() < 0.5 for row in rows])
         if self.cells is not None:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
             cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
@@ -216,6 +217,11 @@ class CaptionCollator:
         pixel_values = self.processor(images=[open_row(row) for row in rows])["pixel_values"]
         pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
+
+
+def _generator(row: Row) -> np.random.Generator:
+    """What is drawn for an image as it is shown this once."""
+    return np.random.default_rng(row["draw"] if "draw" in row else int(torch.randint(2**62, ())))
 
 
 def _first_line(error: Exception) -> str:

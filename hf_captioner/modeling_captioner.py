@@ -283,6 +283,8 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_words: int | None = None,
+        num_captions: int | None = None,
     ) -> CaptionerOutput | tuple[Any, ...]:
         """Score captions, or one more word of captions under way.
 
@@ -299,6 +301,8 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             output_attentions: return `cross_attentions`. With labels they are always returned.
             output_hidden_states: return `decoder_hidden_states`.
             return_dict: False for a tuple.
+            num_words: of a larger batch that this is a part of; the losses of its parts add up to its loss.
+            num_captions: of that batch.
 
         Raises:
             ValueError: no image, or neither labels nor words to read.
@@ -321,7 +325,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
-            result.loss = self._loss(output, words)
+            result.loss = self._loss(output, words, num_words, num_captions)
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
             result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
@@ -346,17 +350,18 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
         return self.encoder(pixel_values).last_hidden_state
 
-    def _loss(self, output: DecoderOutput, words: Tensor) -> Tensor:
+    def _loss(self, output: DecoderOutput, words: Tensor, num_words: int | None, num_captions: int | None) -> Tensor:
         config = self.config
-        loss = cross_entropy(output.logits, words, config.label_smoothing)
+        loss = cross_entropy(output.logits, words, config.label_smoothing, num_words)
         if config.doubly_stochastic_weight:
-            term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction)
+            term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction, num_captions)
             loss = loss + config.doubly_stochastic_weight * term
         if output.log_probs is not None:
             attention = self.decoder.attention
             scores = log_likelihood(output.logits.detach(), words)
-            loss = loss + attention.reinforce_weight * reinforce(scores, output.log_probs, words, attention.baseline)
-            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words)
+            term = reinforce(scores, output.log_probs, words, attention.baseline, num_words)
+            loss = loss + attention.reinforce_weight * term
+            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words, num_words)
             attention.baseline.copy_(moving_average(attention.baseline, scores, words))
         return loss
 
