@@ -101,7 +101,10 @@ def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcess
 
 
 def build_accelerator(
-    mixed_precision: str | None = None, num_threads: int | None = None, gradient_accumulation_steps: int = 1
+    mixed_precision: str | None = None,
+    num_threads: int | None = None,
+    gradient_accumulation_steps: int = 1,
+    **kwargs: Any,
 ) -> Accelerator:
     """Accelerate's entry point, set up for what this machine has.
 
@@ -110,6 +113,7 @@ def build_accelerator(
         num_threads: threads of each process on a CPU, by default its share of the cores: `accelerate launch` leaves
             one thread to each process, which leaves most of a machine idle.
         gradient_accumulation_steps: batches that make a step, unless `accelerate launch` is told of others.
+        kwargs: further arguments of `Accelerator`.
 
     Raises:
         ValueError: Accelerate is to split the model itself among processes.
@@ -119,6 +123,7 @@ def build_accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
+        **kwargs,
     )
     kind = accelerator.distributed_type
     if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):

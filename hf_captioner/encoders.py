@@ -1,7 +1,8 @@
 """Encoders: photographs in, a grid of image cells out.
 
 A part is a `torch.nn.Module` with `hidden_size` (C), `grid_size(height, width)`, `data_config` and
-`forward((B, 3, H, W)) -> (B, P, C)`.
+`forward((B, 3, H, W)) -> (B, P, C)`. To be trained in part it needs `stages()` too, and `checkpoint_gradients()` to be
+trained in little memory.
 """
 
 # B: images, H, W: pixels, P: image cells (rows x columns of the grid), C: channels of a cell
@@ -14,6 +15,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models import group_parameters
 from torch import Tensor, nn
 
 from .registry import Registry
@@ -83,6 +85,23 @@ class TimmEncoder(nn.Module):
         if self._channels_last(features):
             return features.flatten(1, 2)  # (B, P, C)
         return features.flatten(2).transpose(1, 2)  # (B, P, C)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Its parameters from the images to the cells, the stem first, as timm groups them."""
+        groups = group_parameters(self.body, self.body.group_matcher(coarse=True))  # type: ignore[operator]
+        named = dict(self.body.named_parameters())
+        return [[named[name] for name in groups[number]] for number in sorted(groups)]
+
+    def checkpoint_gradients(self) -> None:
+        """Keep little of what is computed and compute it again for the gradients.
+
+        Raises:
+            ValueError: timm can't with this model.
+        """
+        try:
+            self.body.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as e:
+            raise ValueError(f"timm's {self.name!r} knows no gradient checkpointing: set it to false.") from e
 
     @property
     def _num_prefix_tokens(self) -> int:

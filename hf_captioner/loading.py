@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and plain values that go to the model with them
 Key = tuple[int, int]  # epoch and image
 
 

@@ -8,6 +8,7 @@ another step of gradient accumulation, is given the larger one's number: then th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -103,6 +104,34 @@ def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     """The next baseline `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1), log p the mean of all words."""
     mean = scores.detach().sum() / (labels != IGNORED).sum().clamp(min=1)
     return torch.lerp(baseline, mean.to(baseline.dtype), 0.1)
+
+
+def _inverse_sigmoid(share: float) -> float:
+    low, at, high = (1 / (1 + math.exp(-10 * (x - 0.5))) for x in (0.0, share, 1.0))
+    return (at - low) / (high - low)
+
+
+# Courses from 0 to the highest probability, over the share of the steps that is done.
+_COURSES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda share, highest: highest,
+    "linear": lambda share, highest: highest * share,
+    "exponential": lambda share, highest: 1 - (1 - highest) ** share,
+    "inverse_sigmoid": lambda share, highest: highest * _inverse_sigmoid(share),
+}
+
+
+def sampling_probability(share: float, highest: float, course: str) -> float:
+    """How often the model reads words of its own in scheduled sampling (Bengio et al. 2015, sec. 2.4, figure 1).
+
+    Departure: constants are chosen such that the highest probability is reached at the end, for every course and
+    length of a training.
+
+    Args:
+        share: of the steps, in [0, 1].
+        highest: probability in [0, 1).
+        course: `"linear"`, `"exponential"`, `"inverse_sigmoid"` or `"constant"`.
+    """
+    return _COURSES[course](share, highest)
 
 
 def others_mean(rewards: Tensor) -> Tensor:

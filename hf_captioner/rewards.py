@@ -141,7 +141,7 @@ class Rewards:
         self.captioner, self.processor, self.reward = captioner, processor, reward
         self.settings: dict[str, Any] = {"num_samples": num_samples, "top_k": top_k, "max_length": max_length}
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Batch, share: float) -> Batch:
         """The images with captions drawn for them, `labels` `(B, S, T)`, and their `rewards` `(B, S)`."""
         self.captioner.eval()
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}

@@ -20,7 +20,7 @@ from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_s
 from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
-from .objectives import IGNORED
+from .objectives import IGNORED, sampling_probability
 
 TO_GO_ON = "Go on with the same command and --resume."
 
@@ -30,8 +30,11 @@ class Objective(Protocol):
 
     figure: str
 
-    def prepare(self, batch: Batch) -> Batch:
-        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end."""
+    def prepare(self, batch: Batch, share: float) -> Batch:
+        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end.
+
+        `share` of the stage's steps is done.
+        """
 
     def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
@@ -41,13 +44,27 @@ class Objective(Protocol):
 
 
 class Likelihood:
-    """The model's own loss on people's captions."""
+    """The model's own loss on people's captions.
+
+    Args:
+        sampling: highest probability in [0, 1) with which words are read that the model draws (Bengio et al. 2015).
+        course: of that probability, see `objectives.sampling_probability`.
+
+    Raises:
+        ValueError: another probability.
+    """
 
     figure = "loss"
 
-    def prepare(self, batch: Batch) -> Batch:
-        """The batch without what the model does not take."""
-        return {name: tensor for name, tensor in batch.items() if name != "index"}
+    def __init__(self, sampling: float = 0.0, course: str = "linear") -> None:
+        if not 0 <= sampling < 1:
+            raise ValueError(f"scheduled_sampling is {sampling}; it must be at least 0 and below 1, such as 0.25.")
+        self.sampling, self.course = sampling, course
+
+    def prepare(self, batch: Batch, share: float) -> Batch:
+        """The batch as the model takes it."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
+        return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
 
     def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """This batch's part of the loss, twice."""
@@ -57,20 +74,37 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class EncoderTraining:
+    """How a stage trains the encoder.
+
+    Args:
+        learning_rate: the highest.
+        from_stage: the first of the encoder's stages that is trained; 0 is the stem.
+        freeze_batch_norm: keep batch norms as they are.
+    """
+
+    learning_rate: float
+    from_stage: int = 0
+    freeze_batch_norm: bool = True
+
+
+@dataclass(frozen=True)
 class Stage:
     """A part of a training with an objective of its own.
 
     Args:
         name: for the progress bar and the log.
         epochs: passes over the training images.
-        learning_rate: the highest.
+        learning_rate: the highest, of the decoder.
         objective: what it minimises.
+        encoder: how the encoder is trained; None to freeze it.
     """
 
     name: str
     epochs: int
     learning_rate: float
     objective: Objective
+    encoder: EncoderTraining | None = None
 
 
 @dataclass(frozen=True)
@@ -250,7 +284,8 @@ class Run:
         """One step of the optimizer; whether the processes are to stop after it, and to save."""
         assert self.stage is not None and self.wrapped is not None
         objective, accelerator, progress = self.stage.objective, self.accelerator, self.progress
-        batches = [objective.prepare(batch) for batch in batches]
+        share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
+        batches = [objective.prepare(batch, share) for batch in batches]
         words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
         num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
         parts: list[Tensor] = []

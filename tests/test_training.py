@@ -86,11 +86,11 @@ def test_a_signal_saves_and_stops(whole: tuple[Tiny, Path], number: int, tmp_pat
         stopped.run.minutes = 1e9
         prepare, count = stopped.run.stages[0].objective.prepare, [0]
 
-        def interrupt(batch: Any) -> Any:
+        def interrupt(batch: Any, share: float) -> Any:
             count[0] += 1
             if count[0] == 10:
                 os.kill(os.getpid(), number)
-            return prepare(batch)
+            return prepare(batch, share)
 
         stopped.run.stages[0].objective.prepare = interrupt  # type: ignore[method-assign]
         with pytest.raises(
