@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +12,9 @@ from typing import Any
 
 import pytest
 import yaml
+from processes import Program
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parents[1]
 # Everything at once that has a state: dropout, shuffling, mirrored images, batch statistics, an average, a schedule,
 # rewards drawn from the model.
 RECIPE = {
@@ -26,29 +23,19 @@ RECIPE = {
     "memory_dropout": 0.2, "embedding_dropout": 0.2, "data_config": "{input_size: [3, 64, 64]}", "num_threads": 1,
     "checkpoint_minutes": 0.002, "keep_checkpoints": 3, "reward_epochs": 1, "reward_samples": 2,
 }  # fmt: skip
-LAUNCHERS = {1: (), 2: ("-m", "torch.distributed.run", "--nproc_per_node", "2")}
 
 
-def start(recipe: Path, folder: Path, num_processes: int, *arguments: str, **fields: Any) -> subprocess.Popen[str]:
+def start(recipe: Path, folder: Path, num_processes: int, *arguments: str, **fields: Any) -> Program:
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    script = str(ROOT / "examples" / "train.py")
-    command = [sys.executable, *LAUNCHERS[num_processes], script, str(recipe), "--output_dir", str(folder)]
-    return subprocess.Popen(
-        [*command, *arguments, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        start_new_session=True,
-    )  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    command = [recipe, "--output_dir", folder, *arguments, *options]
+    return Program("examples/train.py", command, folder.with_suffix(".out"), num_processes=num_processes)
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    output, errors = process.communicate(timeout=500)
-    assert process.returncode == code, errors[-3000:]
-    return output + errors
-
-
-def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> None:
+def wait_for_step(process: Program, folder: Path, step: int) -> None:
     """Until this many steps and a bit are done, as far as checkpoints tell."""
     deadline = time.monotonic() + 400
-    while process.poll() is None and time.monotonic() < deadline:
+    while not process.is_over and time.monotonic() < deadline:
         done = 0
         for path in (folder / "checkpoints").glob("[0-9]*/progress.json"):
             try:
@@ -61,11 +48,7 @@ def wait_for_step(process: subprocess.Popen[str], folder: Path, step: int) -> No
         if done >= step:
             return
         time.sleep(0.01)
-    pytest.fail(f"step {step} was not reached: {process.communicate()[1][-2000:] if process.poll() else 'too slow'}")
-
-
-def kill(process: subprocess.Popen[str], number: int = signal.SIGKILL) -> None:
-    os.killpg(process.pid, number)
+    pytest.fail(f"step {step} was not reached: {process.output.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by one process that nothing interrupts."""
     folder = tmp_path_factory.mktemp("whole")
-    finish(start(recipe, folder, 1))
+    start(recipe, folder, 1).finish()
     return folder
 
 
@@ -108,9 +91,9 @@ def test_killed_and_resumed(recipe: Path, whole: Path, tmp_path: Path) -> None:
     for arguments, step in zip(((), ("--resume",)), sorted(steps), strict=True):
         process = start(recipe, tmp_path, 1, *arguments)
         wait_for_step(process, tmp_path, step)
-        kill(process)
-        finish(process, -signal.SIGKILL)
-    assert "Going on from" in finish(start(recipe, tmp_path, 1, "--resume"))
+        process.send(signal.SIGKILL)
+        process.finish(-signal.SIGKILL)
+    assert "Going on from" in start(recipe, tmp_path, 1, "--resume").finish()
     assert_same(tmp_path, whole)
 
 
@@ -120,35 +103,36 @@ def test_stopped_by_signals_and_resumed(recipe: Path, whole: Path, tmp_path: Pat
     for arguments, step, number in (((), 10, signal.SIGTERM), (("--resume",), 30, signal.SIGINT)):
         process = start(recipe, tmp_path, 1, *arguments, checkpoint_minutes=0.0 if number == signal.SIGINT else 0.001)
         wait_for_step(process, tmp_path, step)
-        process.send_signal(number)
-        said = finish(process, 128 + number)
+        process.send(number)
+        said = process.finish(128 + number)
         assert f"Stopped by {number.name}. The state is saved. Go on with the same command and --resume." in said
         assert "Traceback" not in said
-    refused = finish(start(recipe, tmp_path, 1), 2)
+    refused = start(recipe, tmp_path, 1).finish(2)
     assert "holds a run that is not over" in refused and "Go on with --resume" in refused
-    refused = finish(start(recipe, tmp_path, 1, "--resume", learning_rate=0.5), 2)
+    refused = start(recipe, tmp_path, 1, "--resume", learning_rate=0.5).finish(2)
     assert "can't go on exactly: learning_rate was 0.002 and is now 0.5" in refused
-    finish(start(recipe, tmp_path, 1, "--resume", num_workers=1))
+    start(recipe, tmp_path, 1, "--resume", num_workers=1).finish()
     assert_same(tmp_path, whole)
 
 
 @pytest.mark.slow
 def test_two_processes_killed_and_resumed(recipe: Path, tmp_path: Path) -> None:
-    finish(start(recipe, tmp_path / "whole", 2, batch_size=1))
+    start(recipe, tmp_path / "whole", 2, batch_size=1).finish()
     process = start(recipe, tmp_path / "killed", 2, batch_size=1)
     wait_for_step(process, tmp_path / "killed", random.Random(2).randrange(3, 55))
-    kill(process)
-    finish(process, -signal.SIGKILL)
-    refused = finish(start(recipe, tmp_path / "killed", 1, "--resume", batch_size=1), 2)
+    process.send(signal.SIGKILL)
+    process.finish(-signal.SIGKILL)
+    refused = start(recipe, tmp_path / "killed", 1, "--resume", batch_size=1).finish(2)
     assert "number of processes was 2 and is now 1" in refused
-    finish(start(recipe, tmp_path / "killed", 2, "--resume", batch_size=1))
+    start(recipe, tmp_path / "killed", 2, "--resume", batch_size=1).finish()
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 
 @pytest.mark.slow
 def test_nothing_to_resume_is_said(recipe: Path, tmp_path: Path) -> None:
-    said = finish(start(recipe, tmp_path, 1, "--resume", epochs=1, reward_epochs=0, max_images=8))
+    said = start(recipe, tmp_path, 1, "--resume", epochs=1, reward_epochs=0, max_images=8).finish()
     assert f"No checkpoint in {str(tmp_path)!r} to go on from: the training begins." in said
-    assert "Scores of the best model" in finish(
-        start(recipe, tmp_path, 1, "--resume", epochs=1, reward_epochs=0, max_images=8)
+    assert (
+        "Scores of the best model"
+        in start(recipe, tmp_path, 1, "--resume", epochs=1, reward_epochs=0, max_images=8).finish()
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -15,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from processes import Program
 from tiny_run import Tiny
 
 from hf_captioner.checkpoints import Checkpoint
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.loading import StepSampler
 from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -186,22 +183,18 @@ def test_losses_of_parts_add_up() -> None:
 
 
 def launch(out: Path, num_processes: int, **fields: Any) -> dict[str, Any]:
-    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", str(num_processes)) if num_processes > 1 else ()
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, *launcher, str(ROOT / "tests" / "tiny_run.py"), str(out), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=ROOT)
-    assert result.returncode == 0, result.stderr[-2000:]
+    Program("tests/tiny_run.py", [out, *options], out.with_suffix(".txt"), num_processes=num_processes).finish()
     return json.loads(out.read_text())
 
 
-@pytest.mark.slow
 def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
     """27 images in steps of 8: no part of a step is as large as another, nor has as many words."""
     one = launch(tmp_path / "one.json", 1, batch_size=8)
     two = launch(tmp_path / "two.json", 2, batch_size=4)
     accumulated = launch(tmp_path / "accumulated.json", 1, batch_size=4, accumulation=2)
     assert (one["num_processes"], two["num_processes"], one["steps"]) == (1, 2, 4)
-    assert one["losses"][-1] < one["losses"][0] / 1.5 and len(one["losses"]) == 20
+    assert one["losses"][-1] < one["losses"][0] - 0.5 and len(one["losses"]) == 20
     assert len(set(one["captions"])) > 3
     for other in (two, accumulated):
         assert other["losses"] == pytest.approx(one["losses"], abs=1e-5, rel=0)

@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
     arguments = parser.parse_args()
-    tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=100)
+    tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=12)
     run = tiny.run
     run.start_stage()
     losses: list[float] = []
