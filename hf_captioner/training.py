@@ -228,11 +228,15 @@ class Run:
 
     def _build_stage(self) -> None:
         assert self.stage is not None
-        settings = self.optimization
-        optimizer = torch.optim.AdamW(
-            [parameter for parameter in self.model.parameters() if parameter.requires_grad],
-            lr=self.stage.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True,
-        )  # fmt: skip
+        settings, encoder = self.optimization, self.stage.encoder
+        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
+        if encoder is None:
+            self.model.freeze_encoder()
+        else:
+            self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
+            trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
+            groups.append({"params": trained, "lr": encoder.learning_rate})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         num_steps = self.stage.epochs * self.num_steps
         self.scheduler = get_scheduler(settings.schedule, self.optimizer, int(settings.warmup * num_steps), num_steps)
