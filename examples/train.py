@@ -246,7 +246,8 @@ def find_checkpoint(recipe: Recipe, checkpoints: Checkpoints, accelerator: Accel
         if checkpoint is None:
             accelerator.print(f"No checkpoint in {recipe.output_dir!r} to go on from: the training begins.")
         return checkpoint
-    if checkpoint is not None and not checkpoint.progress["is_over"]:
+    has_begun = checkpoint is not None and any(checkpoint.progress[name] for name in ("stage", "epoch", "step"))
+    if checkpoint is not None and has_begun and not checkpoint.progress["is_over"]:
         raise ValueError(
             f"{recipe.output_dir!r} holds a run that is not over ({len(checkpoint.progress['log'])} epochs so far). "
             f"Go on with --resume, name another --output_dir, or delete {str(checkpoints.folder)!r}."
