@@ -104,3 +104,47 @@ def test_encoder_weights_are_loaded_once_and_come_back(encoder_weights: Path, tm
     assert "safetensors" not in (tmp_path / "config.json").read_text()  # no path of this machine
     reloaded = CaptionerModel.from_pretrained(tmp_path)
     assert torch.equal(reloaded.encoder.part.body.conv_stem.weight, stored.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "expected"),
+    [
+        # Five convolutions of odd width with stride 2: 0.5 + 1 + 2 + 4 + 8 pixels up and to the left.
+        ("resnet18", {}, (224, 160), -15.5),
+        # Pooled in pairs of pixels and cut into patches: every cell looks at its place.
+        ("convnext_atto", {}, (224, 224), 0),
+        ("vit_tiny_patch16_224", {"depth": 2}, (224, 224), 0),
+        ("test_vit", {"img_size": 64}, (64, 64), 0),
+    ],
+)
+def test_grid_lies_where_its_cells_look(
+    name: str, kwargs: dict[str, object], size: tuple[int, int], expected: float
+) -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, **kwargs)
+    with torch.inference_mode():
+        left, top, right, bottom = encoder.grid_box(*size)
+    assert [left, top] == pytest.approx([expected] * 2, abs=1)
+    assert (right - left, bottom - top) == pytest.approx((size[1], size[0]))
+    assert encoder.training and all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_a_change_of_pixels_is_seen_most_by_the_cells_there() -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder("resnet18", channels=(8, 16, 32, 64), zero_init_last=False).eval()
+    height, width = 256, 320
+    rows, columns = encoder.grid_size(height, width)
+    left, top, *_ = encoder.grid_box(height, width)
+    noise = torch.randn(4, 3, height, width)
+    errors = []
+    with torch.no_grad():
+        before = encoder(noise)
+        for x, y in [(100, 104), (108, 136), (116, 112), (124, 128), (132, 120)]:  # at all places of a cell
+            changed = noise.clone()
+            changed[..., y - 4 : y + 4, x - 4 : x + 4] = torch.randn(4, 3, 8, 8)
+            change = (encoder(changed) - before).square().sum((0, 2)).view(rows, columns)
+            share_down, share_across = change.sum(1) / change.sum(), change.sum(0) / change.sum()
+            down = top + float(share_down @ (torch.arange(rows) + 0.5)) * height / rows
+            across = left + float(share_across @ (torch.arange(columns) + 0.5)) * width / columns
+            errors.append((across - x, down - y))
+    assert torch.tensor(errors).mean(0).abs().max() < 3  # without grid_box, it is 15
