@@ -313,11 +313,14 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
             )
 
+        past, known = 0, {}
         if past_key_values is not None:
             memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
+            if getattr(self.decoder, "uses_siblings", False):
+                known["siblings"] = past_key_values.siblings
         else:
-            memory, state, past = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None, 0
-        output = self.decoder(decoder_input_ids, memory, state, lengths)
+            memory, state = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None
+        output = self.decoder(decoder_input_ids, memory, state, lengths, **known)
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
