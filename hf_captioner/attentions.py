@@ -249,9 +249,10 @@ class _Exponential(torch.autograd.Function):
 
 
 def _exponential(logarithm: Tensor) -> Tensor:
-    """`exp(2x)`; beyond ±43, where single precision ends, that of ±43."""
+    """`exp(2x)`; beyond the x whose exponentials there are, ±43 in single precision, that of these."""
     logarithm = logarithm.float() if logarithm.dtype == torch.float16 else logarithm  # whose range is too small
-    return (2 * logarithm.clamp(-43, 43)).exp_()
+    limit = 0.49 * math.log(torch.finfo(logarithm.dtype).max)
+    return (2 * logarithm.clamp(-limit, limit)).exp_()
 
 
 class _AdditiveScore(torch.autograd.Function):
@@ -268,10 +269,10 @@ class _AdditiveScore(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, vector: Tensor) -> Tensor:
         one = torch.ones((), dtype=keys.dtype, device=keys.device)
-        query = _exponential(query).to(keys.dtype)
-        rest = torch.addcmul(one, query.unsqueeze(2), keys.unsqueeze(1)).reciprocal_()  # r (B, K, P, A)
+        exponential = _exponential(query).to(keys.dtype)
+        rest = torch.addcmul(one, exponential.unsqueeze(2), keys.unsqueeze(1)).reciprocal_()  # r (B, K, P, A)
         ctx.save_for_backward(rest, vector)
-        return vector.sum() - 2 * (rest @ vector.to(rest.dtype))  # (B, K, P)
+        return (vector.sum() - 2 * (rest @ vector.to(rest.dtype))).to(query.dtype)  # (B, K, P)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

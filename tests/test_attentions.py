@@ -62,6 +62,24 @@ def test_gradients(attention: torch.nn.Module) -> None:
     assert torch.autograd.gradcheck(both, (query, memory, *sentinels, *attention.parameters()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [1, 8, 40])
+def test_additive_scores_are_those_of_tanh(dtype: torch.dtype, size: float) -> None:
+    """Of all sizes at which the sum of key and query may be anything, in every precision."""
+    attention = build("additive").to(dtype)
+    generator = torch.Generator().manual_seed(2)
+    query = (size * torch.randn(B, K, D, dtype=torch.double, generator=generator)).to(dtype)
+    memory = (size * torch.randn(B, P, C, dtype=torch.double, generator=generator)).to(dtype)
+    with torch.no_grad():
+        _, weights = attention(query, attention.keys(memory), memory)
+        hidden = attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
+        expected = (torch.tanh(hidden.double()) @ attention.key_to_score.weight[0].double()).softmax(-1)
+    assert weights.dtype == dtype
+    # Half precisions round the exponentials' logarithms to about as many digits as keys and query have themselves.
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}[dtype]
+    assert torch.allclose(weights.double(), expected, atol=tolerance), (weights.double() - expected).abs().max()
+
+
 @pytest.mark.parametrize("name", ["additive", "dot", "hard"])
 def test_context_is_the_weighted_memory(name: str) -> None:
     attention = build(name)

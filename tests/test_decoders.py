@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel
+from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel, Siblings
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
 LENGTHS = torch.tensor([7, 3, 5, 1, 6, 6])
@@ -56,6 +56,25 @@ def test_carried_state_equals_recomputation(name: str, num_layers: int) -> None:
         assert torch.allclose(step.logits[:, 0], whole.logits[:, t])
     assert all(part.shape == (B * K, D) for part in whole.state)
     assert all(torch.allclose(a, b) for a, b in zip(state or (), whole.state, strict=True))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("name", "attention"), PARTS)
+def test_siblings_are_read_as_if_they_were_none(name: str, attention: str, num_layers: int) -> None:
+    decoder, (ids, cells) = build(name, attention, num_layers=num_layers), inputs()
+    memory = decoder.prepare(cells)
+    with torch.no_grad():
+        cache = RecurrentCache(memory, decoder(ids[:, :3], memory).state, 3)
+        cache.reorder_cache(torch.tensor([0, 0, 3, 2, 5, 5], dtype=torch.int32))
+        assert cache.siblings is not None and len(cache.siblings.first) == 4
+        alone = decoder(ids[:, 3:4], memory, cache.state)
+        together = decoder(ids[:, 3:4], memory, cache.state, None, cache.siblings)
+        strangers = decoder(ids[:, 3:4], memory, cache.state, None, Siblings.of(torch.tensor([0, 0, 1, 1, 5, 4])))
+    assert torch.allclose(together.logits, alone.logits) and torch.allclose(together.weights, alone.weights)
+    assert all(torch.allclose(a, b) for a, b in zip(together.state, alone.state, strict=True))
+    # Captions that are none would get each other's state: the work is shared, unless the word is part of the context.
+    works_alone = attention == "adaptive" and name in ("lstm", "gru")
+    assert torch.allclose(strangers.logits, alone.logits) == works_alone
 
 
 def test_captions_of_an_image_and_images_may_leave_on_the_way() -> None:
