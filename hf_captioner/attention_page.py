@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .attention_maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, stretched
+from .attention_maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, settled, stretched
 from .image_processing_captioner import ImageSource, open_image
 
 EDGE = 640  # longer edge of a photograph in pixels
@@ -176,16 +176,20 @@ def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name:
     if missing := [key for key in ("words", "attentions") for caption in captions if key not in caption]:
         raise ValueError(f"A caption has no {missing[0]}; call the pipeline with return_attentions=True.")
     photo = open_image(image)
-    box = relative_box(captions[0].get("box") if captions else None, photo.size)
-    texts = [" ".join(caption["words"]) for caption in captions]
-    lines = "\n".join(map(_caption, captions, texts))
+    box = shown = relative_box(captions[0].get("box") if captions else None, photo.size)
+    texts, lines = [], []
+    for caption in captions:
+        maps, shown = settled(checked_maps(caption["words"], caption["attentions"]), box)
+        texts.append(" ".join(caption["words"]))
+        lines.append(_caption(caption, maps, texts[-1]))
+    rows_of_captions = "\n".join(lines)
     return f"""<figure>
 <div class="photo"><img src="{_jpeg(photo)}" width="{photo.width}" height="{photo.height}" \
 alt="{escape(texts[0] if texts else name)}">\
-<canvas data-box="{" ".join(f"{100 * share:.3f}" for share in box)}" aria-hidden="true"></canvas></div>
+<canvas data-box="{" ".join(f"{100 * share:.3f}" for share in shown)}" aria-hidden="true"></canvas></div>
 <figcaption>
 <div class="name">{escape(name)}</div>
-{lines}
+{rows_of_captions}
 <div class="said" aria-live="polite"></div>
 </figcaption>
 </figure>"""
@@ -203,10 +207,9 @@ def page_of_figures(figures: Iterable[str], *, title: str = "Where it looked") -
     )
 
 
-def _caption(caption: Mapping[str, Any], text: str) -> str:
+def _caption(caption: Mapping[str, Any], maps: np.ndarray, text: str) -> str:
     """A caption as a row of buttons, of which Tab reaches one and the arrow keys the others."""
     words = caption["words"]
-    maps = checked_maps(words, caption["attentions"])  # (T, rows, columns)
     scores = caption.get("word_scores") or [math.nan] * len(words)
     buttons = []
     for place, (word, weights, score) in enumerate(zip(words, maps, scores, strict=True)):
