@@ -1,6 +1,6 @@
 """N-grams of captions: of one caption, and of a whole corpus counted at once in arrays."""
 
-# N: images, C: captions (the N predictions, then all references), E: different n-grams of every caption, M: of the corpus
+# N: images, C: captions (N predictions, then all references), E: different n-grams of each caption, M: of the corpus
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ def check_captions(
             raise ValueError(f"references[{image}] is empty; every image needs at least one caption.")
         for caption in (prediction, *captions):
             if not isinstance(caption, str):
-                raise ValueError(f"Image {image} has the caption {caption!r}; captions must be strings.")
+                raise ValueError(
+                    f"Image {image} has the caption {str(caption)[:80]!r}; captions must be strings, predictions those "
+                    "that generate() decoded. Words or scores of a forward pass on the true captions are refused."
+                )
     return list(predictions), [list(captions) for captions in listed]
 
 
