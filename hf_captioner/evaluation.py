@@ -232,8 +232,13 @@ class Evaluation:
         for name, value in self.scores.items():
             low_high = self.intervals.get(name)
             interval = "" if low_high is None else "  [{:.4f}, {:.4f}]".format(*low_high)
-            lines.append(f"{name:<18} {value:.4f}{interval}")
+            lines.append(f"{name:<18} {written(value)}{interval}")
         return [*lines, *self.protocol.next_to()]
+
+
+def written(score: float) -> str:
+    """A score for people: counts as they are, others with four decimals."""
+    return str(score) if isinstance(score, int) else f"{score:.4f}"
 
 
 def evaluate_predictions(

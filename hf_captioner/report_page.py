@@ -14,7 +14,7 @@ from string import Template
 from PIL.Image import Image
 
 from .attention_page import STYLE, jpeg_uri, sha256_of
-from .evaluation import Evaluation
+from .evaluation import Evaluation, written
 from .metrics.tokenization import tokenize_ptb
 
 NUM_WORDS = 20  # bars of the histogram of words
@@ -29,6 +29,7 @@ th { color: var(--faded); }
 td.figure { text-align: right; }
 .bars { width: 100%; max-width: 44rem; }
 .bars meter { width: 100%; height: .7rem; display: block; }
+.bars meter + meter { opacity: .4; }
 .bars td { padding-right: .8rem; }
 .gallery { display: grid; gap: 2rem; grid-template-columns: repeat(auto-fill, minmax(min(16rem, 100%), 1fr)); }
 .score { color: var(--faded); font-size: .85rem; font-variant-numeric: tabular-nums; }
@@ -107,7 +108,7 @@ def _scores(evaluation: Evaluation) -> str:
     for name, value in evaluation.scores.items():
         interval = evaluation.intervals.get(name)
         spread = "" if interval is None else f"{interval[0]:.4f} – {interval[1]:.4f}"
-        rows.append(f'<tr><th>{name}</th><td class="figure">{value:.4f}</td><td>{spread}</td></tr>')
+        rows.append(f'<tr><th>{name}</th><td class="figure">{written(value)}</td><td>{spread}</td></tr>')
     return f"<table><tr><th>score</th><th>value</th><th>95 % interval</th></tr>{''.join(rows)}</table>"
 
 
