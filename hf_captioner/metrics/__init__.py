@@ -13,6 +13,7 @@ from typing import Any
 from ..registry import Registry
 from . import scores  # not its functions: they are called as the modules of this package are
 from .java import JAVA_METRICS
+from .ngrams import NgramCounts
 from .tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
 
 __all__ = ["METRICS", "caption_metrics", "caption_tallies"]
@@ -53,14 +54,14 @@ def caption_tallies(
         ValueError: see `caption_metrics`.
     """
     tokens = tokenize_captions(predictions, references, tokenize_ptb)
-    counts = scores.NgramCounts(*tokens)
+    counts = NgramCounts(*tokens)
     tallies = [scores.coco_bleu(counts), scores.cider(counts), scores.rouge_l(*tokens)]
     for name, score in JAVA_METRICS.items() if java else ():
         try:
             tallies.append(score(*tokens))
         except (ImportError, OSError) as e:
             report(f"{name.upper()} is left out. {e}")
-    official = scores.NgramCounts(*tokenize_captions(predictions, references, tokenize_13a))
+    official = NgramCounts(*tokenize_captions(predictions, references, tokenize_13a))
     return [*tallies, scores.plain_cider(counts), scores.official_bleu(official)]
 
 

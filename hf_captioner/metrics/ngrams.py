@@ -30,7 +30,7 @@ class _Order(NamedTuple):
 
     caption: np.ndarray  # (E,)
     ngram: np.ndarray  # (E,), below M
-    count: np.ndarray  # (E,)
+    counts: np.ndarray  # (E,)
     # Of each n-gram of a reference: that n-gram's row among those of the prediction, -1 where it isn't there.
     partner: np.ndarray  # (E - rows of predictions,)
     frequency: np.ndarray  # (M,), images with the n-gram in a reference
