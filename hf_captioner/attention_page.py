@@ -184,7 +184,7 @@ def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name:
         lines.append(_caption(caption, maps, texts[-1]))
     rows_of_captions = "\n".join(lines)
     return f"""<figure>
-<div class="photo"><img src="{_jpeg(photo)}" width="{photo.width}" height="{photo.height}" \
+<div class="photo"><img src="{jpeg_uri(photo)}" width="{photo.width}" height="{photo.height}" \
 alt="{escape(texts[0] if texts else name)}">\
 <canvas data-box="{" ".join(f"{100 * share:.3f}" for share in shown)}" aria-hidden="true"></canvas></div>
 <figcaption>
@@ -200,9 +200,9 @@ def page_of_figures(figures: Iterable[str], *, title: str = "Where it looked") -
     return PAGE.substitute(
         title=escape(title),
         style=STYLE,
-        style_hash=_sha256(STYLE),
+        style_hash=sha256_of(STYLE),
         script=SCRIPT,
-        script_hash=_sha256(SCRIPT),
+        script_hash=sha256_of(SCRIPT),
         figures="\n".join(figures),
     )
 
@@ -225,13 +225,13 @@ def _caption(caption: Mapping[str, Any], maps: np.ndarray, text: str) -> str:
     return f'<div class="caption" role="group" aria-label="{escape(text)}">{"".join(buttons)}</div>'
 
 
-def _jpeg(photo: Image.Image) -> str:
+def jpeg_uri(photo: Image.Image) -> str:
     """A photograph as a data URI, made smaller if it is large."""
     file = io.BytesIO()
     (scaled(photo, EDGE) if max(photo.size) > EDGE else photo).save(file, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
     """How a content security policy names a script or style that it allows."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
