@@ -88,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
         write(evaluation, rows, folder, say)
         evaluations.append(evaluation)
     if len(evaluations) == 2:
-        report_comparison(*evaluations, arguments, output_dir, say)
+        report_comparison(evaluations[0], evaluations[1], arguments, output_dir, say)
 
 
 def caption(

@@ -42,7 +42,7 @@ def check_captions(
         for caption in (prediction, *captions):
             if not isinstance(caption, str):
                 raise ValueError(
-                    f"Image {image} has the caption {str(caption)[:80]!r}; captions must be strings, predictions those "
+                    f"Image {image} has the caption {caption!r:.80}; captions must be strings, predictions those "
                     "that generate() decoded. Words or scores of a forward pass on the true captions are refused."
                 )
     return list(predictions), [list(captions) for captions in listed]
