@@ -55,7 +55,7 @@ $sections
 
 
 def report_page(
-    evaluation: Evaluation, open_image: Callable[[int], Image], *, num_images: int = 9, seed: int = 0
+    evaluation: Evaluation, open_image: Callable[[int], Image], *, num_images: int = 8, seed: int = 0
 ) -> str:
     """The page of an evaluation.
 
