@@ -7,6 +7,7 @@ import torch
 
 from hf_captioner import CaptionerModel
 from hf_captioner.encoders import TimmEncoder
+from hf_captioner.testing import check_encoder
 
 # One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.
 ARCHITECTURES = [
@@ -37,32 +38,8 @@ def test_cells_form_the_grid(
 
 
 @pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
-def test_reload_is_bit_equal(
-    name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int], tmp_path: Path
-) -> None:
-    torch.manual_seed(0)
-    model = CaptionerModel.from_encoder(
-        name,
-        pretrained=False,
-        encoder_kwargs=kwargs,
-        vocab_size=20,
-        hidden_size=8,
-        embedding_size=8,
-        attention_size=8,
-        data_config={"input_size": (3, *size)},
-    ).eval()
-    model.save_pretrained(tmp_path)
-    reloaded = CaptionerModel.from_pretrained(tmp_path)
-    mine, theirs = dict(model.named_buffers()), dict(reloaded.named_buffers())
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True)
-    )
-    pixel_values = torch.randn(1, 3, *size)
-    with torch.no_grad():
-        assert torch.allclose(
-            model.encoder(pixel_values).last_hidden_state, reloaded.encoder(pixel_values).last_hidden_state, atol=1e-5
-        )
+def test_keeps_its_promises(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
+    check_encoder(TimmEncoder, name, image_size=size, **kwargs)
 
 
 def test_cells_run_row_by_row_from_the_top_left() -> None:
