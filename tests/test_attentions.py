@@ -58,7 +58,7 @@ def test_additive_scores_are_those_of_tanh(dtype: torch.dtype, size: float) -> N
     assert torch.allclose(weights.double(), expected, atol=tolerance), (weights.double() - expected).abs().max()
 
 
-@pytest.mark.parametrize("name", ["additive", "dot", "hard"])
+@pytest.mark.parametrize("name", ["additive", "additive_relu", "dot", "hard"])
 def test_context_is_the_weighted_memory(name: str) -> None:
     attention = build(name)
     query, memory, _ = inputs(attention)
@@ -66,13 +66,13 @@ def test_context_is_the_weighted_memory(name: str) -> None:
     assert torch.allclose(context, (weights.unsqueeze(-1) * memory.unsqueeze(1)).sum(2))
 
 
-@pytest.mark.parametrize("name", ["additive", "hard"])
-def test_additive_scores_are_those_of_the_paper(name: str) -> None:
+@pytest.mark.parametrize(("name", "activation"), [("additive", "tanh"), ("hard", "tanh"), ("additive_relu", "relu")])
+def test_additive_scores_are_those_of_the_paper(name: str, activation: str) -> None:
     attention = build(name)
     query, memory, _ = inputs(attention)
     _, weights = attention(query, attention.keys(memory), memory)
     hidden = attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
-    expected = attention.key_to_score(torch.tanh(hidden)).squeeze(-1).softmax(-1)
+    expected = attention.key_to_score(getattr(torch, activation)(hidden)).squeeze(-1).softmax(-1)
     assert torch.allclose(weights, expected)
 
 

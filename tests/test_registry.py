@@ -83,7 +83,9 @@ def test_taken_name_cannot_be_registered(registry: Registry, install: Install, n
 def test_name_claimed_by_two_packages_is_refused(registry: Registry, install: Install) -> None:
     install("orchard", "class Plum: ...", plum="Plum")
     install("garden", "class Plum: ...", plum="Plum")
-    with pytest.raises(ValueError, match=r"'plum' of the fruits is claimed by both .*:Plum of .* and .*:Plum of") as error:
+    with pytest.raises(
+        ValueError, match=r"'plum' of the fruits is claimed by both .*:Plum of .* and .*:Plum of"
+    ) as error:
         registry.get("plum")
     assert "orchard:Plum" in str(error.value) and "garden:Plum" in str(error.value)
 
