@@ -61,19 +61,7 @@ PIXELS = {
 
 def main(argv: Sequence[str]) -> None:
     """Convert, save, say what to do with it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_captioner.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", type=Path, help="file of torch.save with the two state dicts")
-    parser.add_argument("word_map", type=Path, help="JSON file with the id of each word")
-    parser.add_argument("output", type=Path, help="folder for the captioner; must not hold anything yet")
-    parser.add_argument("--encoder-name", default="resnet101", help="the encoder's ResNet (default: %(default)s)")
-    parser.add_argument(
-        "--grid-size", type=int, default=14, help="rows of its grid, enc_image_size there (default: %(default)s)"
-    )
-    arguments = parser.parse_args(argv)
+    arguments = parse(argv)
     output: Path = arguments.output
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{str(output)!r} exists already; name a folder that does not.")
@@ -87,6 +75,23 @@ def main(argv: Sequence[str]) -> None:
     processor.save_pretrained(output)
     print(f"A captioner with {model.config.encoder_name} and {model.config.vocab_size} words is in {output}. Try it:")
     print(f"  python examples/caption.py {shlex.quote(str(output))} photo.jpg")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_captioner.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, help="file of torch.save with the two state dicts")
+    parser.add_argument("word_map", type=Path, help="JSON file with the id of each word")
+    parser.add_argument("output", type=Path, help="folder for the captioner; must not hold anything yet")
+    parser.add_argument("--encoder-name", default="resnet101", help="the encoder's ResNet (default: %(default)s)")
+    parser.add_argument(
+        "--grid-size", type=int, default=14, help="rows of its grid, enc_image_size there (default: %(default)s)"
+    )
+    return parser.parse_args(argv)
 
 
 def read_checkpoint(path: Path) -> dict[str, Weights]:

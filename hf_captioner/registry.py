@@ -160,14 +160,7 @@ def _load(place: str) -> Any:
 
 def main(argv: Sequence[str]) -> int:
     """List parts; 1 if any of them can't be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m hf_captioner.registry",
-        description="List all parts, kind by kind, with where each comes from. Ends with 1 if one can't be used.",
-    )
-    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
-    kinds = parser.parse_args(argv).kinds or list(KINDS)
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        parser.error(f"{unknown[0]!r} is no kind of part; kinds are {', '.join(KINDS)}")
+    kinds = parse(argv).kinds or list(KINDS)
     num_problems = 0
     for kind in kinds:
         registry = _load(KINDS[kind])
@@ -180,6 +173,19 @@ def main(argv: Sequence[str]) -> int:
                 num_problems += 1
                 print(f"  {'':<{width}}  PROBLEM: {problem}")
     return 1 if num_problems else 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_captioner.registry",
+        description="List all parts, kind by kind, with where each comes from. Ends with 1 if one can't be used.",
+    )
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
+    arguments = parser.parse_args(argv)
+    if unknown := [kind for kind in arguments.kinds if kind not in KINDS]:
+        parser.error(f"{unknown[0]!r} is no kind of part; kinds are {', '.join(KINDS)}")
+    return arguments
 
 
 if __name__ == "__main__":
