@@ -142,11 +142,10 @@ class CaptionerEncoder(PreTrainedModel):
 
 def _find(registry: Registry, name: str, config: CaptionerConfig) -> Any:
     """A part by name; the configuration notes the package that provides it, or is asked which one did."""
-    key = f"{registry.kind}/{name}"
-    others = {known: package for known, package in (config.packages or {}).items() if known != key}
-    part = registry.get(name, (config.packages or {}).get(key))
-    package = registry.package(name)
-    config.packages = (others | {key: package} if package else others) or None
+    key, known = f"{registry.kind}/{name}", config.packages or {}
+    part, package = registry.get(name, known.get(key)), registry.package(name)
+    packages = {other: known[other] for other in known if not other.startswith(f"{registry.kind}/")}
+    config.packages = (packages | {key: package} if package else packages) or None
     return part
 
 

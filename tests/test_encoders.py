@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_captioner import CaptionerModel
-from hf_captioner.encoders import TimmEncoder
+from hf_captioner.encoders import PooledTimmEncoder, TimmEncoder
 from hf_captioner.testing import check_encoder
 
 # One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.
@@ -40,6 +40,19 @@ def test_cells_form_the_grid(
 @pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
 def test_keeps_its_promises(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
     check_encoder(TimmEncoder, name, image_size=size, **kwargs)
+
+
+def test_pooled_cells_form_the_same_grid_for_all_images() -> None:
+    check_encoder(PooledTimmEncoder, "test_resnet", image_size=(64, 96), pooled_size=3)
+    torch.manual_seed(0)
+    encoder = PooledTimmEncoder("test_resnet", pooled_size=2, output_stride=16).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        fine = TimmEncoder.forward(encoder, pixel_values).view(2, 2, 2, 2, -1)  # cells 2i + j of 4 rows and columns
+        assert torch.allclose(encoder(pixel_values)[0], fine.mean((1, 3)).flatten(0, 1), atol=1e-6)
+    assert encoder.grid_size(64, 64) == encoder.grid_size(96, 64) == (2, 2)
+    with pytest.raises(ValueError, match="pooled_size is 0"):
+        PooledTimmEncoder("test_resnet", pooled_size=0)
 
 
 def test_cells_run_row_by_row_from_the_top_left() -> None:
