@@ -30,6 +30,7 @@ ATTENTIONS = Registry(
     "attentions",
     {
         "additive": f"{__name__}:AdditiveAttention",
+        "additive_relu": f"{__name__}:ReLUAttention",
         "dot": f"{__name__}:DotAttention",
         "multi_head": f"{__name__}:MultiHeadAttention",
         "adaptive": f"{__name__}:AdaptiveAttention",
@@ -70,6 +71,25 @@ class AdditiveAttention(nn.Module):
         vector = self.key_to_score.weight.squeeze(0)  # (A,)
         scores: Tensor = _AdditiveScore.apply(query_key, keys, vector)
         return scores
+
+
+class ReLUAttention(AdditiveAttention):
+    """Additive attention with a rectifier in the place of tanh: `e = v · max(0, W_a a + W_h h)`.
+
+    Args:
+        query_size: D, width of the decoder's state.
+        memory_size: C, channels of a cell.
+        attention_size: A, width of the hidden layer.
+    """
+
+    def keys(self, memory: Tensor) -> Tensor:
+        """What depends on the image alone: `(B, P, C) -> (B, P, A)`."""
+        keys: Tensor = self.memory_to_key(memory)
+        return keys
+
+    def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
+        scores: Tensor = self.key_to_score(torch.relu(query_key.unsqueeze(2) + keys.unsqueeze(1)))  # (B, K, P, 1)
+        return scores.squeeze(-1)
 
 
 class DotAttention(nn.Module):

@@ -25,6 +25,7 @@ DECODERS = Registry(
     "decoders",
     {
         "lstm": f"{__name__}:LSTMDecoder",
+        "lstm_channel_gate": f"{__name__}:ChannelGateLSTMDecoder",
         "gru": f"{__name__}:GRUDecoder",
         "spatial": f"{__name__}:SpatialDecoder",
         "top_down": f"{__name__}:TopDownDecoder",
@@ -144,6 +145,7 @@ class RecurrentDecoder(nn.Module):
     uses_siblings = True
     layer_type: type[RecurrentLayer]
     layers_below = 0  # that run before the attention
+    gates_channels = False  # each by itself
 
     def __init__(
         self,
@@ -167,7 +169,7 @@ class RecurrentDecoder(nn.Module):
         self.attention = attention
         self._num_states = (self.layers_below + num_layers) * self.layer_type.num_states
         self.memory_to_state = nn.Linear(memory_size, self._num_states * hidden_size)
-        self.state_to_gate = nn.Linear(hidden_size, 1) if gate else None
+        self.state_to_gate = nn.Linear(hidden_size, memory_size if self.gates_channels else 1) if gate else None
         self._build_layers(embedding_size, hidden_size, memory_size, num_layers)
         self.step_to_output = nn.Linear(hidden_size + memory_size, embedding_size) if deep_output else None
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
@@ -306,6 +308,20 @@ class LSTMDecoder(RecurrentDecoder):
 
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
+
+
+class ChannelGateLSTMDecoder(LSTMDecoder):
+    """LSTM whose gate scales every channel of the context by itself, and whose first state is linear in the mean cell.
+
+    Departure: a gate of Xu et al. 2015 is one number (sec. 4.2.1). Captioners from elsewhere have this one.
+    """
+
+    gates_channels = True
+
+    def initial_state(self, memory: Memory, num_captions: int) -> State:
+        """The state before the first word, tensors `(B·K, D)`, from the mean cell."""
+        state = self.memory_to_state(memory.mean).repeat_interleave(num_captions, 0)
+        return state.chunk(self._num_states, -1)
 
 
 class GRUDecoder(RecurrentDecoder):

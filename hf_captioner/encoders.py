@@ -1,8 +1,9 @@
 """Encoders: photographs in, a grid of image cells out.
 
-A part is a `torch.nn.Module` with `hidden_size` (C), `grid_size(height, width)`, `data_config` and
-`forward((B, 3, H, W)) -> (B, P, C)`. One whose cells don't look at equal parts of the image says at which parts they
-look by `grid_box(height, width)`.
+A part is a `torch.nn.Module`, built as `part(name, **kwargs)`, with `hidden_size` (C), `grid_size(height, width)`,
+`data_config` and `forward((B, 3, H, W)) -> (B, P, C)`. One whose cells don't look at equal parts of the image says at
+which parts they look by `grid_box(height, width)`. For trained weights, or where the user knows better what pixels they
+want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create_model` takes them.
 """
 
 # B: images, H, W: pixels, P: image cells (rows x columns of the grid), C: channels of a cell
@@ -16,12 +17,13 @@ import timm
 import torch
 from timm.data import resolve_model_data_config
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .registry import Registry
 
 Box = tuple[float, float, float, float]
 
-ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder"})
+ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder", "timm_pooled": f"{__name__}:PooledTimmEncoder"})
 
 NUM_PROBES = 4  # images of noise by which is measured where cells look
 
@@ -162,6 +164,37 @@ class TimmEncoder(nn.Module):
                 f"{_shape_of(features)}). Choose a timm CNN, Swin-like model or ViT, such as 'resnet101'."
             )
         return int(grid[0]), int(grid[1])
+
+
+class PooledTimmEncoder(TimmEncoder):
+    """Cells of a timm model, averaged or spread to a grid of the same size for all images.
+
+    Args:
+        name: timm architecture.
+        pooled_size: rows, and columns, of the grid.
+        kwargs: see `TimmEncoder`.
+
+    Raises:
+        ValueError: no rows, or see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, *, pooled_size: int = 14, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        if pooled_size < 1:
+            raise ValueError(f"pooled_size is {pooled_size}, but a grid has at least 1 row.")
+        self.pooled_size = pooled_size
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid, whatever the size of the image; see `TimmEncoder`."""
+        super().grid_size(height, width)
+        return self.pooled_size, self.pooled_size
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`(B, 3, H, W) -> (B, P, C)`, cells row by row from the top left."""
+        height, width = pixel_values.shape[-2:]
+        grid = super().grid_size(height, width)
+        features = super().forward(pixel_values).transpose(1, 2).unflatten(2, grid)  # (B, C, rows, columns)
+        return functional.adaptive_avg_pool2d(features, self.pooled_size).flatten(2).transpose(1, 2)
 
 
 def _middle(count: int) -> range:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_captioner import CaptionerModel
-from hf_captioner.encoders import TimmEncoder
+from hf_captioner.encoders import PooledTimmEncoder, TimmEncoder
+from hf_captioner.testing import check_encoder
 
 # One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.
 ARCHITECTURES = [
@@ -37,32 +38,21 @@ def test_cells_form_the_grid(
 
 
 @pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
-def test_reload_is_bit_equal(
-    name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int], tmp_path: Path
-) -> None:
+def test_keeps_its_promises(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
+    check_encoder(TimmEncoder, name, image_size=size, **kwargs)
+
+
+def test_pooled_cells_form_the_same_grid_for_all_images() -> None:
+    check_encoder(PooledTimmEncoder, "test_resnet", image_size=(64, 96), pooled_size=3)
     torch.manual_seed(0)
-    model = CaptionerModel.from_encoder(
-        name,
-        pretrained=False,
-        encoder_kwargs=kwargs,
-        vocab_size=20,
-        hidden_size=8,
-        embedding_size=8,
-        attention_size=8,
-        data_config={"input_size": (3, *size)},
-    ).eval()
-    model.save_pretrained(tmp_path)
-    reloaded = CaptionerModel.from_pretrained(tmp_path)
-    mine, theirs = dict(model.named_buffers()), dict(reloaded.named_buffers())
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True)
-    )
-    pixel_values = torch.randn(1, 3, *size)
+    encoder = PooledTimmEncoder("test_resnet", pooled_size=2, output_stride=16).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(
-            model.encoder(pixel_values).last_hidden_state, reloaded.encoder(pixel_values).last_hidden_state, atol=1e-5
-        )
+        fine = TimmEncoder.forward(encoder, pixel_values).view(2, 2, 2, 2, -1)  # cells 2i + j of 4 rows and columns
+        assert torch.allclose(encoder(pixel_values)[0], fine.mean((1, 3)).flatten(0, 1), atol=1e-6)
+    assert encoder.grid_size(64, 64) == encoder.grid_size(96, 64) == (2, 2)
+    with pytest.raises(ValueError, match="pooled_size is 0"):
+        PooledTimmEncoder("test_resnet", pooled_size=0)
 
 
 def test_cells_run_row_by_row_from_the_top_left() -> None:
