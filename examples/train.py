@@ -3,38 +3,44 @@
     accelerate launch examples/train.py                                          # drawn shapes, from scratch, minutes
     accelerate launch examples/train.py examples/recipes/flickr8k.yaml           # Flickr8k from the Hub
     accelerate launch examples/train.py RECIPE.yaml --epochs 5 --output_dir out  # any field, overridden
+    accelerate launch examples/train.py RECIPE.yaml --resume                     # go on where it was interrupted
 
-The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch
-and `curves.png`; at the end also `scores.json`, `predictions.json` and `attention.png`.
+The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch,
+`curves.png` and `checkpoints/` to resume from; at the end also `scores.json`, `predictions.json` and `attention.png`.
+On several machines it must be a folder that all of them see.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from torch.utils.data import DataLoader
-from transformers import get_scheduler, pipeline
+from transformers import pipeline
 
 from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import cached_cells
+from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
-from hf_captioner.rewards import CaptionReward
-from hf_captioner.training import Rewards, Stage, likelihood, train_epoch, weight_average
+from hf_captioner.interruption import Interruption
+from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.rewards import CaptionReward, Rewards
+from hf_captioner.tracking import log_epoch, start_trackers, tracker_names
+from hf_captioner.training import EncoderTraining, Likelihood, Optimization, Run, Stage
 from hf_captioner.visualization import attention_figure, curves_figure
+from hf_captioner.word_vectors import load_word_vectors
 
 
 def option(default: Any, help: str) -> Any:
@@ -58,7 +64,15 @@ class Recipe:
         "{input_size: [3, 96, 96], crop_pct: 1.0}",
         "What the encoder wants of pixels where it differs from timm's account, as YAML.",
     )
-    freeze_encoder: bool = option(False, "Train the decoder only.")
+    freeze_encoder: bool = option(False, "Train the decoder only, but in finetune_epochs.")
+    encoder_learning_rate: float | None = option(
+        None, "Highest learning rate of the encoder; the decoder's by default."
+    )
+    encoder_from_stage: int = option(0, "First stage of the encoder to train; 0 is the stem, the last is at the cells.")
+    freeze_batch_norm: bool | None = option(
+        None, "Keep the encoder's batch norms as they are; by default where it starts from trained weights."
+    )
+    gradient_checkpointing: bool = option(False, "Train the encoder in little memory, a third slower.")
 
     attention_type: str = option("additive", "Name among the attentions.")
     attention_size: int = option(256, "Width of the attention's hidden layer.")
@@ -67,6 +81,8 @@ class Recipe:
     decoder_kwargs: str = option("{}", "Further arguments of the decoder, as YAML, such as {num_layers: 2}.")
     embedding_size: int = option(128, "Width of a word embedding.")
     hidden_size: int = option(256, "Width of the decoder's state.")
+    tie_word_embeddings: bool = option(False, "Score words by their embeddings, which are trained once for both.")
+    word_vectors: str | None = option(None, "Text file of word vectors, as GloVe's, that embeddings start from.")
     gate: bool = option(False, "Scale the context by a gate.")
     deep_output: bool = option(False, "Compute words from state, context and the word before.")
     memory_dropout: float = option(0.0, "Dropout on image cells.")
@@ -76,20 +92,30 @@ class Recipe:
     max_words: int = option(30, "Longer training captions are cut.")
 
     mirror: bool = option(False, "Train on mirrored images too. Not where captions tell left from right.")
+    augment: bool = option(False, "Train on images cropped a little and of other light, where no cells are cached.")
     epochs: int = option(4, "Passes over the training images.")
     batch_size: int = option(32, "Images in a batch on each process; every image brings all its captions.")
+    gradient_accumulation_steps: int = option(1, "Batches on each process that make one step of the optimizer.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Course of the learning rate.")
     warmup: float = option(0.1, "Share of the steps in which the learning rate rises.")
     weight_decay: float = option(0.0, "Weight decay of AdamW.")
     max_grad_norm: float = option(5.0, "Longest gradient; longer ones are scaled down.")
     ema_decay: float = option(0.0, "Validate and keep a running average of the weights that decays so; 0 for none.")
+    scheduled_sampling: float = option(
+        0.0, "Probability by the end with which words are read that the model draws, not people's."
+    )
+    scheduled_sampling_course: Literal["linear", "exponential", "inverse_sigmoid", "constant"] = option(
+        "linear", "How it gets there from 0."
+    )
     label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
     doubly_stochastic_weight: float = option(0.0, "Weight of the term that asks every cell to be attended to.")
     doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "That term's reduction over cells.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
 
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
+    finetune_epochs: int = option(0, "Passes over the images that follow, training the encoder too.")
+    finetune_learning_rate: float = option(1e-4, "Highest learning rate of the decoder in these.")
     reward_epochs: int = option(0, "Passes over the images that follow, rewarding sampled captions by CIDEr-D.")
     reward_learning_rate: float = option(1e-4, "Highest learning rate of these.")
     reward_samples: int = option(5, "Captions sampled for each image, at least 2; the others are each one's baseline.")
@@ -104,12 +130,26 @@ class Recipe:
     min_length: int = option(0, "Shortest caption to generate, <start> and <end> included.")
     suppress_bad_endings: bool = option(False, "Never end a caption in an English word such as 'a' or 'of'.")
 
+    resume: bool = option(False, "Go on from the newest checkpoint in the output folder, exactly.")
+    checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.")
+    keep_checkpoints: int = option(2, "How many of the newest are kept.")
+
+    tracking: Literal["auto", "tensorboard", "wandb", "none"] = option(
+        "auto", "Where figures, captions and pictures of each epoch go; auto is TensorBoard where it is installed."
+    )
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
     num_workers: int = option(0, "Processes that read images.")
     num_threads: int | None = option(None, "Threads of each process on a CPU; all cores, shared out, by default.")
     skip_broken: bool = option(False, "Go on without unreadable images and empty captions, naming each.")
     max_images: int | None = option(None, "Use only so many images of each split, to try things out.")
+
+
+# Fields that do not change what is trained, and so may differ when a run is resumed.
+MAY_CHANGE = (
+    *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
+    *("tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
+)
 
 
 @dataclass
@@ -124,29 +164,61 @@ class Split:
 def main(argv: Sequence[str]) -> None:
     """Train, validate, keep the best, and show what came out."""
     recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
-    accelerator = build_accelerator(recipe.mixed_precision, recipe.num_threads)
+    accelerator = build_accelerator(
+        recipe.mixed_precision,
+        recipe.num_threads,
+        recipe.gradient_accumulation_steps,
+        log_with=tracker_names(recipe.tracking),
+        project_dir=recipe.output_dir,
+    )
+    with Interruption() as interruption:
+        train_and_report(recipe, accelerator, interruption)
+    accelerator.end_training()
+
+
+def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Interruption) -> None:
+    """From the recipe to the report."""
     set_seed(recipe.seed)
     output_dir = Path(recipe.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     say = accelerator.print
+    checkpoints = Checkpoints(output_dir / "checkpoints", keep=recipe.keep_checkpoints)
+    checkpoint = find_checkpoint(recipe, checkpoints, accelerator)
 
     splits = {name: Split(load_split(recipe, name, accelerator)) for name in ("train", "validation")}
-    model, processor = build_captioner(recipe, splits["train"].rows["captions"])
+    model, processor = build_captioner(recipe, splits["train"].rows["captions"], report=say)
     model.to(accelerator.device)
-    if recipe.freeze_encoder and recipe.cache_cells:
-        for split in splits.values():
-            split.cells = cache_cells(recipe, model, processor, split.rows, accelerator)
-        if recipe.mirror:
-            train_rows = splits["train"].rows
-            splits["train"].mirrored_cells = cache_cells(
-                recipe, model, processor, train_rows, accelerator, mirrored=True
-            )
     say(
         f"{recipe.dataset}: {len(splits['train'].rows)} images to train on, {len(splits['validation'].rows)} to "
-        f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder: "
-        f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.1f} M parameters to train."
+        f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder."
     )
-    train(recipe, model, processor, splits, accelerator)
+    sampler = StepSampler(
+        len(splits["train"].rows),
+        recipe.batch_size,
+        seed=recipe.seed,
+        num_processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        accumulation=accelerator.gradient_accumulation_steps,
+    )
+    facts = {name: value for name, value in asdict(recipe).items() if name not in MAY_CHANGE}
+    sizes = {"number of processes": accelerator.num_processes, "number of images": len(splits["train"].rows)}
+    run = Run(
+        model,
+        build_stages(recipe, model, processor, splits["train"]),
+        accelerator,
+        num_steps=sampler.num_steps,
+        optimization=Optimization(**{field.name: getattr(recipe, field.name) for field in fields(Optimization)}),
+        checkpoints=checkpoints,
+        minutes=recipe.checkpoint_minutes,
+        facts={**facts, **sizes, "vocabulary": model.config.vocab_size},
+        interruption=interruption,
+    )
+    set_seed(recipe.seed, device_specific=True)  # processes begin with the same weights and draw different dropout
+    if checkpoint is not None:
+        run.restore(checkpoint)
+        say(f"Going on from {str(checkpoint.path)!r}: {len(run.progress.log)} epochs and {run.progress.step} steps.")
+    start_trackers(accelerator, asdict(recipe))
+    train(recipe, run, sampler, processor, splits)
 
     best = CaptionerModel.from_pretrained(output_dir).to(accelerator.device)
     predictions = decode_captions(
@@ -159,7 +231,29 @@ def main(argv: Sequence[str]) -> None:
     )
     if accelerator.is_main_process:
         report(recipe, output_dir, predictions, splits["validation"].rows)
-    accelerator.end_training()
+        print(f"\n{summary(run, recipe.select_by)}")
+
+
+def find_checkpoint(recipe: Recipe, checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
+    """What to go on from, and a clean folder where there is nothing.
+
+    Raises:
+        ValueError: an unfinished run would be lost.
+    """
+    checkpoint = checkpoints.newest(accelerator.print)
+    accelerator.wait_for_everyone()
+    if recipe.resume:
+        if checkpoint is None:
+            accelerator.print(f"No checkpoint in {recipe.output_dir!r} to go on from: the training begins.")
+        return checkpoint
+    if checkpoint is not None and not checkpoint.progress["is_over"]:
+        raise ValueError(
+            f"{recipe.output_dir!r} holds a run that is not over ({len(checkpoint.progress['log'])} epochs so far). "
+            f"Go on with --resume, name another --output_dir, or delete {str(checkpoints.folder)!r}."
+        )
+    if accelerator.is_main_process:
+        checkpoints.clear()
+    return None
 
 
 def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
@@ -174,7 +268,9 @@ def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
     return undecoded(dataset)
 
 
-def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
+def build_captioner(
+    recipe: Recipe, captions: Sequence[Sequence[str]], report: Callable[[str], None] = print
+) -> tuple[CaptionerModel, CaptionerProcessor]:
     """A new captioner with the vocabulary of these captions."""
     tokenizer = build_tokenizer((c for row in captions for c in row), min_count=recipe.min_count)
     model = CaptionerModel.from_encoder(
@@ -183,6 +279,7 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         encoder_weights=recipe.encoder_weights,
         data_config=yaml.safe_load(recipe.data_config),
         vocab_size=len(tokenizer),
+        tie_word_embeddings=recipe.tie_word_embeddings,
         **{name: getattr(recipe, name) for name in MODEL_FIELDS},
         **{name: yaml.safe_load(getattr(recipe, name)) for name in MODEL_FIELDS_AS_YAML},
     )
@@ -194,8 +291,11 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         min_length=recipe.min_length,
         bad_words_ids=bad_endings(tokenizer) or None if recipe.suppress_bad_endings else None,
     )
-    if recipe.freeze_encoder:
-        model.freeze_encoder()
+    if recipe.word_vectors is not None:
+        found = load_word_vectors(recipe.word_vectors, model.decoder.embedding, tokenizer.get_vocab())
+        report(f"{found} of {len(tokenizer)} words start from {recipe.word_vectors}.")
+    if recipe.gradient_checkpointing:
+        model.encoder.part.checkpoint_gradients()
     return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
 
 
@@ -239,105 +339,114 @@ MODEL_FIELDS_AS_YAML = ("encoder_kwargs", "attention_kwargs", "decoder_kwargs")
 
 
 def train(
-    recipe: Recipe,
-    model: CaptionerModel,
-    processor: CaptionerProcessor,
-    splits: dict[str, Split],
-    accelerator: Accelerator,
+    recipe: Recipe, run: Run, sampler: StepSampler, processor: CaptionerProcessor, splits: dict[str, Split]
 ) -> None:
     """Train stage by stage, each from the best weights so far; the best epoch's model is in the output."""
     output_dir = Path(recipe.output_dir)
-    log_file = output_dir / "log.jsonl"
+    accelerator, say = run.accelerator, run.accelerator.print
     if accelerator.is_main_process:
-        log_file.write_text("")
         (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
-    average = weight_average(model, recipe.ema_decay)
-    kept = model if average is None else average.module
-    wrapped, loader = accelerator.prepare(model, build_loader(recipe, processor, splits["train"]))
-    log: list[dict[str, Any]] = []
-    best_score = -1.0
-    for number, stage in enumerate(build_stages(recipe, model, processor, splits["train"])):
-        if number:
-            best = CaptionerModel.from_pretrained(output_dir).state_dict()
-            model.load_state_dict(best)
-            kept.load_state_dict(best)
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-        )
-        optimizer = accelerator.prepare(optimizer)
-        num_steps = stage.epochs * len(loader)
-        scheduler = get_scheduler(recipe.schedule, optimizer, int(recipe.warmup * num_steps), num_steps)
-        without_better = 0
-        for epoch in range(stage.epochs):
-            figures = train_epoch(
-                stage,
-                epoch,
-                wrapped,
-                loader,
-                optimizer,
-                scheduler,
-                accelerator,
-                average=average,
-                max_grad_norm=recipe.max_grad_norm,
-            )
-            started = time.monotonic()
-            predictions = decode_captions(
-                kept,
-                processor,
-                splits["validation"].rows,
-                accelerator,
-                cells=splits["validation"].cells,
-                description=f"{stage.name} {epoch + 1}/{stage.epochs}, validating",
-                num_beams=recipe.num_beams,
-            )
-            scores = score_captions(predictions)
-            seconds = time.monotonic() - started
-            log.append({"epoch": len(log) + 1, "stage": stage.name, **figures, **scores, "validation_seconds": seconds})
-            better = scores[recipe.select_by] > best_score
-            best_score = max(best_score, scores[recipe.select_by])
-            without_better = 0 if better else without_better + 1
+        write_log(output_dir, run)
+    while run.stage is not None:
+        if not run.is_under_way:
+            is_first = run.progress.stage == 0
+            run.start_stage(None if is_first else CaptionerModel.from_pretrained(output_dir).state_dict())
+        cache_what_is_frozen(recipe, run, processor, splits)
+        loader = build_loader(recipe, processor, splits["train"], sampler, accelerator)
+        while run.epochs_left:
+            run.train_epoch(loader)
+            predictions, scores = validate(recipe, run, processor, splits["validation"])
+            is_best = run.end_epoch(scores, scores[recipe.select_by])
             if accelerator.is_main_process:
-                with log_file.open("a") as file:
-                    file.write(json.dumps(log[-1]) + "\n")
-                curves_figure(log).savefig(output_dir / "curves.png")
-                if better:
-                    kept.save_pretrained(output_dir)
-                    processor.save_pretrained(output_dir)
-            accelerator.print(epoch_line(log[-1], stage, epoch, best=better))
+                write_log(output_dir, run)
+                curves_figure(run.progress.log).savefig(output_dir / "curves.png")
+                if is_best:
+                    replace_files(output_dir, lambda folder: save_captioner(folder, run.kept, processor))
+                log_epoch(accelerator, run, processor, predictions, splits["validation"].rows)
+            say(epoch_line(run, is_best=is_best))
             for warning in collapse_warnings(scores):
-                accelerator.print(f"  Warning: {warning}")
+                say(f"  Warning: {warning}")
             accelerator.wait_for_everyone()
-            if without_better == recipe.patience:
-                accelerator.print(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
-                break
+        if run.progress.without_better == recipe.patience:
+            say(f"No better {recipe.select_by} in {recipe.patience} epochs: stopping early.")
+        run.end_stage()
+        if run.stage is None:
+            run.save()
 
 
-def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split) -> DataLoader:
+def validate(
+    recipe: Recipe, run: Run, processor: CaptionerProcessor, split: Split
+) -> tuple[list[Prediction], dict[str, float]]:
+    """The captions that the model gives the validation images, and their scores."""
+    assert run.stage is not None
+    started = time.monotonic()
+    run.prepare_to_validate()
+    predictions = decode_captions(
+        run.kept,
+        processor,
+        split.rows,
+        run.accelerator,
+        cells=split.cells,
+        description=f"{run.stage.name} {run.progress.epoch + 1}/{run.stage.epochs}, validating",
+        num_beams=recipe.num_beams,
+    )
+    return predictions, {**score_captions(predictions), "validation_seconds": time.monotonic() - started}
+
+
+def write_log(output_dir: Path, run: Run) -> None:
+    """The log, a line an epoch, whole or as it was."""
+    partial = output_dir / ".log.partial"
+    partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
+    os.replace(partial, output_dir / "log.jsonl")
+
+
+def save_captioner(folder: Path, model: CaptionerModel, processor: CaptionerProcessor) -> None:
+    """Model and processor, as `from_pretrained` reads them."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def cache_what_is_frozen(recipe: Recipe, run: Run, processor: CaptionerProcessor, splits: dict[str, Split]) -> None:
+    """The cells of an encoder that the stage leaves as it is; none for one that it trains."""
+    assert run.stage is not None
+    is_cached = run.stage.encoder is None and recipe.cache_cells
+    for split in splits.values():
+        split.cells = cache_cells(recipe, run.model, processor, split.rows, run.accelerator) if is_cached else None
+    train = splits["train"]
+    train.mirrored_cells = None
+    if is_cached and recipe.mirror:
+        train.mirrored_cells = cache_cells(recipe, run.model, processor, train.rows, run.accelerator, mirrored=True)
+
+
+def build_loader(
+    recipe: Recipe, processor: CaptionerProcessor, split: Split, sampler: StepSampler, accelerator: Accelerator
+) -> StepLoader:
     """Batches of the training split, in an order drawn anew each epoch."""
-    rows = split.rows.add_column("index", list(range(len(split.rows))))
-    if split.cells is not None:
-        rows = rows.select_columns(["captions", "index"])
     collator = CaptionCollator(
         processor,
         cells=split.cells,
         mirror=recipe.mirror,
         mirrored_cells=split.mirrored_cells,
         max_words=recipe.max_words,
+        augment=recipe.augment,
     )
-    return DataLoader(
-        rows,  # type: ignore[arg-type]
-        batch_size=recipe.batch_size,
-        shuffle=True,
-        drop_last=len(rows) >= recipe.batch_size,
-        collate_fn=collator,
-        num_workers=recipe.num_workers,
-    )
+    rows = split.rows if split.cells is None else split.rows.select_columns("captions")
+    return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=recipe.num_workers)
 
 
 def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split) -> list[Stage]:
-    """Likelihood of people's captions first, then, if the recipe says so, rewards of the model's own."""
-    stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, "loss", likelihood)]
+    """Likelihood of people's captions, then with the encoder, then rewards of the model's own, as the recipe has it."""
+    frozen = recipe.pretrained if recipe.freeze_batch_norm is None else recipe.freeze_batch_norm
+
+    def encoder(learning_rate: float) -> EncoderTraining:
+        return EncoderTraining(recipe.encoder_learning_rate or learning_rate, recipe.encoder_from_stage, frozen)
+
+    joint = None if recipe.freeze_encoder else encoder(recipe.learning_rate)
+    likelihood = Likelihood(recipe.scheduled_sampling, recipe.scheduled_sampling_course)
+    stages = [Stage("Epoch", recipe.epochs, recipe.learning_rate, likelihood, joint)]
+    if recipe.finetune_epochs:
+        rate, after = recipe.finetune_learning_rate, Likelihood(recipe.scheduled_sampling, "constant")
+        stages.append(Stage("Encoder", recipe.finetune_epochs, rate, after, encoder(rate)))
     if recipe.reward_epochs:
         rewards = Rewards(
             model,
@@ -347,17 +456,37 @@ def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProc
             top_k=recipe.reward_top_k,
             max_length=recipe.max_words + 1,
         )
-        stages.append(Stage("Rewards", recipe.reward_epochs, recipe.reward_learning_rate, "reward", rewards))
+        rate = recipe.reward_learning_rate
+        joint = None if recipe.freeze_encoder else encoder(rate)
+        stages.append(Stage("Rewards", recipe.reward_epochs, rate, rewards, joint))
     return stages
 
 
-def epoch_line(record: dict[str, Any], stage: Stage, epoch: int, *, best: bool) -> str:
-    """An epoch in one line."""
+def epoch_line(run: Run, *, is_best: bool) -> str:
+    """The last epoch in one line."""
+    assert run.stage is not None
+    record, figure = run.progress.log[-1], run.stage.objective.figure
     scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
     return (
-        f"{stage.name} {epoch + 1:>2}/{stage.epochs}  {stage.figure} {record[stage.figure]:.3f}  {scores}  "
-        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if best else ''}"
+        f"{run.stage.name} {run.progress.epoch:>2}/{run.stage.epochs}  {figure} {record[figure]:.3f}  {scores}  "
+        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if is_best else ''}"
     )
+
+
+def summary(run: Run, select_by: str) -> str:
+    """A table of the stages: epochs, the best of them, its scores, and the time."""
+    rows = [("stage", "epochs", "best", "BLEU-4", "CIDEr", "captions/s", "minutes")]
+    for stage in run.stages:
+        records = [record for record in run.progress.log if record["stage"] == stage.name]
+        if not records:
+            continue
+        best = max(records, key=lambda record: record[select_by])
+        seconds = sum(record["train_seconds"] + record["validation_seconds"] for record in records)
+        speed = sum(record["captions_per_second"] for record in records) / len(records)
+        scores = f"{best['bleu_4']:.3f}", f"{best['cider']:.3f}"
+        rows.append((stage.name, str(len(records)), str(best["epoch"]), *scores, f"{speed:.0f}", f"{seconds / 60:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
 def report(recipe: Recipe, output_dir: Path, predictions: list[Prediction], rows: Dataset) -> None:

@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
+from .interruption import Interrupted
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
 
@@ -99,20 +100,37 @@ def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcess
     return model.eval(), processor  # type: ignore[return-value]
 
 
-def build_accelerator(mixed_precision: str | None = None, num_threads: int | None = None) -> Accelerator:
+def build_accelerator(
+    mixed_precision: str | None = None,
+    num_threads: int | None = None,
+    gradient_accumulation_steps: int = 1,
+    **kwargs: Any,
+) -> Accelerator:
     """Accelerate's entry point, set up for what this machine has.
 
     Args:
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`; by default what `accelerate config` says.
         num_threads: threads of each process on a CPU, by default its share of the cores: `accelerate launch` leaves
             one thread to each process, which leaves most of a machine idle.
+        gradient_accumulation_steps: batches that make a step, unless `accelerate launch` is told of others.
+        kwargs: further arguments of `Accelerator`.
+
+    Raises:
+        ValueError: Accelerate is to split the model itself among processes.
     """
     accelerator = Accelerator(
         # Several processes without an accelerator only find each other if Accelerate is told of the CPU.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
-        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True),
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        **kwargs,
     )
+    kind = accelerator.distributed_type
+    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise ValueError(
+            f"Accelerate is configured for {kind.value}, which splits a model among processes. A captioner fits on one "
+            "device: run `accelerate config` again and choose plain data parallelism."
+        )
     if accelerator.device.type == "cpu":
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
@@ -120,9 +138,16 @@ def build_accelerator(mixed_precision: str | None = None, num_threads: int | Non
 
 
 def run_main(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a script's `main(argv)`; what the user can mend ends in one line on standard error and exit code 2."""
+    """Run a script's `main(argv)`.
+
+    What the user can mend ends in one line on standard error and exit code 2, an interruption in one line and the exit
+    code that shells give to its signal.
+    """
     try:
         main(sys.argv[1:])
-    except (ValueError, OSError) as e:
+    except Interrupted as e:
+        print(e, file=sys.stderr)
+        sys.exit(128 + e.signal_number)
+    except (ValueError, OSError, FloatingPointError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)

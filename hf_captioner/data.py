@@ -178,9 +178,11 @@ class CaptionCollator:
     Args:
         processor: a `CaptionerProcessor`.
         cells: image cells computed earlier, `(images, P, C)`; rows then carry their `index`, and images stay shut.
-        mirror: show every other image, drawn by torch's generator, mirrored left to right.
+        mirror: show every other image mirrored left to right; which ones is drawn by the `draw` that rows carry (see
+            `loading.py`), or else by torch's generator.
         mirrored_cells: cells of the mirrored images; needed to mirror where there are cells.
         max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
+        augment: crop images a little and change their brightness, contrast and saturation, as `draw` has it.
 
     Returns a dict with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)` or `cells`
     `(B, P, C)`; and `index` `(B,)` if rows have one.
@@ -194,6 +196,7 @@ class CaptionCollator:
         mirror: bool = False,
         mirrored_cells: np.ndarray | None = None,
         max_words: int = 30,
+        augment: bool = False,
     ) -> None:
         assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
         self.processor = processor
@@ -201,6 +204,7 @@ class CaptionCollator:
         self.mirrored_cells = mirrored_cells
         self.cells = cells
         self.max_words = max_words
+        self.augment = _augmentation() if augment and cells is None else None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows with `captions` and `image` or `index`, or both."""
@@ -208,14 +212,35 @@ class CaptionCollator:
         batch = {"labels": labels[..., : self.max_words]}
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
-        mirrored = torch.rand(len(rows)) < 0.5 if self.mirror else torch.zeros(len(rows), dtype=torch.bool)
+        mirrored = torch.tensor([self.mirror and _generator(row).random() < 0.5 for row in rows])
         if self.cells is not None:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
             cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
             return batch | {"cells": torch.from_numpy(cells).float()}
-        pixel_values = self.processor(images=[open_row(row) for row in rows])["pixel_values"]
+        images = [open_row(row) if self.augment is None else self.augment(open_row(row), row) for row in rows]
+        pixel_values = self.processor(images=images)["pixel_values"]
         pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
+
+
+def _augmentation() -> Callable[[Image, Row], Image]:
+    from torchvision.transforms import v2
+
+    # Mild: what a caption names must stay in sight and keep its colour.
+    change_colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+
+    def augment(image: Image, row: Row) -> Image:
+        with torch.random.fork_rng(devices=[]):  # what is drawn here is the image's own affair
+            torch.manual_seed(int(_generator(row).integers(2**62)))
+            sizes = torch.tensor([image.height, image.width]) * (0.8 + 0.2 * torch.rand(2))
+            return change_colours(v2.RandomCrop(sizes.ceil().int().tolist())(image))
+
+    return augment
+
+
+def _generator(row: Row) -> np.random.Generator:
+    """What is drawn for an image as it is shown this once."""
+    return np.random.default_rng(row["draw"] if "draw" in row else int(torch.randint(2**62, ())))
 
 
 def _first_line(error: Exception) -> str:

@@ -207,6 +207,7 @@ class RecurrentDecoder(nn.Module):
         state: State | None = None,
         lengths: Tensor | None = None,
         siblings: Siblings | None = None,
+        sampling: float = 0.0,
     ) -> DecoderOutput:
         """Read T words of each caption.
 
@@ -216,6 +217,8 @@ class RecurrentDecoder(nn.Module):
             state: as returned for the words before; None at the start of the captions.
             lengths: `(N,)`, how many words to read of each. Given them, no arithmetic is spent on padding.
             siblings: captions whose states are the same. Used for a single word and without gradients.
+            sampling: probability in [0, 1] with which a word but the first is drawn from what the decoder itself
+                predicted (scheduled sampling, Bengio et al. 2015, sec. 2.4).
         """
         num_images = memory.cells.shape[0]
         num_captions, rest = divmod(input_ids.shape[0], num_images)
@@ -226,13 +229,14 @@ class RecurrentDecoder(nn.Module):
         memory = memory if plan.images is None else memory.take(plan.images)
         if input_ids.shape[1] > 1 or torch.is_grad_enabled():
             siblings = None
-        words, drives = self._words_and_drives(plan.pack(input_ids))
-        outputs, state = self._unroll(words, drives, memory, plan.sort(state), plan.blocks, siblings)
+        packed = plan.pack(input_ids)  # (R,)
+        if sampling:
+            words, outputs, state = self._unroll_sampling(packed, memory, plan.sort(state), plan.blocks, sampling)
+        else:
+            words, drives = self._words_and_drives(packed)
+            outputs, state = self._unroll(words, drives, memory, plan.sort(state), plan.blocks, siblings)
         words, hidden, contexts, weights, *log_probs = (plan.trim(part) for part in (words, *outputs))
-        features = hidden
-        if self.step_to_output is not None:
-            features = torch.tanh(words + self.step_to_output(torch.cat([hidden, contexts], -1)))
-        logits = self.output(self.output_dropout(features))  # (R, V)
+        logits = self.output(self.output_dropout(self._features(words, hidden, contexts)))  # (R, V)
         logits, weights, hidden, *log_probs = (plan.unpack(part) for part in (logits, weights, hidden, *log_probs))
         return DecoderOutput(logits, weights, hidden, state, *log_probs)
 
@@ -267,6 +271,39 @@ class RecurrentDecoder(nn.Module):
             steps.append([part.flatten(0, 1) for part in outputs])
         packed = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*steps, strict=True)]
         return packed, tuple(part.flatten(0, 1) for part in state)
+
+    def _features(self, words: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
+        """What the last layer computes the scores of the next word from."""
+        if self.step_to_output is None:
+            return hidden
+        return torch.tanh(words + self.step_to_output(torch.cat([hidden, contexts], -1)))
+
+    def _unroll_sampling(
+        self, ids: Tensor, memory: Memory, state: State, blocks: list[tuple[int, int]], sampling: float
+    ) -> tuple[Tensor, list[Tensor], State]:
+        """`_unroll` that draws words on its way, one step at a time; also the words that were read, `(R, E)`.
+
+        Departure: no gradient passes through the draw, and no dropout disturbs it but that of what was read before.
+        """
+        read: list[Tensor] = []
+        steps: list[list[Tensor]] = []
+        start = 0
+        for t, (b, k) in enumerate(blocks):
+            step_ids, start = ids[start : start + b * k].view(b, k), start + b * k
+            if t:
+                with torch.no_grad():
+                    before = blocks[t - 1]
+                    word, hidden, context = (part.unflatten(0, before)[:b, :k] for part in (read[-1], *steps[-1][:2]))
+                    probabilities = self.output(self._features(word, hidden, context)).float().softmax(-1)
+                    drawn = probabilities.flatten(0, 1).multinomial(1).view(b, k)
+                    is_drawn = torch.rand(b, k, device=ids.device) < sampling
+                    step_ids = torch.where(is_drawn, drawn, step_ids)
+            state = tuple(part.unflatten(0, (len(memory.cells), -1))[:b, :k].flatten(0, 1) for part in state)
+            memory = Memory(memory.cells[:b], memory.keys[:b], memory.mean[:b])
+            read.append(self.embedding_dropout(self.embedding(step_ids.flatten())))
+            outputs, state = self._unroll(read[-1], self._drives(read[-1]), memory, state, [(b, k)], None)
+            steps.append(outputs)
+        return torch.cat(read), [torch.cat(parts) for parts in zip(*steps, strict=True)], state
 
     def _attend(self) -> Attend:
         sentinel = None if self.sentinel is None else self.sentinel.unroll()

@@ -1,9 +1,11 @@
 """Encoders: photographs in, a grid of image cells out.
 
 A part is a `torch.nn.Module`, built as `part(name, **kwargs)`, with `hidden_size` (C), `grid_size(height, width)`,
-`data_config` and `forward((B, 3, H, W)) -> (B, P, C)`. One whose cells don't look at equal parts of the image says at
-which parts they look by `grid_box(height, width)`. For trained weights, or where the user knows better what pixels they
-want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create_model` takes them.
+`data_config` and `forward((B, 3, H, W)) -> (B, P, C)`. For trained weights, or where the user knows better what pixels
+they want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create_model` takes them. It may have
+
+- `grid_box(height, width)`: at which parts of the image its cells look, if not at equal parts of all of it,
+- `stages()`, to be trained in part, and `checkpoint_gradients()`, to be trained in little memory.
 """
 
 # B: images, H, W: pixels, P: image cells (rows x columns of the grid), C: channels of a cell
@@ -16,6 +18,7 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_model_data_config
+from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -135,6 +138,23 @@ class TimmEncoder(nn.Module):
         if self._channels_last(features):
             return features.flatten(1, 2)  # (B, P, C)
         return features.flatten(2).transpose(1, 2)  # (B, P, C)
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """Its parameters from the images to the cells, the stem first, as timm groups them."""
+        groups = group_parameters(self.body, self.body.group_matcher(coarse=True))  # type: ignore[operator]
+        named = dict(self.body.named_parameters())
+        return [[named[name] for name in groups[number]] for number in sorted(groups)]
+
+    def checkpoint_gradients(self) -> None:
+        """Keep little of what is computed and compute it again for the gradients.
+
+        Raises:
+            ValueError: timm can't with this model.
+        """
+        try:
+            self.body.set_grad_checkpointing(True)  # type: ignore[operator]
+        except (AssertionError, AttributeError) as e:
+            raise ValueError(f"timm's {self.name!r} knows no gradient checkpointing: set it to false.") from e
 
     @property
     def _num_prefix_tokens(self) -> int:

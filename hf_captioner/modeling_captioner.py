@@ -163,6 +163,10 @@ def _build(registry: Registry, name: str, kwargs: dict[str, Any] | None, config:
     return part(**sizes, **kwargs)
 
 
+def _batch_norms(module: nn.Module) -> list[nn.Module]:
+    return [part for part in module.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+
+
 class CaptionerModel(PreTrainedModel, GenerationMixin):
     """Image captioner after Show, Attend and Tell (Xu et al. 2015) on any registered encoder.
 
@@ -178,6 +182,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
     input_modalities = ("image",)
     accepts_loss_kwargs = False
     _is_stateful = True
+    _tied_weights_keys = {"decoder.output.weight": "decoder.embedding.weight"}  # noqa: RUF012 (transformers')
 
     def __init__(self, config: CaptionerConfig) -> None:
         super().__init__(config)
@@ -208,6 +213,12 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             embedding_dropout=config.embedding_dropout,
             output_dropout=config.output_dropout,
         )
+        if config.tie_word_embeddings and self.decoder.embedding.weight.shape != self.decoder.output.weight.shape:
+            raise ValueError(
+                f"tie_word_embeddings needs words as wide as what they are computed from: embedding_size is "
+                f"{self.decoder.embedding.weight.shape[1]}, and the last layer reads "
+                f"{self.decoder.output.weight.shape[1]}. Set embedding_size to hidden_size, or deep_output."
+            )
         self.post_init()
 
     @classmethod
@@ -258,12 +269,43 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         """Stop training the encoder and put it, for good, into evaluation mode."""
         self.encoder.requires_grad_(False).eval()
 
+    def unfreeze_encoder(self, *, from_stage: int = 0, freeze_batch_norm: bool = True) -> None:
+        """Train the encoder, or the part of it nearest to the decoder.
+
+        Args:
+            from_stage: the first of its stages that is trained; 0 is the stem.
+            freeze_batch_norm: keep the statistics, scales and shifts of batch norms as they are: those of a few
+                images are a poor replacement for ImageNet's.
+
+        Raises:
+            ValueError: it has no such stage, or no stages.
+        """
+        # What is trained as a whole needs no stages.
+        stages = self.encoder.part.stages() if from_stage else [[*self.encoder.parameters()]]
+        self.encoder.requires_grad_(False)
+        if not 0 <= from_stage < len(stages):
+            raise ValueError(
+                f"encoder_from_stage is {from_stage}; {self.config.encoder_name!r} has the stages 0 (the stem) to "
+                f"{len(stages) - 1}."
+            )
+        for parameter in (parameter for stage in stages[from_stage:] for parameter in stage):
+            parameter.requires_grad_(True)
+        if freeze_batch_norm:
+            for norm in _batch_norms(self.encoder):
+                norm.requires_grad_(False)
+
     def train(self, mode: bool = True) -> CaptionerModel:
-        """Training or evaluation mode; a frozen encoder stays in evaluation mode."""
+        """Training or evaluation mode; a frozen encoder stays in evaluation mode, and so do frozen batch norms."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.encoder.parameters()):
-            self.encoder.eval()
+        modules: list[nn.Module] = [self.encoder, *_batch_norms(self.encoder)]
+        for module in modules:
+            if not any(parameter.requires_grad for parameter in module.parameters()):
+                module.eval()
         return self
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The layer that scores words, where its weights are the embedding's."""
+        return self.decoder.output if self.config.tie_word_embeddings else None
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
@@ -294,6 +336,9 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        num_words: int | None = None,
+        num_captions: int | None = None,
+        sampling: float = 0.0,
     ) -> CaptionerOutput | tuple[Any, ...]:
         """Score captions, or one more word of captions under way.
 
@@ -310,6 +355,10 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             output_attentions: return `cross_attentions`. With labels they are always returned.
             output_hidden_states: return `decoder_hidden_states`.
             return_dict: False for a tuple.
+            num_words: of a larger batch that this is a part of; the losses of its parts add up to its loss.
+            num_captions: of that batch.
+            sampling: probability with which a word is read that the model draws, not that of the labels (scheduled
+                sampling, Bengio et al. 2015).
 
         Raises:
             ValueError: no image, or neither labels nor words to read.
@@ -324,18 +373,21 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
             )
 
-        past, known = 0, {}
+        past = 0
+        known: dict[str, Any] = {}  # what decoders of other packages may not know of
         if past_key_values is not None:
             memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
             if getattr(self.decoder, "uses_siblings", False):
                 known["siblings"] = past_key_values.siblings
         else:
             memory, state = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None
+        if sampling:
+            known["sampling"] = sampling
         output = self.decoder(decoder_input_ids, memory, state, lengths, **known)
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
-            result.loss = self._loss(output, words)
+            result.loss = self._loss(output, words, num_words, num_captions)
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
             result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
@@ -360,17 +412,18 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
         return self.encoder(pixel_values).last_hidden_state
 
-    def _loss(self, output: DecoderOutput, words: Tensor) -> Tensor:
+    def _loss(self, output: DecoderOutput, words: Tensor, num_words: int | None, num_captions: int | None) -> Tensor:
         config = self.config
-        loss = cross_entropy(output.logits, words, config.label_smoothing)
+        loss = cross_entropy(output.logits, words, config.label_smoothing, num_words)
         if config.doubly_stochastic_weight:
-            term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction)
+            term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction, num_captions)
             loss = loss + config.doubly_stochastic_weight * term
         if output.log_probs is not None:
             attention = self.decoder.attention
             scores = log_likelihood(output.logits.detach(), words)
-            loss = loss + attention.reinforce_weight * reinforce(scores, output.log_probs, words, attention.baseline)
-            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words)
+            term = reinforce(scores, output.log_probs, words, attention.baseline, num_words)
+            loss = loss + attention.reinforce_weight * term
+            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words, num_words)
             attention.baseline.copy_(moving_average(attention.baseline, scores, words))
         return loss
 

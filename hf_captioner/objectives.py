@@ -1,9 +1,14 @@
-"""What training minimises."""
+"""What training minimises.
+
+Means are over the words, or captions, of a batch. A batch that is one part of a larger one, on another process or of
+another step of gradient accumulation, is given the larger one's number: then the parts' losses add up to its loss.
+"""
 
 # N: captions, T: words, V: vocabulary, P: image cells
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,29 +23,35 @@ _OVER_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_words: int | None = None) -> Tensor:
     """Mean negative log-likelihood of the words that are not -100.
 
     Args:
         logits: `(N, T, V)`.
         labels: `(N, T)`.
         label_smoothing: probability in [0, 1) spread evenly over the vocabulary (Szegedy et al. 2016).
+        num_words: by which to divide, in place of the words here.
     """
     logits, labels, _ = _words(logits, labels)
-    return functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    total = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return total / (len(labels) if num_words is None else num_words)
 
 
-def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean") -> Tensor:
+def doubly_stochastic(
+    weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: int | None = None
+) -> Tensor:
     """`(1 - Σ_t α_tp)²` over the cells of each caption, averaged over captions (Xu et al. 2015, eq. 14).
 
     Args:
         weights: `(N, T, P)`, zero where a caption is over.
         labels: `(N, T)`; captions without a single word do not count.
         reduction: `"sum"` over cells as in the paper, or `"mean"`.
+        num_captions: by which to divide, in place of the captions here.
     """
     shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
     captions = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
-    return (_OVER_CELLS[reduction](shortfall) * captions).sum() / captions.sum().clamp(min=1)
+    total = (_OVER_CELLS[reduction](shortfall) * captions).sum()
+    return total / (captions.sum().clamp(min=1) if num_captions is None else num_captions)
 
 
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -50,7 +61,9 @@ def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return scores.new_zeros(labels.numel()).index_copy(0, words, scores).view_as(labels)
 
 
-def reinforce(scores: Tensor, log_probs: Tensor, labels: Tensor, baseline: Tensor | float) -> Tensor:
+def reinforce(
+    scores: Tensor, log_probs: Tensor, labels: Tensor, baseline: Tensor | float, num_words: int | None = None
+) -> Tensor:
     """Teaches an attention that samples by how likely the captions became (Xu et al. 2015, sec. 4.1, second term).
 
     `-(log p(y|s) - T b) Σ_t log p(s_t)` of each caption y of T words and the cells s taken for it, over all captions
@@ -65,29 +78,60 @@ def reinforce(scores: Tensor, log_probs: Tensor, labels: Tensor, baseline: Tenso
         log_probs: `(N, T)`, of the cells taken, zero where none was drawn.
         labels: `(N, T)`.
         baseline: b.
+        num_words: by which to divide, in place of the words here.
     """
     words = labels != IGNORED
     advantage = ((scores.detach() - baseline) * words).sum(1)  # (N,)
-    return -(advantage * (log_probs.float() * words).sum(1)).sum() / words.sum().clamp(min=1)
+    total = -(advantage * (log_probs.float() * words).sum(1)).sum()
+    return total / (words.sum().clamp(min=1) if num_words is None else num_words)
 
 
-def attention_entropy(weights: Tensor, labels: Tensor) -> Tensor:
+def attention_entropy(weights: Tensor, labels: Tensor, num_words: int | None = None) -> Tensor:
     """`-Σ_p α_p log α_p` in nats, averaged over words (Xu et al. 2015, sec. 4.1, third term).
 
     Args:
         weights: `(N, T, P)`.
         labels: `(N, T)`.
+        num_words: by which to divide, in place of the words here.
     """
     weights = weights[labels != IGNORED].float()  # (words, P)
     # A weight of 0 adds nothing, but the slope of its logarithm would be infinite.
     entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
-    return entropy.sum() / max(len(entropy), 1)
+    return entropy.sum() / (max(len(entropy), 1) if num_words is None else num_words)
 
 
 def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     """The next baseline `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1), log p the mean of all words."""
     mean = scores.detach().sum() / (labels != IGNORED).sum().clamp(min=1)
     return torch.lerp(baseline, mean.to(baseline.dtype), 0.1)
+
+
+def _inverse_sigmoid(share: float) -> float:
+    low, at, high = (1 / (1 + math.exp(-10 * (x - 0.5))) for x in (0.0, share, 1.0))
+    return (at - low) / (high - low)
+
+
+# Courses from 0 to the highest probability, over the share of the steps that is done.
+_COURSES: dict[str, Callable[[float, float], float]] = {
+    "constant": lambda share, highest: highest,
+    "linear": lambda share, highest: highest * share,
+    "exponential": lambda share, highest: 1 - (1 - highest) ** share,
+    "inverse_sigmoid": lambda share, highest: highest * _inverse_sigmoid(share),
+}
+
+
+def sampling_probability(share: float, highest: float, course: str) -> float:
+    """How often the model reads words of its own in scheduled sampling (Bengio et al. 2015, sec. 2.4, figure 1).
+
+    Departure: constants are chosen such that the highest probability is reached at the end, for every course and
+    length of a training.
+
+    Args:
+        share: of the steps, in [0, 1].
+        highest: probability in [0, 1).
+        course: `"linear"`, `"exponential"`, `"inverse_sigmoid"` or `"constant"`.
+    """
+    return _COURSES[course](share, highest)
 
 
 def others_mean(rewards: Tensor) -> Tensor:
@@ -100,7 +144,7 @@ def others_mean(rewards: Tensor) -> Tensor:
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
+def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_words: int | None = None) -> Tensor:
     """REINFORCE over sampled captions: `-Σ a log p(word)` over their words, by the number of words.
 
     Rennie et al. 2017, eq. 7. Departure: the mean over words rather than the sum over a caption's, as in the
@@ -110,9 +154,10 @@ def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor) -> Tensor:
         logits: `(N, T, V)`.
         labels: `(N, T)`, sampled words, -100 after their end.
         advantages: `(N,)`, reward less baseline.
+        num_words: by which to divide, in place of the words here.
     """
-    num_words = (labels != IGNORED).sum().clamp(min=1)
-    return -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum() / num_words
+    total = -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum()
+    return total / ((labels != IGNORED).sum().clamp(min=1) if num_words is None else num_words)
 
 
 def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

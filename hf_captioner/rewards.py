@@ -1,18 +1,21 @@
-"""Rewards of captions that a model samples while it trains (Rennie et al. 2017)."""
+"""Training on captions that the model samples itself, by what they are worth (Rennie et al. 2017)."""
 
 # B: images, S: captions sampled for an image
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .loading import Batch
 from .metrics.scores import CiderD, bleu, closest, match_ngrams
 from .metrics.tokenization import Tokens, tokenize_ptb
 from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
-from .objectives import IGNORED
+from .objectives import IGNORED, others_mean, self_critical
+from .processing_captioner import CaptionerProcessor
 
 END = "<end>"  # counts as a word, or captions that break off before their last noun would lose nothing
 
@@ -99,3 +102,61 @@ def sample_captions(
     is_end = sequences == model.config.eos_token_id
     over = is_end.cumsum(1) - is_end.int() > 0  # after the first <end>
     return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))
+
+
+class Rewards:
+    """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
+
+    Captions are drawn without dropout, so their gradient is taken without dropout too. An objective as `training.py`
+    describes them.
+
+    Args:
+        captioner: the model, not wrapped for distribution.
+        processor: its processor.
+        reward: of captions of the training split.
+        num_samples: S, captions drawn for each image; the others' mean reward is each one's baseline.
+        top_k: words to draw from each time, see `sample_captions`.
+        max_length: longest caption drawn, `<start>` and `<end>` included.
+
+    Raises:
+        ValueError: a single sample, which has no others.
+    """
+
+    figure = "reward"
+
+    def __init__(
+        self,
+        captioner: CaptionerModel,
+        processor: CaptionerProcessor,
+        reward: CaptionReward,
+        *,
+        num_samples: int,
+        top_k: int,
+        max_length: int,
+    ) -> None:
+        if num_samples < 2:
+            raise ValueError(
+                f"reward_samples is {num_samples}; it must be at least 2: each has the others for baseline."
+            )
+        self.captioner, self.processor, self.reward = captioner, processor, reward
+        self.settings: dict[str, Any] = {"num_samples": num_samples, "top_k": top_k, "max_length": max_length}
+
+    def prepare(self, batch: Batch, share: float) -> Batch:
+        """The images with captions drawn for them, `labels` `(B, S, T)`, and their `rewards` `(B, S)`."""
+        self.captioner.eval()
+        inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
+        labels = sample_captions(self.captioner, **self.settings, **inputs)  # (B, S, T)
+        tokenizer = self.processor.tokenizer
+        captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
+        ended = (labels == tokenizer.eos_token_id).any(2)
+        rewards = self.reward(batch["index"].tolist(), captions, ended).to(labels.device)  # (B, S)
+        return {**inputs, "labels": labels, "rewards": rewards}
+
+    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+        """This batch's part of the loss, and of the mean reward."""
+        model.eval()
+        rewards, labels = batch["rewards"], batch["labels"]
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "rewards"}).logits  # (B, S, T, V)
+        advantages = rewards - others_mean(rewards)
+        loss = self_critical(logits.flatten(0, 1), labels.flatten(0, 1), advantages.flatten(), num_words)
+        return loss, rewards.sum() / num_captions

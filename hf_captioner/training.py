@@ -1,29 +1,91 @@
-"""Stages of a training: what their steps minimise, and one pass over the images."""
-
-# B: images, S: captions sampled for an image, T: words
+"""A training as an object whose state can be saved at any step: stages, epochs, and what a step does."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
+from transformers import get_scheduler
 
+from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
+from .interruption import Interruption
+from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
-from .objectives import others_mean, self_critical
-from .processing_captioner import CaptionerProcessor
-from .rewards import CaptionReward, sample_captions
+from .objectives import IGNORED, sampling_probability
 
-Batch = dict[str, Tensor]
-# From the model, wrapped for distribution, and a batch of `CaptionCollator` with `index`: the loss, and what is shown.
-Step = Callable[[nn.Module, Batch], tuple[Tensor, float]]
+TO_GO_ON = "Go on with the same command and --resume."
+
+
+class Objective(Protocol):
+    """What the steps of a stage minimise; `figure` names what is shown of it."""
+
+    figure: str
+
+    def prepare(self, batch: Batch, share: float) -> Batch:
+        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end.
+
+        `share` of the stage's steps is done.
+        """
+
+    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+        """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
+
+        The parts of all batches of a step, on all processes, add up to the step's loss and figure.
+        """
+
+
+class Likelihood:
+    """The model's own loss on people's captions.
+
+    Args:
+        sampling: highest probability in [0, 1) with which words are read that the model draws (Bengio et al. 2015).
+        course: of that probability, see `objectives.sampling_probability`.
+
+    Raises:
+        ValueError: another probability.
+    """
+
+    figure = "loss"
+
+    def __init__(self, sampling: float = 0.0, course: str = "linear") -> None:
+        if not 0 <= sampling < 1:
+            raise ValueError(f"scheduled_sampling is {sampling}; it must be at least 0 and below 1, such as 0.25.")
+        self.sampling, self.course = sampling, course
+
+    def prepare(self, batch: Batch, share: float) -> Batch:
+        """The batch as the model takes it."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
+        return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
+
+    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+        """This batch's part of the loss, twice."""
+        model.train()
+        loss = model(**batch, num_words=num_words, num_captions=num_captions).loss
+        return loss, loss.detach()
+
+
+@dataclass(frozen=True)
+class EncoderTraining:
+    """How a stage trains the encoder.
+
+    Args:
+        learning_rate: the highest.
+        from_stage: the first of the encoder's stages that is trained; 0 is the stem.
+        freeze_batch_norm: keep batch norms as they are.
+    """
+
+    learning_rate: float
+    from_stage: int = 0
+    freeze_batch_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -33,71 +95,356 @@ class Stage:
     Args:
         name: for the progress bar and the log.
         epochs: passes over the training images.
-        learning_rate: the highest.
-        figure: name of what is shown of each step.
-        step: gives the loss of a batch and that figure.
+        learning_rate: the highest, of the decoder.
+        objective: what it minimises.
+        encoder: how the encoder is trained; None to freeze it.
     """
 
     name: str
     epochs: int
     learning_rate: float
-    figure: str
-    step: Step
+    objective: Objective
+    encoder: EncoderTraining | None = None
 
 
-def likelihood(model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-    """The model's own loss on people's captions."""
-    loss = model(**{name: tensor for name, tensor in batch.items() if name != "index"}).loss
-    return loss, loss.item()
-
-
-class Rewards:
-    """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
-
-    Captions are drawn without dropout, so their gradient is taken without dropout too.
+@dataclass(frozen=True)
+class Optimization:
+    """How steps are taken, in all stages.
 
     Args:
-        captioner: the model, not wrapped for distribution.
-        processor: its processor.
-        reward: of captions of the training split.
-        num_samples: S, captions drawn for each image; the others' mean reward is each one's baseline.
-        top_k: words to draw from each time, see `sample_captions`.
-        max_length: longest caption drawn, `<start>` and `<end>` included.
+        schedule: transformers' name of the course of the learning rate.
+        warmup: share of a stage's steps in which it rises.
+        weight_decay: of AdamW.
+        max_grad_norm: longer gradients are scaled down.
+        ema_decay: of the running average of the weights; 0 for none.
+        patience: epochs without a better score after which a stage ends.
+    """
 
-    Raises:
-        ValueError: a single sample, which has no others.
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 5.0
+    ema_decay: float = 0.0
+    patience: int = 5
+
+
+@dataclass
+class Progress:
+    """How far a run is; plain values.
+
+    Args:
+        stage: number of the stage; that of stages when the run is over.
+        epoch: of the stage, from 0.
+        step: steps of the epoch that are done.
+        totals: over these steps.
+        best_score: of all epochs so far.
+        without_better: epochs of the stage since.
+        log: a record an epoch.
+    """
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    totals: dict[str, float] = field(default_factory=dict)
+    best_score: float = -1.0
+    without_better: int = 0
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Run:
+    """A model in training: its weights, their average, the optimizer and how far it all is.
+
+        while run.stage is not None:
+            run.start_stage(best)
+            while run.epochs_left:
+                run.train_epoch(loader)
+                is_best = run.end_epoch(scores, score)
+            run.end_stage()
+
+    `restore` puts a run where a saved one was, in the middle of any of these.
+
+    Args:
+        model: on its device, not wrapped for distribution.
+        stages: in order.
+        accelerator: of the processes.
+        num_steps: of an epoch.
+        optimization: how steps are taken.
+        checkpoints: where the state goes; None to save none.
+        minutes: between two states within an epoch.
+        facts: what must be the same when the run goes on; saved with each state.
+        interruption: asks to stop.
     """
 
     def __init__(
         self,
-        captioner: CaptionerModel,
-        processor: CaptionerProcessor,
-        reward: CaptionReward,
+        model: CaptionerModel,
+        stages: Sequence[Stage],
+        accelerator: Accelerator,
         *,
-        num_samples: int,
-        top_k: int,
-        max_length: int,
+        num_steps: int,
+        optimization: Optimization,
+        checkpoints: Checkpoints | None = None,
+        minutes: float = 10.0,
+        facts: dict[str, Any] | None = None,
+        interruption: Interruption | None = None,
     ) -> None:
-        if num_samples < 2:
-            raise ValueError(
-                f"reward_samples is {num_samples}; it must be at least 2: each has the others for baseline."
-            )
-        self.captioner, self.processor, self.reward = captioner, processor, reward
-        self.settings: dict[str, Any] = {"num_samples": num_samples, "top_k": top_k, "max_length": max_length}
+        self.model, self.stages, self.accelerator = model, stages, accelerator
+        self.num_steps, self.optimization = num_steps, optimization
+        self.checkpoints, self.minutes, self.facts = checkpoints, minutes, facts or {}
+        self.interruption = interruption or Interruption()
+        self.average = weight_average(model, optimization.ema_decay)
+        self.progress = Progress()
+        self.wrapped: nn.Module | None = None
+        self._saved_at = time.monotonic()
 
-    def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-        """The loss of a batch and the mean reward."""
-        model.eval()
-        inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
-        labels = sample_captions(self.captioner, **self.settings, **inputs)  # (B, S, T)
-        tokenizer = self.processor.tokenizer
-        captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
-        ended = (labels == tokenizer.eos_token_id).any(2)
-        rewards = self.reward(batch["index"].tolist(), captions, ended).to(labels.device)  # (B, S)
-        logits = model(labels=labels, **inputs).logits  # (B, S, T, V)
-        advantages = rewards - others_mean(rewards)
-        loss = self_critical(logits.flatten(0, 1), labels.flatten(0, 1), advantages.flatten())
-        return loss, rewards.mean().item()
+    @property
+    def stage(self) -> Stage | None:
+        """The stage under way; None when all are over."""
+        return self.stages[self.progress.stage] if self.progress.stage < len(self.stages) else None
+
+    @property
+    def epochs_left(self) -> bool:
+        """Whether the stage goes on."""
+        assert self.stage is not None
+        return self.progress.epoch < self.stage.epochs and self.progress.without_better < self.optimization.patience
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether the stage has started."""
+        return self.wrapped is not None
+
+    @property
+    def kept(self) -> CaptionerModel:
+        """The model that is validated and kept: the average, where there is one."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def start_stage(self, weights: dict[str, Tensor] | None = None) -> None:
+        """Begin the stage, from other weights if they are given."""
+        if weights is not None:
+            self.model.load_state_dict(weights)
+            self.kept.load_state_dict(weights)
+        self._build_stage()
+        self.save()
+
+    def _build_stage(self) -> None:
+        assert self.stage is not None
+        settings, encoder = self.optimization, self.stage.encoder
+        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
+        if encoder is None:
+            self.model.freeze_encoder()
+        else:
+            self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
+            trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
+            groups.append({"params": trained, "lr": encoder.learning_rate})
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        num_steps = self.stage.epochs * self.num_steps
+        self.scheduler = get_scheduler(settings.schedule, self.optimizer, int(settings.warmup * num_steps), num_steps)
+
+    def end_stage(self) -> None:
+        """Go on to the next stage."""
+        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        del self.optimizer, self.scheduler
+        self.wrapped = None
+        self.progress.stage += 1
+        self.progress.epoch = self.progress.step = self.progress.without_better = 0
+
+    def train_epoch(self, loader: StepLoader) -> None:
+        """Do what is left of the epoch, with a progress bar. The state is saved at its end, and whenever it is time.
+
+        Raises:
+            Interrupted: somebody asked to stop; the state is saved.
+            FloatingPointError: the loss is not a number.
+            ChildProcessError: a process that reads images died.
+        """
+        assert self.stage is not None
+        progress, figure = self.progress, self.stage.objective.figure
+        bar = tqdm(
+            initial=progress.step,
+            total=self.num_steps,
+            desc=f"{self.stage.name} {progress.epoch + 1}/{self.stage.epochs}",
+            unit="step",
+            disable=not self.accelerator.is_local_main_process,
+        )
+        with bar, self.interruption.deferred(), _readers_that_die():
+            started, before = time.monotonic(), progress.totals.get("seconds", 0.0)
+            for batches in loader.steps(progress.epoch, progress.step):
+                must_stop, must_save = self._step(batches)
+                progress.totals["seconds"] = before + time.monotonic() - started
+                figures = self.figures()
+                bar.set_postfix_str(
+                    f"{figure} {figures[figure]:.3f}, {figures['captions_per_second']:.0f} captions/s, "
+                    f"lr {figures['learning_rate']:.1e}",
+                    refresh=False,
+                )
+                bar.update()
+                if must_stop or must_save or progress.step == self.num_steps:
+                    self.save()
+                if must_stop:
+                    self.interruption.stop()
+
+    def _step(self, batches: Sequence[Batch]) -> tuple[bool, bool]:
+        """One step of the optimizer; whether the processes are to stop after it, and to save."""
+        assert self.stage is not None and self.wrapped is not None
+        objective, accelerator, progress = self.stage.objective, self.accelerator, self.progress
+        share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
+        batches = [objective.prepare(batch, share) for batch in batches]
+        words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
+        num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
+        parts: list[Tensor] = []
+        for batch in batches:
+            with accelerator.accumulate(self.wrapped):
+                part = objective.loss(self.wrapped, batch, max(int(num_words), 1), max(int(num_captions), 1))
+                # Accelerate divides by the batches of a step, and takes the mean over processes: here they add up.
+                accelerator.backward(part[0] * len(batches) * accelerator.num_processes)
+            parts.append(torch.stack(part).detach())
+        length = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm)
+        is_due = accelerator.is_main_process and time.monotonic() - self._saved_at > self.minutes * 60
+        is_asked = self.interruption.asked is not None
+        loss, figure, must_stop, must_save = self._sum(*torch.stack(parts).sum(0), is_asked, is_due)
+        self._refuse_unless_finite(loss, length)
+        learning_rate = self.optimizer.param_groups[0]["lr"]
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        progress.step += 1
+        if self.average is not None:
+            self.average.update(self.model, step=progress.epoch * self.num_steps + progress.step)
+        totals = progress.totals
+        totals["figure"] = totals.get("figure", 0.0) + figure
+        totals["captions"] = totals.get("captions", 0.0) + num_captions
+        totals["learning_rate"] = learning_rate
+        return bool(must_stop), bool(must_save)
+
+    def _sum(self, *values: Tensor | float) -> list[float]:
+        """Sums over all processes."""
+        device = self.accelerator.device
+        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
+        return self.accelerator.reduce(stacked, "sum").tolist()
+
+    def _refuse_unless_finite(self, loss: float, length: Tensor | None) -> None:
+        # In half precision the optimizer leaves out steps whose gradient overflows, and scales the next ones less.
+        checked = [loss] if length is None or self.accelerator.scaler is not None else [loss, float(length)]
+        if not all(value - value == 0 for value in checked):
+            place = f"step {self.progress.step + 1} of {self.stage.name} {self.progress.epoch + 1}"  # type: ignore[union-attr]
+            path = self.checkpoints.paths()[-1:] if self.checkpoints is not None else []
+            kept = f" The last good state is {str(path[0])!r}." if path else ""
+            raise FloatingPointError(
+                f"The loss is {loss} and the gradient's length {checked[-1]} at {place}, which was not taken.{kept} "
+                "Train with a lower learning rate, a longer warm-up or mixed_precision 'no', in another output folder."
+            )
+
+    def figures(self) -> dict[str, float]:
+        """Of the steps of the epoch done so far: mean of the objective's figure, learning rate, rate and seconds."""
+        assert self.stage is not None
+        totals = self.progress.totals
+        return {
+            self.stage.objective.figure: totals["figure"] / self.progress.step,
+            "learning_rate": totals["learning_rate"],
+            "captions_per_second": totals["captions"] / totals["seconds"],
+            "train_seconds": totals["seconds"],
+        }
+
+    def prepare_to_validate(self) -> None:
+        """Let all processes validate the same: what a batch norm has seen differs from one to the other."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.kept.buffers():
+                buffer.copy_(broadcast(buffer))
+
+    def end_epoch(self, scores: dict[str, float], score: float) -> bool:
+        """Enter the epoch in the log.
+
+        Args:
+            scores: what else to write in the log.
+            score: by which the best epoch is chosen.
+
+        Returns:
+            Whether this is the best so far.
+        """
+        assert self.stage is not None
+        progress = self.progress
+        is_best = score > progress.best_score
+        progress.best_score = max(score, progress.best_score)
+        progress.without_better = 0 if is_best else progress.without_better + 1
+        progress.log.append(
+            {"epoch": len(progress.log) + 1, "stage": self.stage.name, **self.figures(), **scores}
+        )  # fmt: skip
+        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
+        return is_best
+
+    def save(self) -> None:
+        """Save the state, by the main process, with the random generators of all.
+
+        Raises:
+            OSError: it can't be written; raised on all processes.
+        """
+        if self.checkpoints is None:
+            return
+        accelerator = self.accelerator
+        with self.interruption.deferred():
+            states = gather_object([random_state(accelerator.device)])
+            problem: list[Any] = [None]
+            if accelerator.is_main_process:
+                weights: dict[str, nn.Module] = {"model": self.model}
+                tensors: dict[str, Any] = {"random": states}
+                if self.average is not None:
+                    weights["average"] = self.average.module
+                if self.stage is not None:
+                    tensors["optimizer"] = self.optimizer.state_dict()
+                    tensors["scheduler"] = self.scheduler.state_dict()
+                    tensors["scaler"] = accelerator.scaler and accelerator.scaler.state_dict()
+                try:
+                    self.checkpoints.save(weights, tensors, self._plain_values())
+                except OSError as e:
+                    problem = [e]
+            if accelerator.num_processes > 1:
+                problem = broadcast_object_list(problem)
+            if problem[0] is not None:
+                raise problem[0]
+            self.interruption.message = f"The state is saved. {TO_GO_ON}"
+            self._saved_at = time.monotonic()
+
+    def _plain_values(self) -> dict[str, Any]:
+        return {**asdict(self.progress), "is_over": self.stage is None, "facts": self.facts}
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on where a saved run was.
+
+        Raises:
+            ValueError: it was a run of other facts than this one.
+        """
+        saved = dict(checkpoint.progress)
+        refuse_other_facts(saved.pop("facts"), self.facts)
+        del saved["is_over"]
+        self.progress = Progress(**saved)
+        checkpoint.load_weights("model", self.model)
+        if self.average is not None:
+            checkpoint.load_weights("average", self.average.module)
+        tensors = checkpoint.tensors()
+        if self.stage is not None:
+            self._build_stage()
+            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.scheduler.load_state_dict(tensors["scheduler"])
+            if tensors["scaler"]:
+                self.accelerator.scaler.load_state_dict(tensors["scaler"])
+        restore_random_state(tensors["random"][self.accelerator.process_index], self.accelerator.device)
+        self.interruption.message = f"The state is saved. {TO_GO_ON}"
+        self._saved_at = time.monotonic()
+
+
+def refuse_other_facts(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise a ValueError that names what differs."""
+    different = [
+        f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
+        for name in (given | saved)
+        if saved.get(name) != given.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"The run can't go on exactly: {'; '.join(different)}. Give what it began with, or train anew in another "
+            "output folder."
+        )
 
 
 def weight_average(model: nn.Module, decay: float) -> ModelEmaV3 | None:
@@ -113,62 +460,14 @@ def weight_average(model: nn.Module, decay: float) -> ModelEmaV3 | None:
     return ModelEmaV3(model, decay=decay, use_warmup=True, warmup_gamma=5.0, warmup_power=1.0)
 
 
-def train_epoch(
-    stage: Stage,
-    epoch: int,
-    model: nn.Module,
-    loader: DataLoader,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    accelerator: Accelerator,
-    *,
-    average: ModelEmaV3 | None = None,
-    max_grad_norm: float = 5.0,
-) -> dict[str, float]:
-    """One pass over the training images, with a progress bar.
-
-    Args:
-        stage: what to do.
-        epoch: of the stage, from 0.
-        model: prepared by Accelerate, as are the loader and the optimizer.
-        loader: gives batches.
-        optimizer: of the model's parameters.
-        scheduler: stepped after every batch.
-        accelerator: of all these.
-        average: of the weights, updated after every batch.
-        max_grad_norm: longer gradients are scaled down.
-
-    Returns:
-        Mean of the stage's figure, the last learning rate, the rate and the seconds.
-    """
-    model.train()
-    started, total, num_captions = time.monotonic(), 0.0, 0
-    bar = tqdm(
-        loader,
-        desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
-        unit="batch",
-        disable=not accelerator.is_local_main_process,
-    )
-    for step, batch in enumerate(bar, start=1):
-        loss, figure = stage.step(model, batch)
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-        learning_rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
-        if average is not None:
-            average.update(accelerator.unwrap_model(model), step=epoch * len(loader) + step)
-        total += figure
-        num_captions += batch["labels"].shape[:2].numel() * accelerator.num_processes
-        seconds = time.monotonic() - started
-        bar.set_postfix_str(
-            f"{stage.figure} {total / step:.3f}, {num_captions / seconds:.0f} captions/s, lr {learning_rate:.1e}",
-            refresh=False,
-        )
-    return {
-        stage.figure: total / step,
-        "learning_rate": learning_rate,
-        "captions_per_second": num_captions / seconds,
-        "train_seconds": seconds,
-    }
+@contextmanager
+def _readers_that_die() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as e:
+        if "DataLoader worker" not in str(e):
+            raise
+        raise ChildProcessError(
+            f"A process that reads images died: {' '.join(str(e).split())} Mostly memory has run out: lower "
+            f"num_workers. {TO_GO_ON}"
+        ) from e

@@ -1,0 +1,202 @@
+"""A run goes on where it was, whatever ended it, and is the same on any number of processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from processes import Program
+from tiny_run import Tiny
+
+from hf_captioner.checkpoints import Checkpoint
+from hf_captioner.interruption import Interrupted, Interruption
+from hf_captioner.loading import StepSampler
+from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    assert [name for name in found if not torch.equal(found[name], expected[name])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, Path]:
+    """A run of two stages that nothing interrupted, with a checkpoint at every step."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tiny = Tiny(reward_epochs=2, folder=folder)
+    tiny.train()
+    return tiny, folder
+
+
+def test_a_run_resumed_at_any_step_ends_with_the_same_bits(whole: tuple[Tiny, Path]) -> None:
+    tiny, folder = whole
+    paths = sorted(folder.iterdir())
+    assert len(paths) == 2 + 5 * tiny.loader.num_steps  # stages and steps
+    for path in np.random.default_rng(0).choice(paths, 4, replace=False):
+        resumed = Tiny(reward_epochs=2)
+        torch.rand(7)  # whatever was drawn before
+        resumed.run.restore(Checkpoint(path))
+        resumed.train()
+        assert_same(resumed.weights(), tiny.weights())
+        assert [record["stage"] for record in resumed.run.progress.log] == ["Epoch"] * 3 + ["Rewards"] * 2
+        for found, expected in zip(resumed.run.progress.log, tiny.run.progress.log, strict=True):
+            name = "loss" if found["stage"] == "Epoch" else "reward"
+            assert found[name] == expected[name] and found["learning_rate"] == expected["learning_rate"]
+
+
+def test_another_seed_of_dropout_would_be_noticed(whole: tuple[Tiny, Path]) -> None:
+    tiny, folder = whole
+    resumed = Tiny(reward_epochs=2)
+    resumed.run.restore(Checkpoint(sorted(folder.iterdir())[5]))
+    torch.manual_seed(1)
+    resumed.train()
+    assert not torch.equal(resumed.weights()["decoder.output.weight"], tiny.weights()["decoder.output.weight"])
+
+
+def test_readers_change_nothing(whole: tuple[Tiny, Path]) -> None:
+    tiny, folder = whole
+    resumed = Tiny(reward_epochs=2, num_workers=2)
+    resumed.run.restore(Checkpoint(sorted(folder.iterdir())[-4]))
+    resumed.train()
+    assert_same(resumed.weights(), tiny.weights())
+
+
+def test_another_run_is_refused_by_what_differs(whole: tuple[Tiny, Path]) -> None:
+    _, folder = whole
+    with pytest.raises(ValueError, match="epochs was 3 and is now 4"):
+        Tiny(epochs=4).run.restore(Checkpoint(min(folder.iterdir())))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_saves_and_stops(whole: tuple[Tiny, Path], number: int, tmp_path: Path) -> None:
+    tiny, _ = whole
+    with Interruption() as interruption:
+        stopped = Tiny(reward_epochs=2, folder=tmp_path, interruption=interruption)
+        stopped.run.minutes = 1e9
+        prepare, count = stopped.run.stages[0].objective.prepare, [0]
+
+        def interrupt(batch: Any, share: float) -> Any:
+            count[0] += 1
+            if count[0] == 10:
+                os.kill(os.getpid(), number)
+            return prepare(batch, share)
+
+        stopped.run.stages[0].objective.prepare = interrupt  # type: ignore[method-assign]
+        with pytest.raises(
+            Interrupted, match=rf"{signal.Signals(number).name}. The state is saved. Go on with .*--resume"
+        ):
+            stopped.train()
+    assert stopped.run.progress.epoch * tiny.loader.num_steps + stopped.run.progress.step == 10
+    resumed = Tiny(reward_epochs=2)
+    resumed.run.restore(Checkpoint(max(tmp_path.iterdir())))
+    resumed.train()
+    assert_same(resumed.weights(), tiny.weights())
+
+
+def test_a_signal_while_nothing_is_at_stake_stops_at_once() -> None:
+    with Interruption(), pytest.raises(Interrupted, match="Stopped before the training began"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_loss_that_is_no_number_is_refused_before_it_does_harm(tmp_path: Path) -> None:
+    tiny = Tiny(folder=tmp_path)
+    tiny.cells[:, 11] = np.nan
+    with pytest.raises(FloatingPointError, match=r"The loss is nan .* step \d of Epoch 1.* last good state is '.*\d'"):
+        tiny.train()
+    assert all(tensor.isfinite().all() for tensor in tiny.weights().values())
+    tiny.run.restore(Checkpoint(max(tmp_path.iterdir())))
+    assert all(tensor.isfinite().all() for tensor in tiny.weights().values())
+
+
+def test_a_reader_that_dies_is_named(tmp_path: Path) -> None:
+    tiny = Tiny(folder=tmp_path, num_workers=1)
+    collate, parent = tiny.loader.loader.collate_fn, os.getpid()
+
+    def die(rows: Any) -> Any:
+        if any(row["index"] == 11 for row in rows) and os.getpid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return collate(rows)
+
+    tiny.loader.loader.collate_fn = die
+    with pytest.raises(ChildProcessError, match=r"reads images died: .*lower num_workers.*--resume"):
+        tiny.train()
+    assert Checkpoint(max(tmp_path.iterdir())).progress["epoch"] == 0
+
+
+@pytest.mark.parametrize(("num_images", "batch_size"), [(27, 4), (3, 1), (4, 16), (100, 7), (13, 2)])
+def test_every_image_is_shown_once_an_epoch(num_images: int, batch_size: int) -> None:
+    shapes = {"one": (1, 1), "two": (2, 1), "accumulated": (1, 2)}
+    steps = {}
+    for name, (num_processes, accumulation) in shapes.items():
+        parts = []
+        for process in range(num_processes):
+            sampler = StepSampler(
+                num_images, batch_size * (2 if name == "one" else 1), seed=1, num_processes=num_processes,
+                process=process, accumulation=accumulation,
+            )  # fmt: skip
+            sampler.start_at(2, 0)
+            parts.append(list(sampler))
+            assert len(parts[-1]) == len(sampler) == sampler.num_steps * accumulation and all(parts[-1])
+            sampler.start_at(2, 1)
+            assert list(sampler) == parts[-1][accumulation:]
+        shown = Counter(image for part in parts for batch in part for _, image in batch)
+        assert shown == Counter(range(num_images))
+        if name != "accumulated":
+            steps[name] = [sorted(chain(*batches)) for batches in zip(*parts, strict=True)]
+        sampler.start_at(3, 0)
+        assert list(sampler) != parts[-1] or num_images < 5
+    assert steps["one"] == steps["two"] or num_images < 4
+
+
+def test_more_processes_than_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 images can't be dealt out to 2 processes with 2 steps"):
+        StepSampler(3, 1, seed=0, num_processes=2, accumulation=2)
+
+
+def test_losses_of_parts_add_up() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 9, (6, 5))
+    for caption, length in enumerate((5, 1, 3, 2, 5, 4)):
+        labels[caption, length:] = -100
+    logits, weights = torch.randn(6, 5, 9), torch.rand(6, 5, 4)
+    scores, log_probs, advantages = -torch.rand(6, 5), -torch.rand(6, 5), torch.randn(6)
+    words, captions = (labels != -100).sum().item(), 6
+    losses = [
+        lambda rows, n, _: cross_entropy(logits[rows], labels[rows], 0.1, n),
+        lambda rows, _, n: doubly_stochastic(weights[rows], labels[rows], "sum", n),
+        lambda rows, n, _: reinforce(scores[rows], log_probs[rows], labels[rows], 0.3, n),
+        lambda rows, n, _: attention_entropy(weights[rows], labels[rows], n),
+        lambda rows, n, _: self_critical(logits[rows], labels[rows], advantages[rows], n),
+    ]
+    for loss in losses:
+        parts = loss(slice(0, 2), words, captions) + loss(slice(2, 6), words, captions)
+        assert torch.allclose(parts, loss(slice(0, 6), None, None), atol=1e-6)
+
+
+def launch(out: Path, num_processes: int, **fields: Any) -> dict[str, Any]:
+    options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    Program("tests/tiny_run.py", [out, *options], out.with_suffix(".txt"), num_processes=num_processes).finish()
+    return json.loads(out.read_text())
+
+
+def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
+    """27 images in steps of 8: no part of a step is as large as another, nor has as many words."""
+    one = launch(tmp_path / "one.json", 1, batch_size=8)
+    two = launch(tmp_path / "two.json", 2, batch_size=4)
+    accumulated = launch(tmp_path / "accumulated.json", 1, batch_size=4, accumulation=2)
+    assert (one["num_processes"], two["num_processes"], one["steps"]) == (1, 2, 4)
+    assert one["losses"][-1] < one["losses"][0] - 0.5 and len(one["losses"]) == 20
+    assert len(set(one["captions"])) > 3
+    for other in (two, accumulated):
+        assert other["losses"] == pytest.approx(one["losses"], abs=1e-5, rel=0)
+        assert other["captions"] == one["captions"] and other["scores"] == one["scores"]
+        assert other["shown"] == one["shown"]

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hf_captioner.word_vectors import load_word_vectors
+
+VOCABULARY = {"<unk>": 0, "dog": 1, "runs": 2, "cat": 3}
+
+
+@pytest.mark.parametrize("header", ["", "4 3\n"], ids=["GloVe", "word2vec"])
+def test_words_that_are_there_get_their_vectors(tmp_path: Path, header: str) -> None:
+    file = tmp_path / "vectors.txt"
+    file.write_text(f"{header}the 1 2 3\ncat 4 5e-1 -6\nat name 1 1 1\ndog 7 8 9 \n")
+    embedding = nn.Embedding(4, 3)
+    before = embedding.weight.detach().clone()
+    assert load_word_vectors(file, embedding, VOCABULARY) == 2
+    assert embedding.weight[[3, 1]].tolist() == [[4, 0.5, -6], [7, 8, 9]]
+    assert torch.equal(embedding.weight[[0, 2]], before[[0, 2]]) and embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dog 1 2 3 4\n", "Line 1 .* has 4 numbers, where embedding_size is 3"),
+        ("dog 1 2\n", "Line 1 .* has 2 numbers"),
+        ("dog 1 2 x\n", "Line 1 .* is no word with 3 numbers"),
+        ("chien 1 2 3\n", "has none of the 4 words"),
+    ],
+)
+def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "vectors.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_word_vectors(tmp_path / "vectors.txt", nn.Embedding(4, 3), VOCABULARY)
+    with pytest.raises(FileNotFoundError, match="No word vectors at"):
+        load_word_vectors(tmp_path / "nowhere.txt", nn.Embedding(4, 3), VOCABULARY)
