@@ -1,10 +1,13 @@
-"""Score a saved captioner on a split of a data set.
+"""Score a saved captioner, or the captions of any other system, on a split of a data set.
 
     python examples/evaluate.py outputs/shapes --dataset shapes --split validation --num_beams 5
     accelerate launch examples/evaluate.py outputs/flickr8k --dataset flickr8k --split test
+    python examples/evaluate.py captions.json --dataset flickr8k --split test     # COCO's format of results
+    python examples/evaluate.py outputs/first outputs/second --dataset shapes     # is the second better?
 
-Captions are decoded, each image once whatever the number of processes. `scores.json` and `predictions.json` go to
-`--output_dir`, by default `FOLDER/evaluation`.
+Captions are decoded, each image once whatever the number of processes. `results.json` (scores, 95 % intervals and
+the protocol), `predictions.jsonl` and `report.html` go to `--output_dir`; two systems get a folder each there, `first`
+and `second`, and `comparison.json`.
 """
 
 from __future__ import annotations
@@ -12,90 +15,187 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Python looks for modules beside a script first, and would take this file for the library of the same name.
 sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
 
-import evaluate
+from accelerate import Accelerator
+from datasets import Dataset
 
-import hf_captioner.metrics.bleu
 from hf_captioner import load_captions
 from hf_captioner.cli import build_accelerator, load_captioner, run_main
-from hf_captioner.data import check_captions, drop_broken_images, undecoded
+from hf_captioner.data import check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import (
+    Evaluation,
     Prediction,
     collapse_warnings,
+    comparison_lines,
     decode_captions,
+    evaluate_predictions,
     prediction_records,
-    score_captions,
+    read_predictions,
 )
+from hf_captioner.metrics.resampling import NUM_RESAMPLES, compare
+from hf_captioner.report_page import report_page
+
+# Settings of generate() that say how captions were searched for.
+DECODING = ("num_beams", "do_sample", "length_penalty", "early_stopping", "max_length", "min_length",
+            "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids", "temperature", "top_k", "top_p")  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
-    """Decode, score, print, write."""
+    """Decode or read captions, score, print, write."""
     arguments = parse(argv)
     accelerator = build_accelerator()
     say = accelerator.print
-    model, processor = load_captioner(arguments.folder)
-    model.to(accelerator.device)
+    if len(arguments.systems) > 2:
+        raise ValueError(f"{len(arguments.systems)} systems are given; give one to score or two to compare.")
     with accelerator.local_main_process_first():
         dataset = load_captions(arguments.dataset, arguments.split)
+    split_images = len(dataset)
     if arguments.max_images is not None:
         dataset = dataset.select(range(min(arguments.max_images, len(dataset))))
     dataset = check_captions(dataset, skip_broken=arguments.skip_broken, report=say)
     if arguments.skip_broken:
         dataset = drop_broken_images(dataset, report=say)
-    predictions = decode_captions(
-        model,
-        processor,
-        undecoded(dataset),
-        accelerator,
-        batch_size=arguments.batch_size,
-        num_beams=arguments.num_beams,
-    )
+    rows = undecoded(dataset)
+    captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
     if not accelerator.is_main_process:
         return
 
-    scores = score_captions(predictions) | official_bleu(predictions)
-    protocol = f"{arguments.dataset}, {arguments.split}, {len(predictions)} images, {arguments.num_beams} beams"
-    say(f"Scores of {arguments.folder} on {protocol}:")
-    for name, value in scores.items():
-        say(f"  {name:<18} {value:.4f}")
-    for warning in collapse_warnings(scores):
+    training = training_captions(arguments, say)
+    output_dir = Path(arguments.output_dir or default_folder(arguments.systems))
+    evaluations = []
+    for system, folder, (predictions, decoding) in zip(
+        arguments.systems, folders(output_dir, arguments.systems), captioned, strict=True
+    ):
+        evaluation = evaluate_predictions(
+            predictions,
+            system=system,
+            dataset=arguments.dataset,
+            split=arguments.split,
+            split_images=split_images,
+            decoding=decoding,
+            training=training,
+            java=arguments.java,
+            num_resamples=arguments.num_resamples,
+            seed=arguments.seed,
+            report=say,
+        )
+        write(evaluation, rows, folder, say)
+        evaluations.append(evaluation)
+    if len(evaluations) == 2:
+        report_comparison(evaluations[0], evaluations[1], arguments, output_dir, say)
+
+
+def caption(
+    system: str, rows: Dataset, accelerator: Accelerator, arguments: argparse.Namespace
+) -> tuple[list[Prediction], dict[str, Any] | None]:
+    """A system's captions of all images, and how it searched for them if it is one of this package's."""
+    if Path(system).is_file():
+        return read_predictions(system, rows, report=accelerator.print), None
+    model, processor = load_captioner(system)
+    model.to(accelerator.device)
+    search = {"num_beams": arguments.num_beams}
+    decoding = {name: getattr(model.generation_config, name, None) for name in DECODING} | search
+    predictions = decode_captions(
+        model,
+        processor,
+        rows,
+        accelerator,
+        batch_size=arguments.batch_size,
+        description=f"Captions of {system}",
+        **search,
+    )
+    return predictions, decoding
+
+
+def training_captions(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[str] | None:
+    """Captions among which a caption is not novel."""
+    if not arguments.training_split:
+        return None
+    try:
+        dataset = load_captions(arguments.dataset, arguments.training_split)
+    except ValueError as e:
+        say(f"Novel captions are not counted. {e}")
+        return None
+    return [caption for captions in dataset["captions"][:] for caption in captions]
+
+
+def write(evaluation: Evaluation, rows: Dataset, output_dir: Path, say: Callable[[str], None]) -> None:
+    """Print the scores; write them, the captions and the report."""
+    say(f"Scores of {evaluation.protocol.system} on {evaluation.protocol.line()}:")
+    for line in evaluation.table():
+        say(f"  {line}")
+    for warning in collapse_warnings(evaluation.scores):
         say(f"  Warning: {warning}")
-    output_dir = Path(arguments.output_dir or Path(arguments.folder) / "evaluation")
     output_dir.mkdir(parents=True, exist_ok=True)
-    result = {"protocol": protocol, "model": arguments.folder, **scores}
-    (output_dir / "scores.json").write_text(json.dumps(result, indent=2) + "\n")
-    records = json.dumps(prediction_records(predictions), indent=1, ensure_ascii=False)
-    (output_dir / "predictions.json").write_text(records + "\n")
-    say(f"Written: {output_dir / 'scores.json'}, {output_dir / 'predictions.json'}")
+    results, captions, report = (output_dir / n for n in ("results.json", "predictions.jsonl", "report.html"))
+    results.write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n", encoding="utf-8")
+    scores = evaluation.image_scores()
+    with captions.open("w", encoding="utf-8") as file:
+        for index, record in enumerate(prediction_records(evaluation.predictions)):
+            record["scores"] = {name: column[index] for name, column in scores.items()}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    report.write_text(report_page(evaluation, lambda index: open_row(rows[index])), encoding="utf-8")
+    say(f"Written: {results}, {captions}, {report}")
 
 
-def official_bleu(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """BLEU-1 … BLEU-4 through `evaluate`, by the module that this package ships: it equals the official one."""
-    bleu = evaluate.load(hf_captioner.metrics.bleu.__file__)
-    captions = {
-        "predictions": [prediction.caption for prediction in predictions],
-        "references": [prediction.references for prediction in predictions],
+def report_comparison(
+    first: Evaluation, second: Evaluation, arguments: argparse.Namespace, output_dir: Path, say: Callable[[str], None]
+) -> None:
+    """Say whether the second system is better, and how surely."""
+    differences = compare(first.tallies, second.tallies, num_resamples=arguments.num_resamples, seed=arguments.seed)
+    names = first.protocol.system, second.protocol.system
+    say(f"{names[1]} minus {names[0]}, 95 % intervals of paired resamples:")
+    for line in comparison_lines(*names, differences):
+        say(f"  {line}")
+    result = {
+        "first": first.protocol.as_dict(),
+        "second": second.protocol.as_dict(),
+        "second_minus_first": {name: difference._asdict() for name, difference in differences.items()},
     }
-    return {f"evaluate_bleu_{order}": bleu.compute(**captions, max_order=order)["bleu"] for order in range(1, 5)}
+    path = output_dir / "comparison.json"
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    say(f"Written: {path}")
+
+
+def default_folder(systems: Sequence[str]) -> Path:
+    """`FOLDER/evaluation` for a captioner, `NAME_evaluation` beside a file, `comparison` for two."""
+    if len(systems) == 2:
+        return Path("comparison")
+    path = Path(systems[0])
+    return path.with_name(f"{path.stem}_evaluation") if path.is_file() else path / "evaluation"
+
+
+def folders(output_dir: Path, systems: Sequence[str]) -> list[Path]:
+    """Where the files of each system go."""
+    return [output_dir] if len(systems) == 1 else [output_dir / "first", output_dir / "second"]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="a saved captioner: an output folder of train.py, or an id on the Hub")
+    add("systems", nargs="+", metavar="SYSTEM", help="a saved captioner (an output folder of train.py, or an id on the "
+        "Hub), or a file of captions (COCO's result format, or predictions.jsonl); two to compare them")  # fmt: skip
     add("--dataset", default="shapes", help="name of a data set, a folder, or an id on the Hub (default: %(default)s)")
     add("--split", default="validation", help="its split to score (default: %(default)s)")
     add("--num_beams", "--num-beams", type=int, default=5, help="beams (default: %(default)s)")
     add("--batch_size", "--batch-size", type=int, default=32, help="images at once (default: %(default)s)")
-    add("--output_dir", "--output-dir", help="where scores and predictions go (default: FOLDER/evaluation)")
+    add("--output_dir", "--output-dir", help="where the files go (default: SYSTEM/evaluation, FILE_evaluation beside "
+        "a file, comparison for two)")  # fmt: skip
     add("--max_images", "--max-images", type=int, help="score only the first so many images")
     add("--skip_broken", "--skip-broken", action="store_true", help="go on without unreadable images, naming each")
+    add("--java", action="store_true", help="METEOR and SPICE too, if Java and pycocoevalcap are here")
+    add("--training_split", "--training-split", default="train", help="captions not in this split are novel; '' to "
+        "leave that out (default: %(default)s)")  # fmt: skip
+    add("--num_resamples", "--num-resamples", type=int, default=NUM_RESAMPLES, help="bootstrap samples behind the "
+        "intervals (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="of these samples (default: %(default)s)")
     return parser.parse_args(argv)
 
 

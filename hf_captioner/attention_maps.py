@@ -53,6 +53,35 @@ def relative_box(box: Box | None, size: tuple[int, int]) -> Box:
     return left / width, top / height, right / width, bottom / height
 
 
+def settled(maps: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
+    """Maps and their box in shares of the image, with what reaches out of the image on one side brought back.
+
+    An encoder's cells may all look a part of a cell past their places (see `TimmEncoder.grid_box`), so that the grid
+    leaves a strip of the image bare. Here the cells stay, the weights move, and those at the bare side cover it.
+
+    Args:
+        maps: `(T, rows, columns)`.
+        box: in shares of the image's width and height.
+    """
+    _, rows, columns = maps.shape
+    across, down = _overhang(box[0], box[2]), _overhang(box[1], box[3])
+    moved_across = _moved(columns, across / (box[2] - box[0]))
+    moved_down = _moved(rows, down / (box[3] - box[1]))
+    box = (box[0] - across, box[1] - down, box[2] - across, box[3] - down)
+    return (moved_down @ maps @ moved_across.T).astype(maps.dtype), box
+
+
+def _overhang(start: float, end: float) -> float:
+    """How far a span must move back, backwards being positive, to leave no part of 0 to 1 bare that it can cover."""
+    return max(0.0, min(start, end - 1)) - max(0.0, min(-start, 1 - end))
+
+
+def _moved(count: int, shift: float) -> np.ndarray:
+    """Matrix that moves `count` weights by a share of their number, linearly between them: `(count, count)`."""
+    places = (np.arange(count) - shift * count).clip(0, count - 1)
+    return (1 - np.abs(places[:, None] - np.arange(count))).clip(0, 1)
+
+
 def spread(light: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
     """A map `(rows, columns)` spread smoothly over its box in a photograph: `(H, W)`, 0 outside the box.
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .attention_maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, stretched
+from .attention_maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, settled, stretched
 from .image_processing_captioner import ImageSource, open_image
 
 EDGE = 640  # longer edge of a photograph in pixels
@@ -176,16 +176,20 @@ def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name:
     if missing := [key for key in ("words", "attentions") for caption in captions if key not in caption]:
         raise ValueError(f"A caption has no {missing[0]}; call the pipeline with return_attentions=True.")
     photo = open_image(image)
-    box = relative_box(captions[0].get("box") if captions else None, photo.size)
-    texts = [" ".join(caption["words"]) for caption in captions]
-    lines = "\n".join(map(_caption, captions, texts))
+    box = shown = relative_box(captions[0].get("box") if captions else None, photo.size)
+    texts, lines = [], []
+    for caption in captions:
+        maps, shown = settled(checked_maps(caption["words"], caption["attentions"]), box)
+        texts.append(" ".join(caption["words"]))
+        lines.append(_caption(caption, maps, texts[-1]))
+    rows_of_captions = "\n".join(lines)
     return f"""<figure>
-<div class="photo"><img src="{_jpeg(photo)}" width="{photo.width}" height="{photo.height}" \
+<div class="photo"><img src="{jpeg_uri(photo)}" width="{photo.width}" height="{photo.height}" \
 alt="{escape(texts[0] if texts else name)}">\
-<canvas data-box="{" ".join(f"{100 * share:.3f}" for share in box)}" aria-hidden="true"></canvas></div>
+<canvas data-box="{" ".join(f"{100 * share:.3f}" for share in shown)}" aria-hidden="true"></canvas></div>
 <figcaption>
 <div class="name">{escape(name)}</div>
-{lines}
+{rows_of_captions}
 <div class="said" aria-live="polite"></div>
 </figcaption>
 </figure>"""
@@ -196,17 +200,16 @@ def page_of_figures(figures: Iterable[str], *, title: str = "Where it looked") -
     return PAGE.substitute(
         title=escape(title),
         style=STYLE,
-        style_hash=_sha256(STYLE),
+        style_hash=sha256_of(STYLE),
         script=SCRIPT,
-        script_hash=_sha256(SCRIPT),
+        script_hash=sha256_of(SCRIPT),
         figures="\n".join(figures),
     )
 
 
-def _caption(caption: Mapping[str, Any], text: str) -> str:
+def _caption(caption: Mapping[str, Any], maps: np.ndarray, text: str) -> str:
     """A caption as a row of buttons, of which Tab reaches one and the arrow keys the others."""
     words = caption["words"]
-    maps = checked_maps(words, caption["attentions"])  # (T, rows, columns)
     scores = caption.get("word_scores") or [math.nan] * len(words)
     buttons = []
     for place, (word, weights, score) in enumerate(zip(words, maps, scores, strict=True)):
@@ -222,13 +225,13 @@ def _caption(caption: Mapping[str, Any], text: str) -> str:
     return f'<div class="caption" role="group" aria-label="{escape(text)}">{"".join(buttons)}</div>'
 
 
-def _jpeg(photo: Image.Image) -> str:
+def jpeg_uri(photo: Image.Image) -> str:
     """A photograph as a data URI, made smaller if it is large."""
     file = io.BytesIO()
     (scaled(photo, EDGE) if max(photo.size) > EDGE else photo).save(file, "JPEG", quality=QUALITY, optimize=True)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def _sha256(text: str) -> str:
+def sha256_of(text: str) -> str:
     """How a content security policy names a script or style that it allows."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -56,16 +56,7 @@ def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTraine
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; it must be at least 1, which keeps every word.")
 
-    tokenizer = Tokenizer(WordLevel({}, unk_token=UNKNOWN))
-    tokenizer.normalizer = Sequence(
-        [
-            NFKC(),
-            Lowercase(),
-            Replace(Regex("[\u2019\u02bc]"), "'"),  # typographic apostrophes
-            Replace("\u2010", "-"),  # typographic hyphen
-        ]
-    )
-    tokenizer.pre_tokenizer = Split(Regex(WORD), behavior="removed", invert=True)
+    tokenizer = _tokenizer({})
     # The trainer orders words by frequency, then alphabetically. Its default vocab_size is 30,000.
     trainer = WordLevelTrainer(
         vocab_size=2**31, min_frequency=min_count, special_tokens=SPECIAL_TOKENS, show_progress=False
@@ -76,6 +67,44 @@ def build_tokenizer(captions: Iterable[str], *, min_count: int = 5) -> PreTraine
             f"No word occurs at least {min_count} times in the {len(captions)} captions given; give more "
             "captions with words in them, or a smaller min_count."
         )
+    return _closed(tokenizer)
+
+
+def tokenizer_of_words(words: Iterable[str]) -> PreTrainedTokenizerFast:
+    """The tokenizer of `build_tokenizer` for a vocabulary that is known.
+
+    Args:
+        words: without the special tokens; they get the ids from 4 on in this order.
+
+    Raises:
+        ValueError: a word occurs twice, or is a special token.
+    """
+    vocabulary = [*SPECIAL_TOKENS, *words]
+    if len(set(vocabulary)) < len(vocabulary):
+        twice = sorted({word for word in vocabulary if vocabulary.count(word) > 1})
+        raise ValueError(f"{twice[0]!r} occurs twice in the vocabulary; give every word once, and no special token.")
+    tokenizer = _tokenizer({word: index for index, word in enumerate(vocabulary)})
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    return _closed(tokenizer)
+
+
+def _tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
+    """How a caption becomes words."""
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.normalizer = Sequence(
+        [
+            NFKC(),
+            Lowercase(),
+            Replace(Regex("[\u2019\u02bc]"), "'"),  # typographic apostrophes
+            Replace("\u2010", "-"),  # typographic hyphen
+        ]
+    )
+    tokenizer.pre_tokenizer = Split(Regex(WORD), behavior="removed", invert=True)
+    return tokenizer
+
+
+def _closed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """The tokenizer as transformers has it, with `<end>` at the end of captions."""
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, SPECIAL_TOKENS.index(END))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -22,6 +22,9 @@ class CaptionerConfig(PreTrainedConfig):
         attention_kwargs: further arguments of the attention, for `"multi_head"` such as `{"num_heads": 4}`.
         decoder_type: name in `DECODERS`; `"lstm"` is Show, Attend and Tell's.
         decoder_kwargs: further arguments of the decoder, such as `{"num_layers": 2}`.
+        packages: the installed packages that provide parts of this model that are not built in, such as
+            `{"attentions/sparse": "my-package"}`, to say what to install where they are missing. The model keeps
+            it up to date.
         vocab_size: V, number of words, special tokens included.
         embedding_size: E, width of a word embedding.
         hidden_size: D, width of the decoder's state.
@@ -50,6 +53,7 @@ class CaptionerConfig(PreTrainedConfig):
     attention_kwargs: dict[str, Any] | None = None
     decoder_type: str = "lstm"
     decoder_kwargs: dict[str, Any] | None = None
+    packages: dict[str, str] | None = None
     vocab_size: int = 10000
     embedding_size: int = 512
     hidden_size: int = 512

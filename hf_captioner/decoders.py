@@ -2,8 +2,9 @@
 
 A part is a `torch.nn.Module` built from sizes and an attention. `prepare(cells)` computes what depends on the
 image alone; `forward(input_ids (N, T), memory, state, lengths)` reads T words of each of N = B·K captions and
-returns scores, attention weights and the state after the last word. `attentions.py` says what an attention may ask
-of its decoder, and tell it, beyond that.
+returns scores, attention weights and the state after the last word. With the class attribute `uses_siblings = True`,
+it takes a fifth argument: which captions continue the same caption. `attentions.py` says what an attention may ask of
+its decoder, and tell it, beyond that.
 """
 
 # B: images, K: captions or beams of an image, N = B·K: captions, T: words, V: vocabulary
@@ -17,13 +18,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, Sentinel, State, unroll
+from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, Sentinel, Siblings, State, unroll
 from .registry import Registry
 
 DECODERS = Registry(
     "decoders",
     {
         "lstm": f"{__name__}:LSTMDecoder",
+        "lstm_channel_gate": f"{__name__}:ChannelGateLSTMDecoder",
         "gru": f"{__name__}:GRUDecoder",
         "spatial": f"{__name__}:SpatialDecoder",
         "top_down": f"{__name__}:TopDownDecoder",
@@ -59,6 +61,7 @@ class RecurrentCache:
         memory: the images, in the order of the batch; beams share them.
         state: tensors `(N, D)` that follow their caption when beams are reordered.
         length: words read so far.
+        siblings: which captions continue the same caption, if known.
     """
 
     is_compileable = False
@@ -68,6 +71,7 @@ class RecurrentCache:
         self.memory = memory
         self.state = state
         self.length = length
+        self.siblings: Siblings | None = None
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Words read so far."""
@@ -76,6 +80,8 @@ class RecurrentCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let caption n continue caption `beam_idx[n]`. Beams stay with their image, so memory stays put."""
         self.state = tuple(part.index_select(0, beam_idx.to(part.device)) for part in self.state)
+        # An accelerator would have to wait for their number, and has little to gain from fewer rows.
+        self.siblings = Siblings.of(beam_idx) if beam_idx.device.type == "cpu" else None
 
     def keep_images(self, images: Tensor) -> None:
         """Forget the memory of all but these images; their captions' states are kept by `reorder_cache`."""
@@ -136,8 +142,10 @@ class RecurrentDecoder(nn.Module):
         ValueError: no layers.
     """
 
+    uses_siblings = True
     layer_type: type[RecurrentLayer]
     layers_below = 0  # that run before the attention
+    gates_channels = False  # each by itself
 
     def __init__(
         self,
@@ -161,7 +169,7 @@ class RecurrentDecoder(nn.Module):
         self.attention = attention
         self._num_states = (self.layers_below + num_layers) * self.layer_type.num_states
         self.memory_to_state = nn.Linear(memory_size, self._num_states * hidden_size)
-        self.state_to_gate = nn.Linear(hidden_size, 1) if gate else None
+        self.state_to_gate = nn.Linear(hidden_size, memory_size if self.gates_channels else 1) if gate else None
         self._build_layers(embedding_size, hidden_size, memory_size, num_layers)
         self.step_to_output = nn.Linear(hidden_size + memory_size, embedding_size) if deep_output else None
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
@@ -198,6 +206,7 @@ class RecurrentDecoder(nn.Module):
         memory: Memory,
         state: State | None = None,
         lengths: Tensor | None = None,
+        siblings: Siblings | None = None,
         sampling: float = 0.0,
     ) -> DecoderOutput:
         """Read T words of each caption.
@@ -207,6 +216,7 @@ class RecurrentDecoder(nn.Module):
             memory: of B images; K = N / B.
             state: as returned for the words before; None at the start of the captions.
             lengths: `(N,)`, how many words to read of each. Given them, no arithmetic is spent on padding.
+            siblings: captions whose states are the same. Used for a single word and without gradients.
             sampling: probability in [0, 1] with which a word but the first is drawn from what the decoder itself
                 predicted (scheduled sampling, Bengio et al. 2015, sec. 2.4).
         """
@@ -217,25 +227,42 @@ class RecurrentDecoder(nn.Module):
             state = self.initial_state(memory, num_captions)
         plan = Plan(num_images, num_captions, input_ids.shape[1], lengths)
         memory = memory if plan.images is None else memory.take(plan.images)
+        if input_ids.shape[1] > 1 or torch.is_grad_enabled():
+            siblings = None
         packed = plan.pack(input_ids)  # (R,)
         if sampling:
             words, outputs, state = self._unroll_sampling(packed, memory, plan.sort(state), plan.blocks, sampling)
         else:
-            words = self.embedding_dropout(self.embedding(packed))  # (R, E)
-            outputs, state = self._unroll(words, memory, plan.sort(state), plan.blocks)
+            words, drives = self._words_and_drives(packed)
+            outputs, state = self._unroll(words, drives, memory, plan.sort(state), plan.blocks, siblings)
         words, hidden, contexts, weights, *log_probs = (plan.trim(part) for part in (words, *outputs))
         logits = self.output(self.output_dropout(self._features(words, hidden, contexts)))  # (R, V)
         logits, weights, hidden, *log_probs = (plan.unpack(part) for part in (logits, weights, hidden, *log_probs))
         return DecoderOutput(logits, weights, hidden, state, *log_probs)
 
+    def _words_and_drives(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings `(R, E)` of words `(R,)`, and what they bring to the gates `(R, gates)`."""
+        if self.training or ids.device.type != "cpu":  # an accelerator would have to wait for the number of words
+            words = self.embedding_dropout(self.embedding(ids))
+            return words, self._drives(words)
+        found, place = ids.unique(return_inverse=True)  # captions say the same few words
+        words = self.embedding(found)
+        return words[place], self._drives(words)[place]
+
     def _unroll(
-        self, words: Tensor, memory: Memory, state: State, blocks: list[tuple[int, int]]
+        self,
+        words: Tensor,
+        drives: Tensor,
+        memory: Memory,
+        state: State,
+        blocks: list[tuple[int, int]],
+        siblings: Siblings | None,
     ) -> tuple[list[Tensor], State]:
         num_images = memory.cells.shape[0]
         state = tuple(part.unflatten(0, (num_images, -1)) for part in state)  # (B, K, D)
-        step = self._step(self._attend(), memory)
+        step = self._step(self._attend(), memory, siblings)
         sizes = [b * k for b, k in blocks]
-        rows = zip(blocks, words.split(sizes), self._drives(words).split(sizes), strict=True)
+        rows = zip(blocks, words.split(sizes), drives.split(sizes), strict=True)
         steps = []
         for (b, k), word, drive in rows:
             state = tuple(part[:b, :k] for part in state)
@@ -274,7 +301,7 @@ class RecurrentDecoder(nn.Module):
             state = tuple(part.unflatten(0, (len(memory.cells), -1))[:b, :k].flatten(0, 1) for part in state)
             memory = Memory(memory.cells[:b], memory.keys[:b], memory.mean[:b])
             read.append(self.embedding_dropout(self.embedding(step_ids.flatten())))
-            outputs, state = self._unroll(read[-1], memory, state, [(b, k)])
+            outputs, state = self._unroll(read[-1], self._drives(read[-1]), memory, state, [(b, k)], None)
             steps.append(outputs)
         return torch.cat(read), [torch.cat(parts) for parts in zip(*steps, strict=True)], state
 
@@ -290,8 +317,9 @@ class RecurrentDecoder(nn.Module):
 
         return attend
 
-    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
-        run = unroll(self._layers())
+    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
+        # A sentinel brings the word into the context.
+        run = unroll(self._layers(), siblings if self.sentinel is None else None)
         top = -self.layer_type.num_states  # where in the state the top layer's h stands
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
@@ -317,6 +345,20 @@ class LSTMDecoder(RecurrentDecoder):
 
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
+
+
+class ChannelGateLSTMDecoder(LSTMDecoder):
+    """LSTM whose gate scales every channel of the context by itself, and whose first state is linear in the mean cell.
+
+    Departure: a gate of Xu et al. 2015 is one number (sec. 4.2.1). Captioners from elsewhere have this one.
+    """
+
+    gates_channels = True
+
+    def initial_state(self, memory: Memory, num_captions: int) -> State:
+        """The state before the first word, tensors `(B·K, D)`, from the mean cell."""
+        state = self.memory_to_state(memory.mean).repeat_interleave(num_captions, 0)
+        return state.chunk(self._num_states, -1)
 
 
 class GRUDecoder(RecurrentDecoder):
@@ -362,8 +404,8 @@ class SpatialDecoder(RecurrentDecoder):
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
 
-    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
-        read = unroll(self._layers())
+    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
+        read = unroll(self._layers(), siblings)
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
             state = read([], state, drive)
@@ -401,8 +443,8 @@ class TopDownDecoder(RecurrentDecoder):
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
 
-    def _step(self, attend: Attend, memory: Memory) -> DecoderStep:
-        look, speak = self.attention_lstm.unroll(), unroll(self._layers())
+    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
+        look, speak = self.attention_lstm.unroll(siblings), unroll(self._layers())
         mean_drive = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:

@@ -1,8 +1,11 @@
 """Encoders: photographs in, a grid of image cells out.
 
-A part is a `torch.nn.Module` with `hidden_size` (C), `grid_size(height, width)`, `data_config` and
-`forward((B, 3, H, W)) -> (B, P, C)`. To be trained in part it needs `stages()` too, and `checkpoint_gradients()` to be
-trained in little memory.
+A part is a `torch.nn.Module`, built as `part(name, **kwargs)`, with `hidden_size` (C), `grid_size(height, width)`,
+`data_config` and `forward((B, 3, H, W)) -> (B, P, C)`. For trained weights, or where the user knows better what pixels
+they want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create_model` takes them. It may have
+
+- `grid_box(height, width)`: at which parts of the image its cells look, if not at equal parts of all of it,
+- `stages()`, to be trained in part, and `checkpoint_gradients()`, to be trained in little memory.
 """
 
 # B: images, H, W: pixels, P: image cells (rows x columns of the grid), C: channels of a cell
@@ -17,10 +20,15 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models import group_parameters
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .registry import Registry
 
-ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder"})
+Box = tuple[float, float, float, float]
+
+ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder", "timm_pooled": f"{__name__}:PooledTimmEncoder"})
+
+NUM_PROBES = 4  # images of noise by which is measured where cells look
 
 
 class TimmEncoder(nn.Module):
@@ -41,6 +49,7 @@ class TimmEncoder(nn.Module):
         self.name = name
         self.body = _create_body(name, pretrained=pretrained, **kwargs)
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
+        self._boxes: dict[tuple[int, int], Box] = {}
 
     @property
     def hidden_size(self) -> int:
@@ -74,6 +83,50 @@ class TimmEncoder(nn.Module):
                 self.train(was_training)
             self._grids[size] = self._grid_of(features, height, width)
         return self._grids[size]
+
+    def grid_box(self, height: int, width: int) -> Box:
+        """Where the grid lies: `(left, top, right, bottom)` in pixels of what the encoder takes.
+
+        The middle of a cell of this box is the middle of what the cell sees. Convolutions of odd width with stride 2
+        put it half a step further up and left each time: in a ResNet half a cell in all, in a ViT or ConvNeXt nothing.
+
+        Measured once per size, in the middle of the grid: the centroid of the effective receptive field (Luo et al.
+        2016, sec. 2), by the squared gradient of the middle cells for noise.
+
+        Raises:
+            ValueError: see `grid_size`.
+        """
+        size = (height, width)
+        if size not in self._boxes:
+            rows, columns = self.grid_size(height, width)
+            was_training = self.training
+            self.eval()
+            # Pipelines run without gradients.
+            with torch.inference_mode(False), torch.enable_grad():
+                down, across = self._displacement(height, width, rows, columns)
+            self.train(was_training)
+            self._boxes[size] = (across, down, width + across, height + down)
+        return self._boxes[size]
+
+    def _displacement(self, height: int, width: int, rows: int, columns: int) -> tuple[float, float]:
+        """How far down and to the right of their places in the image the middle cells look, in pixels."""
+        parameter = next(self.body.parameters())
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randn(NUM_PROBES, 3, height, width, generator=generator).to(parameter).requires_grad_()
+        cells = self(pixels).unflatten(1, (rows, columns))  # (B, rows, columns, C)
+        if not cells.requires_grad:  # a quantised encoder, say
+            return 0.0, 0.0
+        middles = [cells[:, row, column] for row in _middle(rows) for column in _middle(columns)]
+        energy = torch.zeros(height, width)
+        for middle in middles:
+            direction = torch.randn(middle.shape, generator=generator).to(middle)
+            (gradient,) = torch.autograd.grad(middle, pixels, direction, retain_graph=True)
+            energy += gradient.float().square().sum((0, 1)).cpu()
+        centroids = []
+        for length, along in ((height, energy.sum(1)), (width, energy.sum(0))):
+            places = torch.arange(length) + 0.5
+            centroids.append(float(along @ places / along.sum()) - length / 2)
+        return centroids[0], centroids[1]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """`(B, 3, H, W) -> (B, P, C)`, cells row by row from the top left."""
@@ -131,6 +184,42 @@ class TimmEncoder(nn.Module):
                 f"{_shape_of(features)}). Choose a timm CNN, Swin-like model or ViT, such as 'resnet101'."
             )
         return int(grid[0]), int(grid[1])
+
+
+class PooledTimmEncoder(TimmEncoder):
+    """Cells of a timm model, averaged or spread to a grid of the same size for all images.
+
+    Args:
+        name: timm architecture.
+        pooled_size: rows, and columns, of the grid.
+        kwargs: see `TimmEncoder`.
+
+    Raises:
+        ValueError: no rows, or see `TimmEncoder`.
+    """
+
+    def __init__(self, name: str, *, pooled_size: int = 14, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        if pooled_size < 1:
+            raise ValueError(f"pooled_size is {pooled_size}, but a grid has at least 1 row.")
+        self.pooled_size = pooled_size
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the grid, whatever the size of the image; see `TimmEncoder`."""
+        super().grid_size(height, width)
+        return self.pooled_size, self.pooled_size
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`(B, 3, H, W) -> (B, P, C)`, cells row by row from the top left."""
+        height, width = pixel_values.shape[-2:]
+        grid = super().grid_size(height, width)
+        features = super().forward(pixel_values).transpose(1, 2).unflatten(2, grid)  # (B, C, rows, columns)
+        return functional.adaptive_avg_pool2d(features, self.pooled_size).flatten(2).transpose(1, 2)
+
+
+def _middle(count: int) -> range:
+    """The one or two in the middle of `count` cells."""
+    return range((count - 1) // 2, count // 2 + 1)
 
 
 def _create_body(name: str, **kwargs: Any) -> nn.Module:

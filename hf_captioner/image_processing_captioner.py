@@ -261,12 +261,16 @@ class CaptionerImageProcessor(BaseImageProcessor):
         pixel_values = torch.stack([transform(open_image(source)) for source in sources])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def visible_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+    def visible_box(
+        self, width: int, height: int, part: tuple[float, float, float, float] | None = None
+    ) -> tuple[float, float, float, float]:
         """Where in the original image lies what the model sees, to draw attention maps on the original.
 
         Args:
             width: width of the upright original (after EXIF rotation) in pixels.
             height: its height in pixels.
+            part: `(left, top, right, bottom)` of the part asked for, in pixels of what the processor gives, such as
+                an encoder's `grid_box`; None for all.
 
         Returns:
             `(left, top, right, bottom)` in pixels of the original, (0, 0) being the upper left corner of its
@@ -275,13 +279,12 @@ class CaptionerImageProcessor(BaseImageProcessor):
         # Only the shape is wanted: the meta device computes it without pixels, alike for any interpolation.
         resize = self._transform("bilinear").transforms[0]
         _, resized_height, resized_width = resize(torch.empty(3, height, width, device="meta")).shape
-        left, right = _center_span(resized_width, self.size["width"])
-        top, bottom = _center_span(resized_height, self.size["height"])
+        x, y = _crop_start(resized_width, self.size["width"]), _crop_start(resized_height, self.size["height"])
+        left, top, right, bottom = part or (0, 0, self.size["width"], self.size["height"])
         scale_x, scale_y = width / resized_width, height / resized_height
-        return left * scale_x, top * scale_y, right * scale_x, bottom * scale_y
+        return (x + left) * scale_x, (y + top) * scale_y, (x + right) * scale_x, (y + bottom) * scale_y
 
 
-def _center_span(resized: int, crop: int) -> tuple[int, int]:
-    """Start and end of torchvision's centre crop along an edge, in resized pixels; padding starts below 0."""
-    start = -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
-    return start, start + crop
+def _crop_start(resized: int, crop: int) -> int:
+    """Where torchvision's centre crop starts along an edge, in resized pixels; below 0 it is padding."""
+    return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)

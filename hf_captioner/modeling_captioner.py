@@ -118,7 +118,7 @@ class CaptionerEncoder(PreTrainedModel):
 
     def __init__(self, config: CaptionerConfig, **kwargs: Any) -> None:
         super().__init__(config)
-        build = ENCODERS.get(config.encoder_type)
+        build = _find(ENCODERS, config.encoder_type, config)
         self.part: Any = build(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
         self.post_init()
 
@@ -140,9 +140,18 @@ class CaptionerEncoder(PreTrainedModel):
         return CaptionerEncoderOutput.of(self.part(pixel_values))
 
 
-def _build(registry: Registry, name: str, kwargs: dict[str, Any] | None, **sizes: Any) -> Any:
+def _find(registry: Registry, name: str, config: CaptionerConfig) -> Any:
+    """A part by name; the configuration notes the package that provides it, or is asked which one did."""
+    key, known = f"{registry.kind}/{name}", config.packages or {}
+    part, package = registry.get(name, known.get(key)), registry.package(name)
+    packages = {other: known[other] for other in known if not other.startswith(f"{registry.kind}/")}
+    config.packages = (packages | {key: package} if package else packages) or None
+    return part
+
+
+def _build(registry: Registry, name: str, kwargs: dict[str, Any] | None, config: CaptionerConfig, **sizes: Any) -> Any:
     """A part from its sizes and from what the user gives besides, which must be among its other arguments."""
-    part, kwargs = registry.get(name), kwargs or {}
+    part, kwargs = _find(registry, name, config), kwargs or {}
     parameters = inspect.signature(part).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known = [parameter for parameter in parameters if parameter not in sizes]
@@ -183,6 +192,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             ATTENTIONS,
             config.attention_type,
             config.attention_kwargs,
+            config,
             query_size=config.hidden_size,
             memory_size=memory_size,
             attention_size=config.attention_size,
@@ -191,6 +201,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             DECODERS,
             config.decoder_type,
             config.decoder_kwargs,
+            config,
             vocab_size=config.vocab_size,
             embedding_size=config.embedding_size,
             hidden_size=config.hidden_size,
@@ -362,12 +373,17 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
             )
 
+        past = 0
+        known: dict[str, Any] = {}  # what decoders of other packages may not know of
         if past_key_values is not None:
             memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
+            if getattr(self.decoder, "uses_siblings", False):
+                known["siblings"] = past_key_values.siblings
         else:
-            memory, state, past = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None, 0
-        how = {"sampling": sampling} if sampling else {}  # decoders of other packages may not know of it
-        output = self.decoder(decoder_input_ids, memory, state, lengths, **how)
+            memory, state = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None
+        if sampling:
+            known["sampling"] = sampling
+        output = self.decoder(decoder_input_ids, memory, state, lengths, **known)
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .attention_maps import FAINT, HEAT, OPACITY, Box, checked_maps, relative_box, scaled, spread, stretched
+from .attention_maps import FAINT, HEAT, OPACITY, Box, checked_maps, relative_box, scaled, settled, spread, stretched
 from .image_processing_captioner import ImageSource, open_image
 
 PICTURE, ANIMATION = 720, 320  # longer edge of the photograph
@@ -54,7 +54,8 @@ def attention_overlay(
     maps = checked_maps(words, maps)
     places = _places(words, chosen)
     original = open_image(image)
-    photo, box = scaled(original, PICTURE), relative_box(box, original.size)
+    photo = scaled(original, PICTURE)
+    maps, box = settled(maps, relative_box(box, original.size))
     if places:
         photo_with_heat = _heated(photo, spread(stretched(maps[places].mean(0), even=0), photo.size, box))
     else:
@@ -78,7 +79,8 @@ def attention_animation(image: ImageSource, words: Sequence[str], maps: np.ndarr
     """
     maps = checked_maps(words, maps)
     original = open_image(image)
-    photo, box = scaled(original, ANIMATION), relative_box(box, original.size)
+    photo = scaled(original, ANIMATION)
+    maps, box = settled(maps, relative_box(box, original.size))
     lights = [spread(stretched(weights, even=0), photo.size, box) for weights in maps]
     pictures, durations = zip(*_scenes(photo, words, lights), strict=True)
     frames = _quantized(pictures)

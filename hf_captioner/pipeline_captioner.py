@@ -61,7 +61,8 @@ class ImageCaptioningPipeline(Pipeline):
       default `length_penalty` of 1.
     - with `return_attentions`, `attentions`: array `(T, rows, columns)`, for each word where the model looked to
       choose it, summing to 1; and `box`: `(left, top, right, bottom)` of what these maps cover, in pixels
-      of the upright image (see `CaptionerImageProcessor.visible_box`).
+      of the upright image. It reaches out of the image where the encoder's cells look past their places in the grid
+      (see `TimmEncoder.grid_box` and `CaptionerImageProcessor.visible_box`).
     """
 
     _load_processor = True
@@ -162,9 +163,16 @@ class ImageCaptioningPipeline(Pipeline):
         for parts in zip(*tensors.values(), strict=True):
             result = self._describe(**dict(zip(tensors, parts, strict=True)))
             if "attentions" in result:
-                result["box"] = self.processor.image_processor.visible_box(*image_size)
+                result["box"] = self._grid_box(*image_size)
             results.append(result)
         return results
+
+    def _grid_box(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """Where the grid lies in an image of so many pixels."""
+        processor, part = self.processor.image_processor, self.model.encoder.part
+        if not hasattr(part, "grid_box"):
+            return processor.visible_box(width, height)
+        return processor.visible_box(width, height, part.grid_box(processor.size["height"], processor.size["width"]))
 
     def _describe(
         self, sequences: Tensor, word_scores: Tensor | None = None, attentions: Tensor | None = None

@@ -1,8 +1,10 @@
 """The pointing game on drawn shapes: does the model look at an object when it names it?
 
 After Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop", sec. 4.1), with tolerance 0: a word is a
-hit if the peak of its attention map lies in the box of the object that it names. The peak is the centre of the cell
-with the greatest weight, which is also where the map is greatest once it is spread bilinearly over the image.
+hit if the peak of its attention map lies in the box of the object that it names. A cell sees more than its part of
+the grid, so a map is the sum of its weights each spread by a Gaussian around the middle of its cell, as Xu et al. 2015
+draw theirs (sec. 5.4): its peak lies between two cells that share the weight. Beside it stands the coarser game in
+which the peak is the middle of the heaviest cell.
 """
 
 # T: words
@@ -15,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from .attention_maps import Box
 from .shapes import COLOURS, RULES, SHAPES
 
-Box = tuple[float, float, float, float]
 Object = Mapping[str, Any]
 
 # What a word says of an object: the attribute and its value, as in the column `objects`.
@@ -27,6 +29,9 @@ MEANINGS: dict[str, tuple[str, str]] = {
     **{word: ("size", size.lower()) for size in ("SMALL", "LARGE") for word in RULES[size]},
 }
 KINDS = ("shape", "colour")  # of words in the game; sizes alone hardly ever tell two objects apart
+
+WIDTH = 0.6  # standard deviation, in cells, of the Gaussian around a cell: no ripples between even weights
+FINE = 15  # places along a cell at which the peak is looked for; odd, so that one is in the middle
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,14 @@ class Pointing:
 
     Args:
         hit: whether its peak lies in the object's box.
+        cell_hit: whether the middle of its heaviest cell does.
         share: the part of its weight inside the box, the weight of a cell being spread evenly over it.
         chance: the part of the map's area inside the box: what to expect of a peak anywhere, and of the share of a
             map without differences.
     """
 
     hit: bool
+    cell_hit: bool
     share: float
     chance: float
 
@@ -92,17 +99,29 @@ def point(weights: np.ndarray, seen: Box, box: Box) -> Pointing:
         box: of the object, likewise.
     """
     rows, columns = weights.shape
-    row, column = np.unravel_index(weights.argmax(), weights.shape)
-    left, top, right, bottom = seen
-    x = left + (right - left) * (column + 0.5) / columns
-    y = top + (bottom - top) * (row + 0.5) / rows
-    across = _covered(columns, (left, right), (box[0], box[2]))
-    down = _covered(rows, (top, bottom), (box[1], box[3]))
+    across = _covered(columns, (seen[0], seen[2]), (box[0], box[2]))
+    down = _covered(rows, (seen[1], seen[3]), (box[1], box[3]))
     return Pointing(
-        hit=bool(box[0] <= x <= box[2] and box[1] <= y <= box[3]),
+        hit=_peaks_inside(_spread(rows) @ weights @ _spread(columns).T, seen, box),
+        cell_hit=_peaks_inside(weights, seen, box),
         share=float(down @ weights @ across / (weights.sum() or 1)),
         chance=float(down.mean() * across.mean()),
     )
+
+
+def _peaks_inside(values: np.ndarray, seen: Box, box: Box) -> bool:
+    """Whether the greatest of values `(rows, columns)`, evenly over what is seen, lies in a box."""
+    rows, columns = values.shape
+    row, column = np.unravel_index(values.argmax(), values.shape)
+    x = seen[0] + (seen[2] - seen[0]) * (column + 0.5) / columns
+    y = seen[1] + (seen[3] - seen[1]) * (row + 0.5) / rows
+    return bool(box[0] <= x <= box[2] and box[1] <= y <= box[3])
+
+
+def _spread(count: int) -> np.ndarray:
+    """What each of `count` cells along an edge gives to each place: `(FINE·count, count)`."""
+    places = (np.arange(FINE * count) + 0.5) / FINE - 0.5
+    return np.exp(-(((places[:, None] - np.arange(count)) / WIDTH) ** 2) / 2)
 
 
 def _covered(count: int, seen: tuple[float, float], span: tuple[float, float]) -> np.ndarray:
@@ -145,6 +164,7 @@ class PointingGame:
         """What came out, for words that name shapes and for words that name colours.
 
         - `accuracy`: share of hits. A word that names no object of the image is a miss.
+        - `cell_accuracy`: share of hits of the middle of the heaviest cell.
         - `chance`: the accuracy to expect of a peak that is anywhere on the map.
         - `weight_inside`: mean share of the weight inside the box, of words that name an object of the image.
         - `accuracy_map_before`, `accuracy_map_after`: share of hits of these words by the map of the word before or
@@ -161,6 +181,7 @@ class PointingGame:
             )
             scores[kind] = {
                 "accuracy": _mean([pointing.hit for pointing in own] + [False] * absent),
+                "cell_accuracy": _mean([pointing.cell_hit for pointing in own] + [False] * absent),
                 "chance": _mean([pointing.chance for pointing in own] + [0.0] * absent),
                 "weight_inside": _mean([pointing.share for pointing in own]),
                 "accuracy_map_before": _mean([pointing.hit for pointing in before]),

@@ -9,6 +9,7 @@ for every word.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,26 @@ State = tuple[Tensor, ...]
 # Inputs (b, k, ·) next to each other, state (b, k, D) before, and the drive (b, k, gates), what enters the gates
 # from outside in place of the bias: state after.
 Step = Callable[[Sequence[Tensor], State, Tensor | None], State]
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Which captions continue the same caption, so that all it decides alone is computed once for them.
+
+    Args:
+        first: `(F,)`, a caption of each family.
+        family: `(N,)`, the family of each caption.
+    """
+
+    first: Tensor
+    family: Tensor
+
+    @classmethod
+    def of(cls, parents: Tensor) -> Siblings:
+        """From the caption that each continues: `(N,)`."""
+        found, family = parents.unique(return_inverse=True)
+        places = torch.arange(len(parents), device=parents.device)
+        return cls(places.new_empty(len(found)).scatter_(0, family, places), family)
 
 
 class RecurrentLayer(nn.Linear):
@@ -37,8 +58,12 @@ class RecurrentLayer(nn.Linear):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
 
-    def unroll(self) -> Step:
-        """One step as a function."""
+    def unroll(self, siblings: Siblings | None = None) -> Step:
+        """One step as a function.
+
+        Args:
+            siblings: captions whose inputs, other than the drive, and state are the same; without gradients only.
+        """
         raise NotImplementedError
 
 
@@ -52,9 +77,9 @@ class LSTMLayer(RecurrentLayer):
     num_states = 2
     num_gates = 4
 
-    def unroll(self) -> Step:
+    def unroll(self, siblings: Siblings | None = None) -> Step:
         """One step as a function."""
-        linear = _RecurrentLinear(self.weight)
+        linear = _RecurrentLinear(self.weight, siblings)
 
         def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
             hidden, cell = state
@@ -76,11 +101,13 @@ class GRULayer(RecurrentLayer):
     num_states = 1
     num_gates = 3
 
-    def unroll(self) -> Step:
+    def unroll(self, siblings: Siblings | None = None) -> Step:
         """One step as a function."""
         hidden_size = self.out_features // self.num_gates
         sizes = [2 * hidden_size, hidden_size]
-        to_gates, to_new = (_RecurrentLinear(weight) for weight in self.weight.split(sizes))
+        gates_weight, new_weight = self.weight.split(sizes)
+        # The reset gate depends on the word, so siblings part there.
+        to_gates, to_new = _RecurrentLinear(gates_weight, siblings), _RecurrentLinear(new_weight)
 
         def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
             (hidden,) = state
@@ -117,12 +144,12 @@ class Sentinel(nn.Linear):
         return step
 
 
-def unroll(layers: Sequence[RecurrentLayer]) -> Step:
+def unroll(layers: Sequence[RecurrentLayer], siblings: Siblings | None = None) -> Step:
     """One step of layers on top of each other, as if of one; each reads the new h of the one below.
 
-    The state is all layers' states from the lowest up. The drive is the lowest layer's.
+    The state is all layers' states from the lowest up. The drive and the siblings are the lowest layer's.
     """
-    steps = [layer.unroll() for layer in layers]
+    steps = [layer.unroll(siblings if layer is layers[0] else None) for layer in layers]
     size = layers[0].num_states
 
     def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
@@ -144,18 +171,23 @@ class _RecurrentLinear:
 
     Args:
         weight: `(out, in)`.
+        siblings: captions whose inputs are the same, so that one product will do for each family.
     """
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, siblings: Siblings | None = None) -> None:
         device = weight.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         self.weight = weight
         self.matrix = weight.detach().to(dtype)
+        self.siblings = siblings
         self.used = False
         self.steps: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, step: Tensor) -> Tensor:
         """`(b, k, in) -> (b, k, out)`."""
+        if self.siblings is not None:
+            families = step.flatten(0, 1)[self.siblings.first].to(self.matrix.dtype)
+            return functional.linear(families, self.matrix)[self.siblings.family].unflatten(0, step.shape[:2])
         is_first, self.used = not self.used, True
         output: Tensor = _RecurrentLinearStep.apply(step.to(self.matrix.dtype), self.weight, self, is_first)
         return output

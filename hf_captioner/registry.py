@@ -1,16 +1,35 @@
 """Named parts: a table of built-ins plus what installed packages announce by entry points.
 
-Standard library only, so that listing parts never imports torch.
+    python -m hf_captioner.registry             # all parts, with where each comes from
+    python -m hf_captioner.registry attentions  # one kind
+
+Standard library only, so that naming a part never imports it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import argparse
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
+# The package imports this module before `python -m` runs it, of which Python warns; `main` is that of the package.
+warnings.filterwarnings("ignore", f"'{__package__}.registry' found in sys.modules", RuntimeWarning)
+
 Part = TypeVar("Part")
+
+# Where the registry of each kind is.
+KINDS = {
+    "encoders": "hf_captioner.encoders:ENCODERS",
+    "attentions": "hf_captioner.attentions:ATTENTIONS",
+    "decoders": "hf_captioner.decoders:DECODERS",
+    "datasets": "hf_captioner.data:DATASETS",
+    "metrics": "hf_captioner.metrics:METRICS",
+}
 
 
 class Registry:
@@ -49,6 +68,15 @@ class Registry:
 
         return add
 
+    @contextmanager
+    def temporarily(self, name: str, part: Any) -> Iterator[str]:
+        """Register a part for as long as the `with` block lasts."""
+        self.register(name)(part)
+        try:
+            yield name
+        finally:
+            del self._parts[name]
+
     def names(self) -> list[str]:
         """All known names, sorted."""
         return sorted({*self._parts, *self._builtins, *self._plugins()})
@@ -57,47 +85,108 @@ class Registry:
         """Where a part comes from: `"registered in this process"`, a module of this package or a plug-in."""
         if name in self._parts:
             return "registered in this process"
-        if name in self._builtins:
-            return self._builtins[name]
-        plugin = self._plugins()[name]
-        package = plugin.dist.name if plugin.dist else "an unnamed package"
-        return f"{plugin.value} of {package}"
+        return " and ".join(self._claims(name))
 
-    def get(self, name: str) -> Any:
+    def package(self, name: str) -> str | None:
+        """The installed package that provides a part; None for a built-in and what this process registered."""
+        plugin = None if name in self._parts or name in self._builtins else self._plugins().get(name, [None])[0]
+        return plugin.dist.name if plugin is not None and plugin.dist is not None else None
+
+    def get(self, name: str, package: str | None = None) -> Any:
         """The part called `name`.
+
+        Args:
+            name: of the part.
+            package: the package that is known to have provided it, to name if the part is missing.
 
         Raises:
             ValueError: no such part, a name claimed by two packages, or a plug-in that fails to import.
         """
         if name in self._parts:
             return self._parts[name]
-        if name in self._builtins:
-            module, _, attribute = self._builtins[name].partition(":")
-            return getattr(import_module(module), attribute)
-        plugin = self._plugins().get(name)
-        if plugin is None:
+        claims = self._claims(name)
+        if not claims:
+            known = f"{name!r} is not among the {self.kind}. Known: {', '.join(self.names())}."
+            if package is not None:
+                raise ValueError(f"{known} It came from the package {package!r}: install that, pip install {package}.")
             raise ValueError(
-                f"{name!r} is not among the {self.kind}. Known: {', '.join(self.names())}. "
-                f"If another package provides it (entry-point group {self.group!r}), install that package."
+                f"{known} If another package provides it (entry-point group {self.group!r}), install that package."
             )
-        try:
-            return plugin.load()
-        except Exception as e:
+        if len(claims) > 1:
             raise ValueError(
-                f"{name!r} of the {self.kind} ({self.origin(name)}) cannot be imported: {e}. "
-                "Repair or uninstall that package."
+                f"{name!r} of the {self.kind} is claimed by both {' and '.join(claims)}. "
+                "Uninstall one of the packages, or ask its author for another name."
+            )
+        if name in self._builtins:
+            return _load(self._builtins[name])
+        try:
+            return self._plugins()[name][0].load()
+        except (Exception, SystemExit) as e:
+            raise ValueError(
+                f"{name!r} of the {self.kind} ({claims[0]}) cannot be imported: {e}. Repair or uninstall that package."
             ) from e
 
-    def _plugins(self) -> dict[str, EntryPoint]:
-        plugins: dict[str, EntryPoint] = {}
+    def problem(self, name: str) -> str | None:
+        """Why a plug-in can't be used, None if it can: it is imported to find out, where built-ins are not."""
+        if len(self._claims(name)) < 2 and name not in self._plugins():
+            return None
+        try:
+            self.get(name)
+        except ValueError as e:
+            return str(e)
+        return None
+
+    def _claims(self, name: str) -> list[str]:
+        """Where a name leads: one place, unless it is unknown or taken twice."""
+        builtin = [self._builtins[name]] if name in self._builtins else []
+        plugins = self._plugins().get(name, [])
+        return builtin + [f"{point.value} of {point.dist.name if point.dist else 'no package'}" for point in plugins]
+
+    def _plugins(self) -> dict[str, list[EntryPoint]]:
+        """Entry points by name; the same one found twice, as in two places of `sys.path`, counts once."""
+        plugins: dict[str, list[EntryPoint]] = {}
         for point in entry_points(group=self.group):
-            earlier = plugins.get(point.name)
-            claimed_twice = earlier is not None and earlier.value != point.value
-            if claimed_twice or point.name in self._builtins:
-                rival = earlier.value if earlier is not None else self._builtins[point.name]
-                raise ValueError(
-                    f"{point.name!r} of the {self.kind} is claimed by both {rival} and {point.value}. "
-                    "Uninstall one of the packages, or ask its author for another name."
-                )
-            plugins[point.name] = point
+            points = plugins.setdefault(point.name, [])
+            if point.value not in [other.value for other in points]:
+                points.append(point)
         return plugins
+
+
+def _load(place: str) -> Any:
+    """What `"module:attribute"` means."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def main(argv: Sequence[str]) -> int:
+    """List parts; 1 if any of them can't be used."""
+    kinds = parse(argv).kinds or list(KINDS)
+    num_problems = 0
+    for kind in kinds:
+        registry = _load(KINDS[kind])
+        names = registry.names()
+        width = max(map(len, names), default=0)
+        print(kind)
+        for name in names:
+            print(f"  {name:<{width}}  {registry.origin(name)}")
+            if problem := registry.problem(name):
+                num_problems += 1
+                print(f"  {'':<{width}}  PROBLEM: {problem}")
+    return 1 if num_problems else 0
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_captioner.registry",
+        description="List all parts, kind by kind, with where each comes from. Ends with 1 if one can't be used.",
+    )
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}; all by default")
+    arguments = parser.parse_args(argv)
+    if unknown := [kind for kind in arguments.kinds if kind not in KINDS]:
+        parser.error(f"{unknown[0]!r} is no kind of part; kinds are {', '.join(KINDS)}")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .attention_maps import checked_maps, relative_box, scaled, spread, stretched
+from .attention_maps import checked_maps, relative_box, scaled, settled, spread, stretched
 from .image_processing_captioner import ImageSource, open_image
 
 if TYPE_CHECKING:
@@ -60,15 +60,16 @@ def attention_figure(
         image: anything that `open_image` reads; shown upright, whole, with its own aspect ratio.
         words: of the caption.
         maps: `(T, rows, columns)`, attention weights of each word.
-        box: `(left, top, right, bottom)` of what the maps cover in pixels of the image, as the pipeline gives it
-            and `CaptionerImageProcessor.visible_box` computes it; None for the whole image.
+        box: `(left, top, right, bottom)` of what the maps cover in pixels of the image, as the pipeline gives it;
+            None for the whole image.
 
     Raises:
         ValueError: maps of another shape or number; see `open_image` for its errors.
     """
     maps = checked_maps(words, maps)
     original = open_image(image)
-    photo, box = scaled(original, PANEL * DOTS), relative_box(box, original.size)
+    photo = scaled(original, PANEL * DOTS)
+    maps, box = settled(maps, relative_box(box, original.size))
     pixels = np.asarray(photo, dtype=np.float32) / 255  # (H, W, 3)
     fog = FOG + SEEN_THROUGH * (pixels @ GREY)[..., None]  # (H, W, 1)
     panels = [(pixels, "")]

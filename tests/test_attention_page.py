@@ -44,14 +44,14 @@ def caption(words: list[str], **more: Any) -> dict[str, Any]:
 
 def test_page_holds_captions_maps_and_photographs() -> None:
     photos = [Image.new("RGB", (1000, 500), "navy"), Image.new("RGB", (20, 40), "gold")]
-    first = caption(["a", "dog"], box=(-100.0, 0.0, 900.0, 250.0), word_scores=[math.log(0.25), math.nan])
+    first = caption(["a", "dog"], box=(-100.0, 0.0, 1100.0, 250.0), word_scores=[math.log(0.25), math.nan])
     results = [[first, caption(["two", "dogs", "run"])], [caption(["sun"])]]
     page = Parsed(attention_page(photos, results, ["one.jpg", "two.jpg"], title="Dogs & suns"))
 
     images = [Image.open(io.BytesIO(base64.b64decode(str(image["src"]).split(",")[1]))) for image, _ in page.all("img")]
     assert [image.size for image in images] == [(EDGE, EDGE // 2), (20, 40)]
     assert [image["alt"] for image, _ in page.all("img")] == ["a dog", "sun"]
-    assert page.all("canvas")[0][0]["data-box"] == "-10.000 0.000 90.000 50.000"
+    assert page.all("canvas")[0][0]["data-box"] == "-10.000 0.000 110.000 50.000"
 
     words = page.all("button")
     assert [text.strip() for _, text in words] == ["a", "dog", "two", "dogs", "run", "sun"]
@@ -64,6 +64,16 @@ def test_page_holds_captions_maps_and_photographs() -> None:
         expected = 255 * (weights - weights.min()) / (weights.max() - weights.min())
         np.testing.assert_allclose(light.reshape(2, 3), expected, atol=0.51)
     assert page.all("title")[0][1].strip() == "Dogs & suns"
+
+
+def test_a_grid_that_looks_past_its_places_leaves_no_strip_bare() -> None:
+    photo = Image.new("RGB", (12, 12))
+    row = [0.0, 1.0, 0.0, 0.0]
+    told = {"words": ["dog"], "attentions": np.array([[row] * 2], dtype=np.float32), "box": (1.5, 0.0, 13.5, 12.0)}
+    page = Parsed(attention_page([photo], [[told]]))
+    assert page.all("canvas")[0][0]["data-box"] == "0.000 0.000 100.000 100.000"
+    light = np.frombuffer(base64.b64decode(str(page.all("button")[0][0]["data-map"])), np.uint8)
+    assert light.reshape(2, 4).tolist() == [[0, 255, 255, 0]] * 2  # the cells are 3 pixels wide, and looked 1.5 further
 
 
 def test_nothing_given_becomes_markup() -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel
+from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel, Siblings
+from hf_captioner.testing import check_decoder
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
 LENGTHS = torch.tensor([7, 3, 5, 1, 6, 6])
@@ -29,33 +30,29 @@ def inputs() -> tuple[Tensor, Tensor]:
     return ids, torch.randn(B, P, C, dtype=torch.double, generator=generator)
 
 
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("name", DECODERS.names())
+def test_keeps_its_promises(name: str, num_layers: int) -> None:
+    check_decoder(DECODERS.get(name), num_layers=num_layers)
+
+
 @pytest.mark.parametrize("num_layers", [1, 2])
-@pytest.mark.parametrize("deep_output", [False, True])
-@pytest.mark.parametrize("gate", [False, True])
-@pytest.mark.parametrize("name", DECODERS.names())
-def test_packed_captions_equal_captions_read_alone(name: str, deep_output: bool, gate: bool, num_layers: int) -> None:
-    decoder, (ids, cells) = build(name, deep_output=deep_output, gate=gate, num_layers=num_layers), inputs()
-    output = decoder(ids, decoder.prepare(cells), lengths=LENGTHS)
-    for n, length in enumerate(LENGTHS.tolist()):
-        alone = decoder(ids[n : n + 1, :length], decoder.prepare(cells[n // K : n // K + 1]))
-        for part in ("logits", "weights", "hidden"):
-            assert torch.allclose(getattr(output, part)[n, :length], getattr(alone, part)[0]), part
-            assert not getattr(output, part)[n, length:].any(), part
-
-
-@pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("name", DECODERS.names())
-def test_carried_state_equals_recomputation(name: str, num_layers: int) -> None:
-    decoder, (ids, cells) = build(name, deep_output=True, num_layers=num_layers), inputs()
+@pytest.mark.parametrize(("name", "attention"), PARTS)
+def test_siblings_are_read_as_if_they_were_none(name: str, attention: str, num_layers: int) -> None:
+    decoder, (ids, cells) = build(name, attention, num_layers=num_layers), inputs()
     memory = decoder.prepare(cells)
-    whole = decoder(ids, memory)
-    state = None
-    for t in range(T):
-        step = decoder(ids[:, t : t + 1], memory, state)
-        state = step.state
-        assert torch.allclose(step.logits[:, 0], whole.logits[:, t])
-    assert all(part.shape == (B * K, D) for part in whole.state)
-    assert all(torch.allclose(a, b) for a, b in zip(state or (), whole.state, strict=True))
+    with torch.no_grad():
+        cache = RecurrentCache(memory, decoder(ids[:, :3], memory).state, 3)
+        cache.reorder_cache(torch.tensor([0, 0, 3, 2, 5, 5], dtype=torch.int32))
+        assert cache.siblings is not None and len(cache.siblings.first) == 4
+        alone = decoder(ids[:, 3:4], memory, cache.state)
+        together = decoder(ids[:, 3:4], memory, cache.state, None, cache.siblings)
+        strangers = decoder(ids[:, 3:4], memory, cache.state, None, Siblings.of(torch.tensor([0, 0, 1, 1, 5, 4])))
+    assert torch.allclose(together.logits, alone.logits) and torch.allclose(together.weights, alone.weights)
+    assert all(torch.allclose(a, b) for a, b in zip(together.state, alone.state, strict=True))
+    # Captions that are none would get each other's state: the work is shared, unless the word is part of the context.
+    works_alone = attention == "adaptive" and name not in ("spatial", "top_down")
+    assert torch.allclose(strangers.logits, alone.logits) == works_alone
 
 
 def test_captions_of_an_image_and_images_may_leave_on_the_way() -> None:

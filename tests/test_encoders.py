@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hf_captioner import CaptionerModel
-from hf_captioner.encoders import TimmEncoder
+from hf_captioner.encoders import PooledTimmEncoder, TimmEncoder
+from hf_captioner.testing import check_encoder
 
 # One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.
 ARCHITECTURES = [
@@ -37,32 +38,21 @@ def test_cells_form_the_grid(
 
 
 @pytest.mark.parametrize(("name", "kwargs", "size", "grid"), ARCHITECTURES, ids=[row[0] for row in ARCHITECTURES])
-def test_reload_is_bit_equal(
-    name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int], tmp_path: Path
-) -> None:
+def test_keeps_its_promises(name: str, kwargs: dict[str, object], size: tuple[int, int], grid: tuple[int, int]) -> None:
+    check_encoder(TimmEncoder, name, image_size=size, **kwargs)
+
+
+def test_pooled_cells_form_the_same_grid_for_all_images() -> None:
+    check_encoder(PooledTimmEncoder, "test_resnet", image_size=(64, 96), pooled_size=3)
     torch.manual_seed(0)
-    model = CaptionerModel.from_encoder(
-        name,
-        pretrained=False,
-        encoder_kwargs=kwargs,
-        vocab_size=20,
-        hidden_size=8,
-        embedding_size=8,
-        attention_size=8,
-        data_config={"input_size": (3, *size)},
-    ).eval()
-    model.save_pretrained(tmp_path)
-    reloaded = CaptionerModel.from_pretrained(tmp_path)
-    mine, theirs = dict(model.named_buffers()), dict(reloaded.named_buffers())
-    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
-    assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), reloaded.state_dict().values(), strict=True)
-    )
-    pixel_values = torch.randn(1, 3, *size)
+    encoder = PooledTimmEncoder("test_resnet", pooled_size=2, output_stride=16).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert torch.allclose(
-            model.encoder(pixel_values).last_hidden_state, reloaded.encoder(pixel_values).last_hidden_state, atol=1e-5
-        )
+        fine = TimmEncoder.forward(encoder, pixel_values).view(2, 2, 2, 2, -1)  # cells 2i + j of 4 rows and columns
+        assert torch.allclose(encoder(pixel_values)[0], fine.mean((1, 3)).flatten(0, 1), atol=1e-6)
+    assert encoder.grid_size(64, 64) == encoder.grid_size(96, 64) == (2, 2)
+    with pytest.raises(ValueError, match="pooled_size is 0"):
+        PooledTimmEncoder("test_resnet", pooled_size=0)
 
 
 def test_cells_run_row_by_row_from_the_top_left() -> None:
@@ -104,3 +94,47 @@ def test_encoder_weights_are_loaded_once_and_come_back(encoder_weights: Path, tm
     assert "safetensors" not in (tmp_path / "config.json").read_text()  # no path of this machine
     reloaded = CaptionerModel.from_pretrained(tmp_path)
     assert torch.equal(reloaded.encoder.part.body.conv_stem.weight, stored.float())
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs", "size", "expected"),
+    [
+        # Five convolutions of odd width with stride 2: 0.5 + 1 + 2 + 4 + 8 pixels up and to the left.
+        ("resnet18", {}, (224, 160), -15.5),
+        # Pooled in pairs of pixels and cut into patches: every cell looks at its place.
+        ("convnext_atto", {}, (224, 224), 0),
+        ("vit_tiny_patch16_224", {"depth": 2}, (224, 224), 0),
+        ("test_vit", {"img_size": 64}, (64, 64), 0),
+    ],
+)
+def test_grid_lies_where_its_cells_look(
+    name: str, kwargs: dict[str, object], size: tuple[int, int], expected: float
+) -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder(name, **kwargs)
+    with torch.inference_mode():
+        left, top, right, bottom = encoder.grid_box(*size)
+    assert [left, top] == pytest.approx([expected] * 2, abs=1)
+    assert (right - left, bottom - top) == pytest.approx((size[1], size[0]))
+    assert encoder.training and all(parameter.grad is None for parameter in encoder.parameters())
+
+
+def test_a_change_of_pixels_is_seen_most_by_the_cells_there() -> None:
+    torch.manual_seed(0)
+    encoder = TimmEncoder("resnet18", channels=(8, 16, 32, 64), zero_init_last=False).eval()
+    height, width = 256, 320
+    rows, columns = encoder.grid_size(height, width)
+    left, top, *_ = encoder.grid_box(height, width)
+    noise = torch.randn(4, 3, height, width)
+    errors = []
+    with torch.no_grad():
+        before = encoder(noise)
+        for x, y in [(100, 104), (108, 136), (116, 112), (124, 128), (132, 120)]:  # at all places of a cell
+            changed = noise.clone()
+            changed[..., y - 4 : y + 4, x - 4 : x + 4] = torch.randn(4, 3, 8, 8)
+            change = (encoder(changed) - before).square().sum((0, 2)).view(rows, columns)
+            share_down, share_across = change.sum(1) / change.sum(), change.sum(0) / change.sum()
+            down = top + float(share_down @ (torch.arange(rows) + 0.5)) * height / rows
+            across = left + float(share_across @ (torch.arange(columns) + 0.5)) * width / columns
+            errors.append((across - x, down - y))
+    assert torch.tensor(errors).mean(0).abs().max() < 3  # without grid_box, it is 15

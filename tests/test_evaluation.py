@@ -1,18 +1,38 @@
 from __future__ import annotations
 
+import hashlib
+import html.parser
+import importlib.metadata
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner.data import open_row, undecoded
-from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, score_captions
+from hf_captioner.evaluation import (
+    Prediction,
+    collapse_warnings,
+    decode_captions,
+    evaluate_predictions,
+    prediction_records,
+    read_predictions,
+    score_captions,
+)
+from hf_captioner.metrics import caption_metrics, caption_tallies
+from hf_captioner.metrics.resampling import compare, intervals, resampled
+from hf_captioner.protocol import hash_of_ids
+from hf_captioner.report_page import report_page
 
 Build = Callable[..., CaptionerModel]
 
@@ -38,6 +58,8 @@ def test_every_image_is_captioned_once_in_order(tiny_model: Build, processor: Ca
 WORKER = """
 import json, sys
 from accelerate import Accelerator
+from datasets import Dataset
+from PIL import Image
 from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner
 from hf_captioner.data import undecoded
@@ -79,3 +101,167 @@ def test_collapsed_captions_are_warned_of(predictions: list[Prediction], warning
     found = collapse_warnings(score_captions(predictions))
     assert len(found) == len(warnings)
     assert all(part in line for part, line in zip(warnings, found, strict=True))
+
+
+def test_teacher_forced_captions_are_refused(tiny_model: Build, processor: CaptionerProcessor, tmp_path: Path) -> None:
+    rows = undecoded(load_captions("shapes", "test", num_images=1))
+    for name in ("labels", "captions", "decoder_input_ids"):
+        with pytest.raises(ValueError, match=f"{name} is given: teacher-forced"):
+            decode_captions(tiny_model(), processor, rows, Accelerator(cpu=True), **{name: torch.ones(1, 3).long()})
+    # What forward() gives with labels: words or scores, not captions.
+    with pytest.raises(ValueError, match="forward pass on the true captions are refused"):
+        caption_metrics(torch.zeros(1, 3, 9), [["a dog"]])  # type: ignore[arg-type]
+    file = tmp_path / "forced.json"
+    file.write_text(json.dumps([{"image_id": rows["image_id"][0], "caption": "a dog", "teacher_forced": True}]))
+    with pytest.raises(ValueError, match="is teacher-forced"):
+        read_predictions(file, rows)
+
+
+def dataset(names: list[str]) -> Dataset:
+    return Dataset.from_dict(
+        {"image_id": names, "captions": [["a dog", f"dog {n}"][: 1 + n % 2] for n in range(len(names))]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "ids"),
+    [
+        (["b.jpg", "a.jpg"], ["a.jpg", "b.jpg", "c.jpg"]),
+        (["COCO_val2014_000000000042.jpg", "COCO_val2014_000000391895.jpg"], [391895, 42, 7]),
+        (["7", "8"], [8, 7, 9]),
+    ],
+)
+def test_captions_of_a_file_find_their_images(names: list[str], ids: list[Any], tmp_path: Path) -> None:
+    records = [{"image_id": name, "caption": f"caption of {name}"} for name in ids]
+    (tmp_path / "a.json").write_text(json.dumps(records))
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
+    said: list[str] = []
+    found = read_predictions(tmp_path / "a.json", dataset(names), report=said.append)
+    assert [p.caption for p in found] == [f"caption of {ids[1]}", f"caption of {ids[0]}"]
+    assert [(p.image_id, p.ended) for p in found] == [(name, None) for name in names]
+    assert len(said) == 1 and said[0].startswith("1 captions of")
+    assert read_predictions(tmp_path / "a.jsonl", dataset(names), report=said.append) == found
+    evaluation = evaluate_predictions(found, system="a", dataset="coco", split="val", num_resamples=10)
+    assert "endless_captions" not in evaluation.scores and evaluation.protocol.decoding is None
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "message"),
+    [
+        (["a", "b"], '[{"image_id": "a", "caption": "x"}]', "no caption for 1 of 2 images, such as 'b'"),
+        (["a"], '[{"image_id": "a", "caption": "x"}, {"image_id": "a", "caption": "y"}]', "'a' more than once"),
+        (["a", "a"], '[{"image_id": "a", "caption": "x"}]', "image id 'a' more than once"),
+        (["a"], '{"a": "x"}', "is not a list of records"),
+        (["a"], '[{"image_id": "a"}]', "is not a list of records"),
+        (["a"], "a dog", "is not JSON"),
+        (["a"], "[]", "no caption for 1 of 1 images"),
+    ],
+)
+def test_bad_files_of_captions(names: list[str], text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_predictions(tmp_path / "captions.json", dataset(names))
+
+
+PEOPLE = [["a black dog runs", "a dog"], ["two men ride a horse"], ["a cat sleeps on a bed", "the cat"], ["snow"]] * 5
+SYSTEM = ["a dog runs", "men on a horse", "a cat on a bed", "a dog"] * 5
+
+
+def test_intervals_are_those_of_resampled_corpora() -> None:
+    """Every resampled score equals that of the resampled captions, scored as a corpus of their own."""
+    tallies = caption_tallies(SYSTEM, PEOPLE)
+    drawn = np.random.default_rng(3).integers(20, size=20)
+    one = {name: values[0] for name, values in resampled(tallies, num_resamples=1, seed=3).items()}
+    expected = caption_metrics([SYSTEM[i] for i in drawn], [PEOPLE[i] for i in drawn])
+    for name in ("bleu_1", "bleu_4", "rouge_l", "evaluate_bleu_2"):  # document frequencies would be others
+        assert one[name] == pytest.approx(expected[name], abs=1e-12)
+    found = intervals(tallies)
+    assert found == intervals(tallies) and found != intervals(tallies, seed=1)
+    scores = {name: value for tally in tallies for name, value in tally.of_corpus().items()}
+    assert all(low <= scores[name] <= high for name, (low, high) in found.items())
+    assert found["bleu_1"][0] < found["bleu_1"][1]
+    with pytest.raises(ValueError, match="num_resamples is 0"):
+        intervals(tallies, num_resamples=0)
+
+
+def test_paired_comparison() -> None:
+    first = caption_tallies(SYSTEM, PEOPLE)
+    better = caption_tallies([captions[0] for captions in PEOPLE], PEOPLE)
+    found = compare(first, better)
+    assert found["rouge_l"].low > 0 and found["rouge_l"].share_better == 1
+    assert compare(better, first)["rouge_l"].value == pytest.approx(-found["rouge_l"].value)
+    # On the same resamples a system is exactly as good as itself.
+    assert set(compare(first, caption_tallies(SYSTEM, PEOPLE))["cider"]) == {0, 0.5}
+    with pytest.raises(ValueError, match="captioned 20 and 4 images"):
+        compare(first, caption_tallies(SYSTEM[:4], PEOPLE[:4]))
+
+
+def evaluation_of(dataset: str, split: str, count: int = 20, **fields: Any) -> Any:
+    predictions = [Prediction(i, f"photo{i}", SYSTEM[i % 20], True, PEOPLE[i % 20][:1] * 5) for i in range(count)]
+    return evaluate_predictions(predictions, system="x", dataset=dataset, split=split, num_resamples=5, **fields)
+
+
+def test_stamp() -> None:
+    evaluation = evaluation_of("shapes", "test", decoding={"num_beams": 3}, training=["A dog."], split_images=30)
+    stamp = json.loads(json.dumps(evaluation.as_dict()))["protocol"]
+    names = [f"photo{i}" for i in range(20)]
+    assert stamp["ids_sha256"] == hashlib.sha256(json.dumps(names).encode()).hexdigest() == hash_of_ids(names)
+    assert hash_of_ids(names) != hash_of_ids(names[::-1])
+    assert (stamp["num_images"], stamp["split_images"], stamp["references_per_image"]) == (20, 30, [5, 5])
+    assert stamp["interval"] | {"level": 0.95, "resamples": 5, "seed": 0} == stamp["interval"]
+    assert stamp["metrics"]["bleu"]["brevity_penalty"] == "closest reference"
+    assert stamp["metrics"]["evaluate_bleu"]["brevity_penalty"] == "shortest reference"
+    assert stamp["metrics"]["evaluate_bleu"]["tokenizer"].startswith("mteval")
+    stamped = {name for metric in stamp["metrics"].values() for name in metric["scores"]}
+    assert stamped == set(evaluation.intervals)
+    assert stamp["software"]["torch"] == importlib.metadata.version("torch")
+    assert evaluation.scores["novel_captions"] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("dataset", "split", "count", "line"),
+    [
+        ("shapes", "test", 20, "papers don't report on split 'test' of 'shapes'"),
+        ("flickr8k", "validation", 1000, "papers don't report on split 'validation'"),
+        ("flickr8k", "test", 20, "papers score 1,000 images, these are 20 of 1,000"),
+        ("jxie/flickr8k", "test", 1000, "cider: CIDEr of captioning papers (there often times 100)"),
+    ],
+)
+def test_table_says_what_it_may_be_put_next_to(dataset: str, split: str, count: int, line: str) -> None:
+    evaluation = evaluation_of(dataset, split, count, split_images=1000)
+    assert any(line in said for said in evaluation.table())
+    assert any("of captioning papers" in said for said in evaluation.table()) == (dataset == "jxie/flickr8k")
+
+
+def test_report_page_holds_all_and_asks_for_nothing() -> None:
+    evaluation = evaluation_of("shapes", "test")
+    evaluation.predictions[3] = Prediction(3, "<photo>", "<script>alert(1)</script>", True, ["snow & ice"])
+    opened: list[int] = []
+
+    def picture(index: int) -> Image.Image:
+        opened.append(index)
+        return Image.new("RGB", (40, 30), (index * 9, 0, 0))
+
+    page = report_page(evaluation, picture, num_images=20)
+    html.parser.HTMLParser().feed(page)
+    assert len(opened) == len(set(opened)) == 20 and page.count("<figure>") == 60
+    for text in (
+        "Best images",
+        "Worst images",
+        "Random images",
+        "Words of a caption",
+        "Most frequent words",
+        "95 % interval",
+    ):
+        assert text in page
+    assert "<script" not in page and "&lt;script&gt;alert" in page and "snow &amp; ice" in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page)
+    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    assert style is not None and "style=" not in page
+    assert evaluation.scores and f"{evaluation.scores['bleu_4']:.4f}" in page
+
+
+def test_records_keep_unknown_ends() -> None:
+    records = prediction_records([Prediction(0, "a", "b", None, ["c"])])
+    assert records == [{"index": 0, "image_id": "a", "caption": "b", "ended": None, "references": ["c"]}]
+    assert collapse_warnings({"distinct_captions": 1.0}) == []

@@ -456,3 +456,12 @@ def test_visible_box_of_a_wide_image(crop_mode, expected):
         size={"height": 40, "width": 40}, crop_pct=1.0, crop_mode=crop_mode, interpolation="lanczos"
     )
     assert processor.visible_box(200, 100) == expected
+    left, top, right, bottom = expected
+    half = (right - left) / 2, (bottom - top) / 2
+    lower_right = (20, 20, 60, 60)  # from the middle of 40 x 40 pixels to as far beyond their end
+    assert processor.visible_box(200, 100, lower_right) == (
+        left + half[0],
+        top + half[1],
+        right + half[0],
+        bottom + half[1],
+    )

@@ -40,7 +40,7 @@ ALLOWED = {
     "visualization": {"attention_maps", "image_processing_captioner"},
     "overlay": {"attention_maps", "image_processing_captioner"},
     "attention_page": {"attention_maps", "image_processing_captioner"},
-    "pointing": {"shapes"},
+    "pointing": {"attention_maps", "shapes"},
 }
 
 # These files, and what they import, go to the Hub with a model.

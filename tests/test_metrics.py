@@ -5,6 +5,8 @@ import importlib
 import json
 import math
 import random
+import re
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -14,12 +16,13 @@ import pytest
 
 import hf_captioner.metrics
 from hf_captioner.metrics import METRICS, caption_metrics, scores
-from hf_captioner.metrics.tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
+from hf_captioner.metrics.ngrams import NgramCounts
+from hf_captioner.metrics.tokenization import _PLAIN, tokenize_13a, tokenize_captions, tokenize_ptb
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / ".." / "shared"
 MODULES = ROOT / "hf_captioner" / "metrics"
-NAMES = ["bleu", "cider", "coco_bleu", "rouge_l"]
+NAMES = ["bleu", "cider", "coco_bleu", "plain_cider", "rouge_l", "diversity"]  # those without Java
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +113,16 @@ def test_ptb(caption):
     assert " ".join(tokenize_ptb(caption)) == PTB_CASES[caption]
 
 
+def test_plain_captions_need_no_rules(validation, monkeypatch):
+    captions = [*PTB_CASES, *(caption for row in validation for caption in row), "a cat-dog,  st.", "the dog is a."]
+    captions += ["we cannot see", "a dog , a cat .", "dog ,cat", "x", "a dog on the st .", "Dog runs  ", "a, b, c."]
+    tokenize = tokenize_ptb.__wrapped__  # without its cache
+    quickly = [tokenize(caption) for caption in captions]
+    assert sum(_PLAIN.fullmatch(caption) is not None for caption in captions) > 0.8 * len(captions)
+    monkeypatch.setattr("hf_captioner.metrics.tokenization._PLAIN", re.compile(r"(?!)"))
+    assert [tokenize(caption) for caption in captions] == quickly
+
+
 @pytest.mark.parametrize(
     ("caption", "tokens"),
     [
@@ -144,8 +157,12 @@ def test_equals_pycocoevalcap_on_edge_cases(golden):
 
 def test_cider_of_each_image(golden, leave_one_out):
     predictions, references = tokenize_captions(*leave_one_out, tokenize_ptb)
-    computed = scores.CiderD(references).scores(predictions[:20], references[:20])
-    assert computed == pytest.approx(golden["cider_per_image_first_20"], abs=1e-6)
+    expected = golden["cider_per_image_first_20"]
+    computed = scores.CiderD(references).scores(predictions, references)
+    assert computed[:20] == pytest.approx(expected, abs=1e-6)
+    per_image = caption_metrics(*leave_one_out, per_image=True)["cider_per_image"]
+    assert per_image[:20] == pytest.approx(expected, abs=1e-6)
+    assert per_image == pytest.approx(computed, abs=1e-9)  # counted in arrays, and caption by caption
 
 
 @pytest.mark.parametrize(
@@ -166,7 +183,7 @@ def test_loaded_modules_equal_caption_metrics(leave_one_out, load):
     for start in range(0, 1000, 300):
         together.add_batch(predictions=predictions[start : start + 300], references=references[start : start + 300])
     computed, expected = together.compute(), caption_metrics(predictions, references)
-    assert computed["bleu"] == expected["evaluate_bleu_4"]
+    assert computed["bleu"] == pytest.approx(expected["evaluate_bleu_4"], abs=1e-12)
     for name in expected.keys() & computed.keys():
         assert computed[name] == pytest.approx(expected[name], abs=1e-12), name
     assert {"bleu_1", "bleu_4", "cider", "rouge_l"} <= expected.keys() & computed.keys()
@@ -223,7 +240,8 @@ def test_closest_reference(lengths, expected):
     captions = [" ".join("abcdefghi"[:length]) for length in lengths]
     predictions, references = split(["a b c d e"], [captions])
     penalty = min(1, math.exp(1 - expected / 5))
-    assert scores.coco_bleu(predictions, references)["bleu_1"] == pytest.approx(penalty, abs=1e-6)
+    computed = scores.coco_bleu(NgramCounts(predictions, references)).of_corpus()
+    assert computed["bleu_1"] == pytest.approx(penalty, abs=1e-6)
 
 
 def test_cider_by_hand():
@@ -235,7 +253,13 @@ def test_cider_by_hand():
     assert second == pytest.approx(10)
     [clipped] = scores.CiderD(references).scores([["a", "a"]], references[:1])
     assert clipped == pytest.approx(10 / 4 / (2 * math.sqrt(2)))
-    assert scores.cider(predictions, references)["cider"] == pytest.approx((first + second) / 2)
+    counts = NgramCounts(predictions, references)
+    assert scores.cider(counts).of_corpus()["cider"] == pytest.approx((first + second) / 2)
+    # Without the D: the same without the penalty, and without clipping.
+    assert scores.plain_cider(counts).rows[:, 0] == pytest.approx([10 / 4 / math.sqrt(2), 10])
+    repeated = NgramCounts(*split(["a a", "x"], [["a"], ["c d e f"]]))
+    assert scores.plain_cider(repeated).rows[0, 0] == pytest.approx(10 / 4)
+    assert scores.cider(repeated).rows[0, 0] == pytest.approx(10 / 4 / 2 * math.exp(-1 / 72))
 
 
 def test_cider_with_the_frequencies_of_other_images():
@@ -251,8 +275,8 @@ def test_rouge_l_by_hand():
     predictions, references = split(["a b c"], [["a x c d", "b"]])
     precision, recall = 2 / 3, 1  # the first reference has the better precision, the second the better recall
     expected = (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
-    assert scores.rouge_l(predictions, references)["rouge_l"] == pytest.approx(expected)
-    assert scores.rouge_l([[], []], [[[]], [["a"]]])["rouge_l"] == 0.5  # two empty captions are equal
+    assert scores.rouge_l(predictions, references).of_corpus()["rouge_l"] == pytest.approx(expected)
+    assert scores.rouge_l([[], []], [[[]], [["a"]]]).of_corpus()["rouge_l"] == 0.5  # two empty captions are equal
 
 
 def test_common_subsequence_length():
@@ -288,8 +312,12 @@ def test_common_subsequence_length():
 )
 def test_edge_cases_give_numbers(predictions, references):
     computed = caption_metrics(predictions, references)
-    assert len(computed) == 10
-    assert all(0 <= value <= (10 if name == "cider" else 1) for name, value in computed.items())
+    assert len(computed) == 16
+    largest = {"cider": 10, "plain_cider": 10.000001, "length": 1000, "vocabulary": 1000}
+    assert all(0 <= value <= largest.get(name, 1) for name, value in computed.items())
+    per_image = caption_metrics(predictions, references, per_image=True)
+    assert all(len(value) == len(predictions) for name, value in per_image.items() if name.endswith("_per_image"))
+    assert {name: per_image[name] for name in computed} == computed
 
 
 def test_empty_captions_have_no_infinite_ratio_by_accident():
@@ -334,3 +362,91 @@ def test_metrics_without_evaluate(monkeypatch):
     assert metrics.caption_metrics(["a dog"], ["a dog"])["rouge_l"] == 1
     with pytest.raises(ImportError):
         metrics.METRICS.get("cider")
+
+
+def test_diversity_by_hand(load):
+    metric = load("diversity")
+    predictions = ["a dog runs", "A dog runs.", "a cat", ""]
+    computed = metric.compute(predictions=predictions, training=["a cat ."], ended=[True, True, False, True])
+    assert computed == {
+        "distinct_captions": 3 / 4,
+        "distinct_1": 4 / 8,  # a, dog, runs, cat
+        "distinct_2": 3 / 5,
+        "vocabulary": 4,
+        "length": 2.0,
+        "novel_captions": 3 / 4,
+        "endless_captions": 1 / 4,
+    }
+    with pytest.raises(ValueError, match="ended has 1 entries for 2"):
+        metric.compute(predictions=["a", "b"], ended=[True])
+    with pytest.raises(ValueError, match="predictions is 'a'"):
+        metric.compute(predictions="a")
+
+
+@pytest.mark.parametrize("name", ["meteor", "spice"])
+@pytest.mark.parametrize("absent", ["pycocoevalcap", "java"])
+def test_metrics_in_java_say_what_they_lack(name, absent, load, monkeypatch):
+    metric = load(name)
+    assert metric.description and metric.citation and metric.inputs_description
+    if absent == "java":
+        pytest.importorskip("pycocoevalcap")
+        monkeypatch.setattr(shutil, "which", lambda program: None)
+    else:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda module: None)
+    with pytest.raises((ImportError, OSError), match=f"{name.upper()} needs {absent}".replace("java", "Java")):
+        metric.compute(predictions=["a dog"], references=[["a dog"]])
+    with pytest.warns(UserWarning, match=f"{name.upper()} is left out. {name.upper()} needs"):
+        assert caption_metrics(["a dog"], [["a dog"]], java=True)["rouge_l"] == 1
+
+
+def needs_java(module="pycocoevalcap"):
+    pytest.importorskip(module)
+    if shutil.which("java") is None:
+        pytest.skip("there is no Java")
+
+
+def test_spice_without_its_models_says_where_they_are_from(load):
+    needs_java("pycocoevalcap.spice")
+    if (Path(sys.modules["pycocoevalcap.spice"].__file__).parent / "lib" / "stanford-corenlp-3.6.0.jar").exists():
+        pytest.skip("the models of SPICE are here")
+    with pytest.raises(FileNotFoundError, match=r"python -m pycocoevalcap\.spice\.get_stanford_models"):
+        load("spice").compute(predictions=["a dog"], references=[["a dog"]])
+
+
+@pytest.fixture(scope="module")
+def generated(validation):
+    """Captions as a model writes them, not people: cut, looping, mixed from others, empty, one a reference."""
+    rng = random.Random(0)
+    words = [word for row in validation for caption in row for word in caption.split()]
+    references = validation[:300]
+    predictions = [" ".join(rng.choice(row).split()[: rng.randint(3, 12)]) for row in references]
+    predictions = [re.sub(r"\w+", lambda m: m[0] if rng.random() < 0.8 else rng.choice(words), p) for p in predictions]
+    predictions[:3] = ["", "a dog a dog a dog a dog", references[2][0]]
+    return predictions, references
+
+
+@pytest.mark.slow
+def test_generated_captions_score_as_in_pycocoevalcap(generated):
+    """All of it, Java's tokenizer and METEOR included, image by image."""
+    needs_java()
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    predictions, references = generated
+    wanted = {i: [{"caption": caption} for caption in row] for i, row in enumerate(references)}
+    wanted = PTBTokenizer().tokenize(wanted)
+    found = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(predictions)})
+    assert [" ".join(tokenize_ptb(caption)) for caption in predictions] == [row[0] for row in found.values()]
+    computed = caption_metrics(predictions, references, java=True, per_image=True)
+    orders = [f"bleu_{order}" for order in range(1, 5)]
+    for scorer, names in ((Bleu(4), orders), (Cider(), "cider"), (Rouge(), "rouge_l"), (Meteor(), "meteor")):
+        options = {"verbose": 0} if names == orders else {}
+        corpus, images = scorer.compute_score(wanted, found, **options)
+        if names != orders:
+            corpus, images, names = [corpus], [images], [names]
+        for name, total, each in zip(names, corpus, images, strict=True):
+            assert computed[name] == pytest.approx(total, abs=1e-6), name
+            assert computed[f"{name}_per_image"] == pytest.approx(list(each), abs=1e-6), name

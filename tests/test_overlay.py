@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hf_captioner.attention_maps import settled
 from hf_captioner.overlay import ANIMATION, PICTURE, PLAIN, STEADY, attention_animation, attention_overlay
 
 WORDS = ["two", "dogs", "on", "two", "боты"]
@@ -116,3 +118,28 @@ def test_errors(words: list[str], chosen: list[str | int] | None, message: str) 
     if chosen is None:
         with pytest.raises(ValueError, match=message):
             attention_animation(Image.new("RGB", (60, 60)), words, MAPS)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected", "columns"),
+    [
+        (
+            (0.25, 0.0, 1.25, 1.0),
+            (0.0, 0.0, 1.0, 1.0),
+            [1, 1, 2, 3],
+        ),  # a cell further right: the first covers the strip
+        ((-0.5, 0.0, 0.5, 1.0), (0.0, 0.0, 1.0, 1.0), [3, 4, 4, 4]),
+        ((0.125, 0.0, 1.125, 1.0), (0.0, 0.0, 1.0, 1.0), [1, 1.5, 2.5, 3.5]),
+        ((0.2, 0.0, 1.1, 1.0), (0.1, 0.0, 1.0, 1.0), [1, 1 + 5 / 9, 2 + 5 / 9, 3 + 5 / 9]),  # no more than reaches out
+        ((0.1, 0.0, 0.9, 1.0), (0.1, 0.0, 0.9, 1.0), [1, 2, 3, 4]),  # the middle of the image
+        ((-0.5, 0.0, 1.5, 1.0), (-0.5, 0.0, 1.5, 1.0), [1, 2, 3, 4]),  # all of it, and padding
+    ],
+)
+def test_maps_that_reach_out_are_brought_back(box: Any, expected: Any, columns: list[float]) -> None:
+    maps = np.array([[[1.0, 2, 3, 4]] * 3])
+    moved, moved_box = settled(maps, box)
+    assert moved_box == pytest.approx(expected)
+    np.testing.assert_allclose(moved, [[columns] * 3])
+    upright, upright_box = settled(maps.transpose(0, 2, 1), (box[1], box[0], box[3], box[2]))  # and downwards alike
+    np.testing.assert_allclose(upright.transpose(0, 2, 1), moved)
+    assert upright_box == pytest.approx((expected[1], expected[0], expected[3], expected[2]))

@@ -162,7 +162,10 @@ def test_result(
         assert caption["score"] == pytest.approx(scores[n, words_of(sequences)[n]].mean().item(), abs=1e-4)
         np.testing.assert_allclose(caption["attentions"], maps[n, ordinary[n]], atol=1e-5)
         np.testing.assert_allclose(caption["attentions"].sum((1, 2)), 1, atol=1e-5)
-        assert caption["box"] == captioner.processor.image_processor.visible_box(*photos[index].size)
+        size, encoder = captioner.processor.image_processor.size, captioner.model.encoder.part
+        grid_box = encoder.grid_box(size["height"], size["width"])
+        assert grid_box != (0, 0, size["width"], size["height"])
+        assert caption["box"] == captioner.processor.image_processor.visible_box(*photos[index].size, grid_box)
 
 
 def test_score_is_what_beam_search_ranks_by(

@@ -72,6 +72,13 @@ def test_peak_is_the_middle_of_the_heaviest_cell(row: int, column: int) -> None:
         assert not point(weights, SEEN, box).hit
 
 
+def test_peak_lies_between_cells_that_share_the_weight() -> None:
+    weights = looking_at(1, 1)
+    weights[1, 2] = weights[1, 1] - 1e-6
+    assert point(weights, SEEN, (19, 14, 21, 16)).hit  # their common border
+    assert not point(weights, SEEN, (19, 14, 21, 16)).cell_hit and point(weights, SEEN, (14, 14, 16, 16)).cell_hit
+
+
 def test_share_of_weight_and_of_area() -> None:
     pointing = point(looking_at(1, 1), SEEN, (10, 10, 20, 25))  # that cell, and half of the one below
     assert pointing.share == pytest.approx(0.5 + 0.5 * 0.5 / 31)
@@ -94,7 +101,7 @@ def test_scores_of_a_model_that_looks_right_and_of_one_out_of_step() -> None:
     game = PointingGame()
     game.add(words, maps, SEEN, [RED_CIRCLE, blue_star])
     assert game.scores()["shape"] == pytest.approx({
-        "accuracy": 1, "chance": (6 + 1) / 32 / 2, "weight_inside": (0.5 + 5 * 0.5 / 31 + 0.5) / 2,
+        "accuracy": 1, "cell_accuracy": 1, "chance": (6 + 1) / 32 / 2, "weight_inside": (0.5 + 5 * 0.5 / 31 + 0.5) / 2,
         "accuracy_map_before": 1, "accuracy_map_after": 0, "words": 2, "absent": 0, "skipped": 0,
     })  # fmt: skip
     colour = game.scores()["colour"]  # green is not there

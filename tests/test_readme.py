@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -76,6 +77,8 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
             assert set((extras[1] or "").split(",")) - {""} <= known.keys()
         case ["python", "-m", "pytest"]:
             pass
+        case ["python", "-m", module, *arguments] if module.startswith("hf_captioner."):
+            importlib.import_module(module).parse(arguments)
         case ["python", path, *arguments] | ["accelerate", "launch", path, *arguments]:
             script = load_script(Path(path))
             helped = arguments == ["--help"]

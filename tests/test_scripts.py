@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,14 +68,44 @@ def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path
     arguments = ["--dataset", "shapes", "--num-beams", 2, "--max-images", 24, "--output-dir", tmp_path]
     result = run("evaluate.py", folder, *arguments)
     assert result.returncode == 0, result.stderr[-2000:]
-    written = json.loads((tmp_path / "scores.json").read_text())
+    written = json.loads((tmp_path / "results.json").read_text())
     after_training = json.loads((folder / "scores.json").read_text())
     # Rounding differs from batch to batch in the last bits only, so the captions are the same ones.
-    assert {name: written[name] for name in after_training if name != "protocol"} == pytest.approx(
+    assert {name: written["scores"][name] for name in after_training if name != "protocol"} == pytest.approx(
         {name: value for name, value in after_training.items() if name != "protocol"}
     )
-    assert f"evaluate_bleu_4    {written['evaluate_bleu_4']:.4f}" in result.stdout
-    assert len(json.loads((tmp_path / "predictions.json").read_text())) == 24
+    low, high = written["intervals"]["bleu_4"]
+    assert low <= written["scores"]["bleu_4"] <= high
+    assert f"bleu_4             {written['scores']['bleu_4']:.4f}  [{low:.4f}, {high:.4f}]" in result.stdout
+    assert "No published figures: papers don't report on split 'validation' of 'shapes'" in result.stdout
+    assert 0 <= written["scores"]["novel_captions"] <= 1
+    protocol = written["protocol"]
+    assert (protocol["num_images"], protocol["split_images"], protocol["references_per_image"]) == (24, 400, [5, 5])
+    assert protocol["decoding"]["num_beams"] == 2 and len(protocol["decoding"]["bad_words_ids"]) > 5
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(lines) == 24 and set(lines[0]["scores"]) == set(written["intervals"])
+    assert (tmp_path / "report.html").read_text().count("<figure>") == 27
+
+
+def test_a_file_of_captions_is_scored_and_compared(tmp_path: Path) -> None:
+    """Captions of any system, in COCO's format, on two processes; the better of two is named."""
+    rows = load_captions("shapes", "validation", num_images=30)
+    records = [
+        {"image_id": i, "caption": captions[0]} for i, captions in zip(rows["image_id"], rows["captions"], strict=True)
+    ]
+    worse = [record | {"caption": "a red circle"} for record in records]
+    for name, captions in (("best", records), ("worse", worse)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(captions[::-1]))
+    arguments = ["--max-images", 30, "--training-split", "", "--output-dir", tmp_path / "out"]
+    launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2")
+    result = run("evaluate.py", tmp_path / "worse.json", tmp_path / "best.json", *arguments, launcher=launcher)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("best.json is better: ahead of") >= 10 and "in 100.0% of resamples" in result.stdout
+    comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    difference = comparison["second_minus_first"]["bleu_4"]
+    assert 0 < difference["low"] <= difference["value"] <= difference["high"] and difference["share_better"] == 1
+    scores = json.loads((tmp_path / "out" / "second" / "results.json").read_text())["scores"]
+    assert scores["rouge_l"] == 1 and "novel_captions" not in scores and "endless_captions" not in scores
 
 
 def test_a_recipe_is_read_and_overridden(tmp_path: Path) -> None:
@@ -139,6 +170,7 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
         ("train.py", ["--reward_epochs", "1", "--reward_samples", "1"], "reward_samples is 1"),
         ("train.py", ["--dataset", "nowhere/at/all"], "No data set at"),
         ("evaluate.py", ["."], "holds no model: it has no config.json"),
+        ("evaluate.py", ["a", "b", "c"], "3 systems are given"),
     ],
     ids=[
         "no recipe",
@@ -149,6 +181,7 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
         "samples",
         "no data",
         "no model",
+        "three systems",
     ],
 )
 def test_bad_input_ends_in_one_line(script: str, arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -1,53 +1,102 @@
-"""Caption metrics without Java or network: the registry `METRICS`, and `caption_metrics` for all at once.
+"""Caption metrics: the registry `METRICS`, and `caption_metrics` for all at once.
 
-Every metric is also a file for `evaluate.load(PATH)`: `bleu.py`, `coco_bleu.py`, `cider.py`, `rouge_l.py`.
+Every metric is also a file for `evaluate.load(PATH)`: `bleu.py`, `coco_bleu.py`, `cider.py`, `plain_cider.py`,
+`rouge_l.py`, `diversity.py`, and, by Java, `meteor.py` and `spice.py`. The others need neither Java nor network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from ..registry import Registry
 from . import scores  # not its functions: they are called as the modules of this package are
+from .java import JAVA_METRICS
+from .ngrams import NgramCounts
 from .tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
 
-__all__ = ["METRICS", "caption_metrics"]
+__all__ = ["METRICS", "caption_metrics", "caption_tallies"]
 
 # Each is a class whose instances have `compute(predictions=list[str], references=list[list[str]])` and return
-# dict[str, float]. The one exception is "bleu", which keeps the list `precisions` of the official module.
+# dict[str, float]. "bleu" also keeps the list `precisions` of the official module, and `per_image=True` adds lists.
 METRICS = Registry(
     "metrics",
     {
         "bleu": "hf_captioner.metrics.bleu:Bleu",
         "coco_bleu": "hf_captioner.metrics.coco_bleu:CocoBleu",
         "cider": "hf_captioner.metrics.cider:Cider",
+        "plain_cider": "hf_captioner.metrics.plain_cider:PlainCider",
         "rouge_l": "hf_captioner.metrics.rouge_l:RougeL",
+        "meteor": "hf_captioner.metrics.meteor:Meteor",
+        "spice": "hf_captioner.metrics.spice:Spice",
+        "diversity": "hf_captioner.metrics.diversity:Diversity",
     },
 )
 
 
-def caption_metrics(predictions: Sequence[str], references: Sequence[Sequence[str] | str]) -> dict[str, float]:
+def caption_tallies(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str] | str],
+    *,
+    java: bool = False,
+    report: Callable[[str], None] = warnings.warn,
+) -> list[scores.Tally]:
+    """What each image adds to every score that has references, from which `caption_metrics` is made.
+
+    Args:
+        predictions: one caption an image; it may be empty.
+        references: the captions of each image, one or more; their number may differ between images.
+        java: score METEOR and SPICE too, if they can be run here.
+        report: called with a line for each of these two that can't.
+
+    Raises:
+        ValueError: see `caption_metrics`.
+    """
+    tokens = tokenize_captions(predictions, references, tokenize_ptb)
+    counts = NgramCounts(*tokens)
+    tallies = [scores.coco_bleu(counts), scores.cider(counts), scores.rouge_l(*tokens)]
+    for name, score in JAVA_METRICS.items() if java else ():
+        try:
+            tallies.append(score(*tokens))
+        except (ImportError, OSError) as e:
+            report(f"{name.upper()} is left out. {e}")
+    official = NgramCounts(*tokenize_captions(predictions, references, tokenize_13a))
+    return [*tallies, scores.plain_cider(counts), scores.official_bleu(official)]
+
+
+def caption_metrics(
+    predictions: Sequence[str],
+    references: Sequence[Sequence[str] | str],
+    *,
+    per_image: bool = False,
+    java: bool = False,
+    training: Iterable[str] | None = None,
+    ended: Sequence[bool] | None = None,
+) -> dict[str, Any]:
     """Score captions by every built-in metric, tokenizing them once for each protocol.
 
     Args:
         predictions: one caption an image; it may be empty.
         references: the captions of each image, one or more; their number may differ between images.
+        per_image: return the scores of each image too, as lists `<name>_per_image`.
+        java: score METEOR and SPICE too. Where Java, pycocoevalcap or the models of SPICE are absent, a warning says
+            so and the score is left out.
+        training: captions that the model was trained on, to find novel ones.
+        ended: of each prediction, whether decoding reached `<end>`.
 
     Returns:
-        `bleu_1` … `bleu_4` (COCO protocol), `cider` (CIDEr-D, 0 to 10), `rouge_l`, and `evaluate_bleu_1` …
-        `evaluate_bleu_4`: the official `evaluate` BLEU with `max_order` 1 … 4. All but `cider` are in [0, 1].
+        `bleu_1` … `bleu_4` (COCO protocol), `cider` (CIDEr-D, which papers call CIDEr, 0 to 10), `rouge_l`, `meteor`
+        and `spice` on request, `plain_cider` (CIDEr without the D, 0 to 10), `evaluate_bleu_1` … `evaluate_bleu_4`:
+        the official `evaluate` BLEU with `max_order` 1 … 4; and the figures of `scores.diversity`. All but the CIDErs,
+        `vocabulary` and `length` are in [0, 1].
 
     Raises:
         ValueError: no images, lists of different lengths, an image without references, a caption that is not
             a string.
     """
-    coco = tokenize_captions(predictions, references, tokenize_ptb)
-    official = scores.match_ngrams(
-        *tokenize_captions(predictions, references, tokenize_13a), scores.shortest, max_order=4
-    )
-    return {
-        **scores.coco_bleu(*coco),
-        **scores.cider(*coco),
-        **scores.rouge_l(*coco),
-        **{f"evaluate_bleu_{order}": scores.bleu(official, order)["bleu"] for order in range(1, 5)},
-    }
+    tallies = caption_tallies(predictions, references, java=java)
+    known = None if training is None else map(tokenize_ptb, training)
+    differing = scores.diversity([*map(tokenize_ptb, predictions)], training=known, ended=ended)
+    results = [tally.result(per_image) for tally in tallies]
+    return {name: value for result in [*results, differing] for name, value in result.items()}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .caption_metric import CaptionMetric
-from .scores import bleu, match_ngrams, shortest
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .ngrams import NgramCounts
+from .scores import bleu, matches_of, shortest
 from .tokenization import Tokens, tokenize_13a, tokenize_captions
 
 
@@ -34,10 +35,14 @@ class Bleu(CaptionMetric):
     pages = {501--507}
 }
 """
-    _outputs = """\
+    _outputs = (
+        """\
     tokenizer (callable): splits one caption into tokens. Default: mteval-v13a.
     max_order (int): longest n-gram, at least 1. Default: 4.
     smooth (bool): add one to the counts of 2-grams and longer (Lin and Och 2004). Default: False.
+"""
+        + PER_IMAGE
+        + """\
 Returns:
     bleu (float): from 0 to 1.
     precisions (list of float): one an order, 1-grams first.
@@ -50,6 +55,7 @@ Example:
     >>> bleu.compute(predictions=["a dog on the grass"], references=[["a dog on the grass", "a dog"]])["bleu"]
     1.0
 """
+    )
     _urls = ("https://aclanthology.org/P02-1040", "https://huggingface.co/spaces/evaluate-metric/bleu")
 
     def _compute(
@@ -60,6 +66,10 @@ Example:
         tokenizer: Callable[[str], Tokens] = tokenize_13a,
         max_order: int = 4,
         smooth: bool = False,
+        per_image: bool = False,
     ) -> dict[str, Any]:
-        captions = tokenize_captions(predictions, references, tokenizer)
-        return dict(bleu(match_ngrams(*captions, shortest, max_order), max_order, smooth))
+        rows = NgramCounts(*tokenize_captions(predictions, references, tokenizer), max_order).matches(shortest)
+        result: dict[str, Any] = {**bleu(matches_of(rows.sum(0)), max_order, smooth)}
+        if per_image:
+            result["bleu_per_image"] = [bleu(matches_of(row), max_order, smooth)["bleu"] for row in rows]
+        return result

@@ -17,6 +17,9 @@ Args:
     references (list of lists of str): the captions of each image, one or more; their number may differ
         between images, and a plain string counts as one reference.
 """
+PER_IMAGE = """\
+    per_image (bool): return the scores of each image too, as lists `<name>_per_image`. Default: False.
+"""
 
 
 class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would take it for the metric

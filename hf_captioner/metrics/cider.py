@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from .caption_metric import CaptionMetric
+from typing import Any
+
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .ngrams import NgramCounts
 from .scores import cider
 from .tokenization import tokenize_captions, tokenize_ptb
 
 
 class Cider(CaptionMetric):
-    """Corpus CIDEr-D, document frequencies from the references scored."""
+    """Corpus CIDEr as papers report it: CIDEr-D, document frequencies from the references scored."""
 
     _description = (
         "CIDEr as in COCO caption evaluation (pycocoevalcap 1.2, without Java): the cosine between TF-IDF "
         "vectors of n-grams, 1 to 4, of a prediction and each reference. This is the CIDEr-D of the paper, "
-        "with clipped counts and a penalty on differing lengths, but without stemming. Document frequencies "
+        "with clipped counts and a penalty on differing lengths, but without stemming; for the CIDEr without "
+        "these two see plain_cider. Document frequencies "
         "come from the references scored: scores on different sets cannot be compared, and a single image "
         "scores 0."
     )
@@ -26,7 +30,9 @@ class Cider(CaptionMetric):
     pages = {4566--4575}
 }
 """
-    _outputs = """\
+    _outputs = (
+        PER_IMAGE
+        + """\
 Returns:
     cider (float): from 0 to 10, as pycocoevalcap prints it (papers often give it times 100).
 Example:
@@ -35,7 +41,10 @@ Example:
     >>> cider.compute(predictions=["a dog runs on grass", "three cats"], references=references)["cider"]
     5.0
 """
+    )
     _urls = ("https://arxiv.org/abs/1411.5726", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return cider(*tokenize_captions(predictions, references, tokenize_ptb))
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return cider(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)

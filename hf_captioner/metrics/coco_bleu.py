@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .caption_metric import CaptionMetric
+from typing import Any
+
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .ngrams import NgramCounts
 from .scores import coco_bleu
 from .tokenization import tokenize_captions, tokenize_ptb
 
@@ -31,7 +34,9 @@ class CocoBleu(CaptionMetric):
     year = {2015}
 }
 """
-    _outputs = """\
+    _outputs = (
+        PER_IMAGE
+        + """\
 Returns:
     bleu_1, bleu_2, bleu_3, bleu_4 (float): from 0 to 1.
 Example:
@@ -39,7 +44,10 @@ Example:
     >>> round(coco_bleu.compute(predictions=["A dog runs."], references=[["a dog runs"]])["bleu_1"], 6)
     1.0
 """
+    )
     _urls = ("https://arxiv.org/abs/1504.00325", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return coco_bleu(*tokenize_captions(predictions, references, tokenize_ptb))
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return coco_bleu(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from .caption_metric import CaptionMetric
+from typing import Any
+
+# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .ngrams import NgramCounts as NgramCounts
 from .scores import rouge_l
 from .tokenization import tokenize_captions, tokenize_ptb
 
@@ -24,7 +28,9 @@ class RougeL(CaptionMetric):
     pages = {74--81}
 }
 """
-    _outputs = """\
+    _outputs = (
+        PER_IMAGE
+        + """\
 Returns:
     rouge_l (float): from 0 to 1.
 Example:
@@ -32,7 +38,10 @@ Example:
     >>> rouge_l.compute(predictions=["a dog runs"], references=[["a dog runs", "a dog"]])["rouge_l"]
     1.0
 """
+    )
     _urls = ("https://aclanthology.org/W04-1013", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        return rouge_l(*tokenize_captions(predictions, references, tokenize_ptb))
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return rouge_l(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)

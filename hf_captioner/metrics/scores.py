@@ -1,27 +1,63 @@
-"""The arithmetic of BLEU, CIDEr and ROUGE-L, on captions that are already lists of tokens.
+"""The arithmetic of caption scores, on captions that are already lists of tokens.
 
 In every function here `predictions` holds one tokenized caption an image and `references` the tokenized
 captions of each image, at least one, as `tokenize_captions` returns them.
+
+What a score needs to know of each image is a row of a `Tally`. Scoring one row scores an image, scoring the sum of all
+rows the corpus, and scoring sums of rows drawn at random says how sure that score is.
 """
+
+# N: images, R: rows to score, F: figures of a row
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import fmean
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
+
+from .ngrams import EffectiveLength, Ngram, NgramCounts, Predictions, References, ngrams
 from .tokenization import Tokens
 
-Ngram = tuple[str, ...]
-Predictions = Sequence[Tokens]
-References = Sequence[Sequence[Tokens]]
+
+class Tally(NamedTuple):
+    """Figures of each image that add up, and what they amount to.
+
+    Args:
+        names: of the scores.
+        rows: `(N, F)`.
+        score: turns rows or sums of them, `(R, F)`, into scores, `(R, len(names))`.
+    """
+
+    names: tuple[str, ...]
+    rows: np.ndarray
+    score: Callable[[np.ndarray], np.ndarray]
+
+    @classmethod
+    def of_means(cls, name: str, scores: Sequence[float] | np.ndarray) -> Tally:
+        """A score that is the mean of its images' scores."""
+        values = np.asarray(scores, np.float64)
+        return cls((name,), np.stack([values, np.ones_like(values)], axis=1), _mean)
+
+    def of_corpus(self) -> dict[str, float]:
+        """The scores of all images together."""
+        return dict(zip(self.names, self.score(self.rows.sum(0, keepdims=True))[0].tolist(), strict=True))
+
+    def of_images(self) -> dict[str, list[float]]:
+        """The scores of each image, as `<name>_per_image`."""
+        scores = self.score(self.rows).T.tolist()
+        return {f"{name}_per_image": column for name, column in zip(self.names, scores, strict=True)}
+
+    def result(self, per_image: bool = False) -> dict[str, Any]:
+        """The scores of the corpus and, on request, of each image."""
+        return {**self.of_corpus(), **(self.of_images() if per_image else {})}
 
 
-def ngrams(tokens: Tokens, order: int) -> Iterator[Ngram]:
-    """The n-grams of a caption, repeated ones repeatedly."""
-    return zip(*(tokens[start:] for start in range(order)), strict=False)
+def _mean(rows: np.ndarray) -> np.ndarray:
+    return rows[:, :1] / rows[:, 1:]
 
 
 class NgramMatches(NamedTuple):
@@ -44,14 +80,9 @@ def closest(lengths: list[int], prediction_length: int) -> int:
 
 
 def match_ngrams(
-    predictions: Predictions,
-    references: References,
-    effective_length: Callable[[list[int], int], int],
-    max_order: int = 4,
+    predictions: Predictions, references: References, effective_length: EffectiveLength, max_order: int = 4
 ) -> NgramMatches:
     """Count n-grams that predictions share with references, clipped to the largest count in one reference.
-
-    Source: Papineni et al. 2002, section 2.1.1.
 
     Args:
         predictions: one tokenized caption an image.
@@ -63,21 +94,14 @@ def match_ngrams(
     Raises:
         ValueError: `max_order` is below 1.
     """
-    if max_order < 1:
-        raise ValueError(f"max_order is {max_order}; it must be at least 1 (BLEU-1 counts single words).")
-    matches, totals = [0] * max_order, [0] * max_order
-    prediction_length = reference_length = 0
-    for prediction, captions in zip(predictions, references, strict=True):
-        prediction_length += len(prediction)
-        reference_length += effective_length([len(caption) for caption in captions], len(prediction))
-        for order in range(1, min(max_order, len(prediction)) + 1):
-            counts = Counter(ngrams(prediction, order))
-            allowed: Counter[Ngram] = Counter()
-            for caption in captions:
-                allowed |= Counter(ngram for ngram in ngrams(caption, order) if ngram in counts)
-            matches[order - 1] += (counts & allowed).total()
-            totals[order - 1] += len(prediction) - order + 1
-    return NgramMatches(matches, totals, prediction_length, reference_length)
+    return matches_of(NgramCounts(predictions, references, max_order).matches(effective_length).sum(0))
+
+
+def matches_of(row: np.ndarray) -> NgramMatches:
+    """A row of `NgramCounts.matches`, or a sum of rows, by name."""
+    *counts, prediction_length, reference_length = row.astype(int).tolist()
+    max_order = len(counts) // 2
+    return NgramMatches(counts[:max_order], counts[max_order:], prediction_length, reference_length)
 
 
 class Bleu(TypedDict):
@@ -125,28 +149,51 @@ def bleu(counts: NgramMatches, max_order: int = 4, smooth: bool = False) -> Bleu
     )
 
 
+def official_bleu(counts: NgramCounts, smooth: bool = False) -> Tally:
+    """`evaluate_bleu_1` and so on: what `evaluate`'s module gives for every `max_order`."""
+    orders = range(1, counts.max_order + 1)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        return np.array([[bleu(matches_of(row), order, smooth)["bleu"] for order in orders] for row in rows])
+
+    return Tally(tuple(f"evaluate_bleu_{order}" for order in orders), counts.matches(shortest), score)
+
+
 _TINY, _SMALL = 1e-15, 1e-9  # pycocoevalcap's guards against dividing by zero; they show in scores near zero
 
 
-def coco_bleu(predictions: Predictions, references: References, max_order: int = 4) -> dict[str, float]:
-    """`bleu_1` to `bleu_4` of a corpus (pycocoevalcap 1.2, `Bleu`)."""
-    counts = match_ngrams(predictions, references, closest, max_order)
-    ratio = (counts.prediction_length + _TINY) / (counts.reference_length + _SMALL)
-    penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    scores, product = {}, 1.0
-    for order, (matches, total) in enumerate(zip(counts.matches, counts.totals, strict=True), start=1):
-        product *= (matches + _TINY) / (total + _SMALL)
-        scores[f"bleu_{order}"] = product ** (1 / order) * penalty
-    return scores
+def coco_bleu(counts: NgramCounts) -> Tally:
+    """`bleu_1` to `bleu_4` (pycocoevalcap 1.2, `Bleu`)."""
+    orders = np.arange(1, counts.max_order + 1)
+
+    def score(rows: np.ndarray) -> np.ndarray:
+        matches, totals, [predicted, wanted] = np.split(rows.T, [len(orders), 2 * len(orders)])
+        ratio = (predicted + _TINY) / (wanted + _SMALL)
+        penalty = np.exp(np.minimum(0, 1 - 1 / ratio))
+        products = np.cumprod((matches + _TINY) / (totals + _SMALL), axis=0)
+        return (products ** (1 / orders[:, None]) * penalty).T
+
+    return Tally(tuple(f"bleu_{order}" for order in orders), counts.matches(closest), score)
+
+
+def cider(counts: NgramCounts) -> Tally:
+    """`cider`, from 0 to 10: CIDEr-D, which pycocoevalcap 1.2 calls CIDEr (Vedantam et al. 2015, eq. 5)."""
+    return Tally.of_means("cider", counts.similarities(clip=True, sigma=6.0))
+
+
+def plain_cider(counts: NgramCounts) -> Tally:
+    """`plain_cider`, from 0 to 10: CIDEr without what makes it CIDEr-D (Vedantam et al. 2015, eq. 2 and 3)."""
+    return Tally.of_means("plain_cider", counts.similarities(clip=False, sigma=None))
 
 
 class CiderD:
-    """CIDEr-D (Vedantam et al. 2015) without stemming: what pycocoevalcap calls CIDEr.
+    """CIDEr-D (Vedantam et al. 2015) of any captions, with the document frequencies of others: for rewards.
+
+    With the frequencies of the references scored it equals `cider`, which counts a whole corpus faster.
 
     Args:
-        references: tokenized captions of each image, from which n-grams get their document frequencies. To
-            score a corpus these are the references scored (a single image then scores 0: all its n-grams are
-            in every document); for a reward they are those of the training split.
+        references: tokenized captions of each image, from which n-grams get their document frequencies, such as
+            those of the training split.
         max_order: longest n-gram.
         sigma: width of the penalty on differing lengths, in tokens.
 
@@ -194,11 +241,6 @@ def _norm(vector: dict[Ngram, float]) -> float:
     return math.sqrt(sum(w * w for w in vector.values()))
 
 
-def cider(predictions: Predictions, references: References) -> dict[str, float]:
-    """`cider` of a corpus, from 0 to 10 (pycocoevalcap 1.2, `Cider`)."""
-    return {"cider": fmean(CiderD(references).scores(predictions, references))}
-
-
 def common_subsequence_length(first: Tokens, second: Tokens) -> int:
     """Length of the longest common subsequence, bit-parallel over the tokens of `first` (Hyyrö 2004)."""
     positions: dict[str, int] = {}
@@ -211,8 +253,8 @@ def common_subsequence_length(first: Tokens, second: Tokens) -> int:
     return len(first) - row.bit_count()
 
 
-def rouge_l(predictions: Predictions, references: References, beta: float = 1.2) -> dict[str, float]:
-    """`rouge_l` of a corpus: the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
+def rouge_l(predictions: Predictions, references: References, beta: float = 1.2) -> Tally:
+    """`rouge_l`: the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
 
     Precision and recall of an image are each the best over its references, not those of one reference.
 
@@ -231,4 +273,39 @@ def rouge_l(predictions: Predictions, references: References, beta: float = 1.2)
             recall = max(recall, length / (len(caption) or 1))
         weighted = recall + beta**2 * precision
         scores.append((1 + beta**2) * precision * recall / weighted if weighted else 0.0)
-    return {"rouge_l": fmean(scores)}
+    return Tally.of_means("rouge_l", scores)
+
+
+def diversity(
+    predictions: Predictions, *, training: Iterable[Tokens] | None = None, ended: Sequence[bool] | None = None
+) -> dict[str, float]:
+    """How much captions differ, without references.
+
+    Args:
+        predictions: tokenized captions.
+        training: tokenized captions that the model was trained on.
+        ended: of each caption, whether decoding reached `<end>`.
+
+    Returns:
+        `distinct_captions`, the share of different captions; `distinct_1` and `distinct_2`, different n-grams over all
+        n-grams (Li et al. 2016); `vocabulary`, the number of different words; `length`, the mean number of words;
+        with `training`, `novel_captions`, the share of captions not among them; with `ended`, `endless_captions`.
+
+    Raises:
+        ValueError: `ended` is not as long as `predictions`.
+    """
+    captions = [tuple(prediction) for prediction in predictions]
+    scores: dict[str, float] = {"distinct_captions": len(set(captions)) / len(captions)}
+    for order in (1, 2):
+        found = [ngram for caption in captions for ngram in ngrams(caption, order)]
+        scores[f"distinct_{order}"] = len(set(found)) / max(1, len(found))
+    scores["vocabulary"] = len({word for caption in captions for word in caption})
+    scores["length"] = fmean(map(len, captions))
+    if training is not None:
+        known = set(map(tuple, training))
+        scores["novel_captions"] = sum(caption not in known for caption in captions) / len(captions)
+    if ended is not None:
+        if len(ended) != len(captions):
+            raise ValueError(f"ended has {len(ended)} entries for {len(captions)} predictions; it needs one each.")
+        scores["endless_captions"] = sum(not end for end in ended) / len(captions)
+    return scores

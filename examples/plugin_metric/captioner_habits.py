@@ -1,0 +1,33 @@
+"""Habits of a captioner: figures that say how it writes rather than whether it is right."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+
+class Habits:
+    """Length, repetition and variety of captions."""
+
+    def compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+        """Score captions.
+
+        Returns:
+            `words`, the mean length; `length_ratio`, to that of the references; `repeated`, the share of pairs of
+            neighbouring words that were in their caption before; `distinct`, the share of different captions.
+        """
+        if not predictions or len(predictions) != len(references):
+            raise ValueError(f"{len(predictions)} predictions for {len(references)} images: give one for each.")
+        captions = [caption.split() for caption in predictions]
+        people = [caption.split() for captions in references for caption in captions]
+        pairs = [list(pairwise(caption)) for caption in captions]
+        num_pairs = sum(map(len, pairs))
+        return {
+            "words": mean_length(captions),
+            "length_ratio": mean_length(captions) / mean_length(people),
+            "repeated": 1 - sum(len(set(row)) for row in pairs) / num_pairs if num_pairs else 0.0,
+            "distinct": len(set(predictions)) / len(predictions),
+        }
+
+
+def mean_length(captions: Sequence[Sequence[str]]) -> float:
+    """Words of a caption, on average."""
+    return sum(map(len, captions)) / len(captions)

@@ -1,0 +1,48 @@
+"""METEOR of COCO caption evaluation, by Java: `evaluate.load("hf_captioner/metrics/meteor.py")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .java import meteor
+from .ngrams import NgramCounts as NgramCounts
+from .scores import Tally as Tally
+from .tokenization import tokenize_captions, tokenize_ptb
+
+
+class Meteor(CaptionMetric):
+    """Corpus METEOR as image-captioning papers report it."""
+
+    _description = (
+        "METEOR 1.5 as in COCO caption evaluation: words of a prediction are aligned with those of each reference, "
+        "by form, stem, synonym and paraphrase; precision, recall and order of the best alignment make the score. "
+        'Runs the Java program that comes with pycocoevalcap 1.2: pip install "hf_captioner[metrics]", and Java.'
+    )
+    _citation = """\
+@inproceedings{denkowski2014meteor,
+    title = {{Meteor} Universal: Language Specific Translation Evaluation for Any Target Language},
+    author = {Denkowski, Michael and Lavie, Alon},
+    booktitle = {Proceedings of the Ninth Workshop on Statistical Machine Translation},
+    year = {2014},
+    pages = {376--380}
+}
+"""
+    _outputs = (
+        PER_IMAGE
+        + """\
+Returns:
+    meteor (float): from 0 to 1.
+Example:
+    >>> meteor = evaluate.load("hf_captioner/metrics/meteor.py")
+    >>> round(meteor.compute(predictions=["a dog runs"], references=[["a dog runs", "a dog"]])["meteor"], 6)
+    1.0
+"""
+    )
+    _urls = ("https://aclanthology.org/W14-3348", "https://github.com/salaniz/pycocoevalcap")
+
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return meteor(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)

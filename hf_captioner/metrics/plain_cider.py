@@ -1,0 +1,48 @@
+"""CIDEr without the D: `evaluate.load("hf_captioner/metrics/plain_cider.py")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .ngrams import NgramCounts
+from .scores import plain_cider
+from .tokenization import tokenize_captions, tokenize_ptb
+
+
+class PlainCider(CaptionMetric):
+    """Corpus CIDEr as its paper defines it before CIDEr-D, document frequencies from the references scored."""
+
+    _description = (
+        "CIDEr without what makes it CIDEr-D: the cosine between TF-IDF vectors of n-grams, 1 to 4, of a prediction "
+        "and each reference, counts unclipped and lengths free to differ, PTB tokens without stemming. What COCO "
+        "caption evaluation and most papers call CIDEr is CIDEr-D (see cider), so this one may not be put next to "
+        "them. Document frequencies come from the references scored."
+    )
+    _citation = """\
+@inproceedings{vedantam2015cider,
+    title = {{CIDEr}: Consensus-based Image Description Evaluation},
+    author = {Vedantam, Ramakrishna and Zitnick, C. Lawrence and Parikh, Devi},
+    booktitle = {Proceedings of CVPR},
+    year = {2015},
+    pages = {4566--4575}
+}
+"""
+    _outputs = (
+        PER_IMAGE
+        + """\
+Returns:
+    plain_cider (float): from 0 to 10.
+Example:
+    >>> cider = evaluate.load("hf_captioner/metrics/plain_cider.py")
+    >>> references = [["a dog runs on grass"], ["two men ride a horse"]]
+    >>> cider.compute(predictions=["a dog runs on grass", "three cats"], references=references)["plain_cider"]
+    5.0
+"""
+    )
+    _urls = ("https://arxiv.org/abs/1411.5726", "https://github.com/vrama91/cider")
+
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return plain_cider(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)

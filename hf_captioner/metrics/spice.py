@@ -1,0 +1,49 @@
+"""SPICE, by Java: `evaluate.load("hf_captioner/metrics/spice.py")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+from .caption_metric import PER_IMAGE, CaptionMetric
+from .java import spice
+from .ngrams import NgramCounts as NgramCounts
+from .scores import Tally as Tally
+from .tokenization import tokenize_captions, tokenize_ptb
+
+
+class Spice(CaptionMetric):
+    """Mean SPICE of a corpus as image-captioning papers report it."""
+
+    _description = (
+        "SPICE as in COCO caption evaluation: captions are parsed to objects, attributes and relations, and the score "
+        "is the F-measure of those of a prediction among those of its references, averaged over images. Runs the "
+        'Java program that comes with pycocoevalcap 1.2: pip install "hf_captioner[metrics]", Java 8, and '
+        "python -m pycocoevalcap.spice.get_stanford_models for its parser."
+    )
+    _citation = """\
+@inproceedings{anderson2016spice,
+    title = {{SPICE}: Semantic Propositional Image Caption Evaluation},
+    author = {Anderson, Peter and Fernando, Basura and Johnson, Mark and Gould, Stephen},
+    booktitle = {Proceedings of ECCV},
+    year = {2016},
+    pages = {382--398}
+}
+"""
+    _outputs = (
+        PER_IMAGE
+        + """\
+Returns:
+    spice (float): from 0 to 1.
+Example:
+    >>> spice = evaluate.load("hf_captioner/metrics/spice.py")
+    >>> spice.compute(predictions=["a dog runs"], references=[["a dog runs", "a dog"]])["spice"]
+    1.0
+"""
+    )
+    _urls = ("https://arxiv.org/abs/1607.08822", "https://github.com/salaniz/pycocoevalcap")
+
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return spice(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)

@@ -1,0 +1,282 @@
+"""The checks for authors of parts find what they are there to find. That built-ins pass, the tests of each kind say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor, nn
+
+from hf_captioner.attentions import AdaptiveAttention, AdditiveAttention, DotAttention, HardAttention
+from hf_captioner.data import DATASETS
+from hf_captioner.decoders import DecoderOutput, GRUDecoder, LSTMDecoder
+from hf_captioner.encoders import TimmEncoder
+from hf_captioner.metrics import METRICS
+from hf_captioner.shapes import load_shapes
+from hf_captioner.testing import check_attention, check_dataset, check_decoder, check_encoder, check_metric
+
+
+def broken(base: type, **flaws: Any) -> type:
+    """A part like `base` but for its flaws."""
+    return type(f"Broken{base.__name__}", (base,), flaws)
+
+
+def changed(base: type, change: Callable[..., Any], method: str = "forward") -> type:
+    """A part whose method has its result changed: `change(part, result, *arguments)`."""
+    original = getattr(base, method)
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return change(self, original(self, *args, **kwargs), *args)
+
+    return broken(base, **{method: run})
+
+
+class Detached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class UnsavedAttention(DotAttention):
+    def __init__(self, *sizes: int, **kwargs: int) -> None:
+        super().__init__(*sizes, **kwargs)
+        self.register_buffer("scale", torch.full((), 2.0), persistent=False)
+
+    def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(self.scale * query, keys, memory)
+
+
+class IdleAttention(DotAttention):
+    def __init__(self, *sizes: int, **kwargs: int) -> None:
+        super().__init__(*sizes, **kwargs)
+        self.idle = nn.Linear(2, 2)
+
+
+ATTENTIONS: list[tuple[type, str]] = [
+    (changed(DotAttention, lambda part, keys, *_: (keys, keys), "keys"), "keys.* is one tensor with the images"),
+    (changed(DotAttention, lambda part, out, *_: out[0]), r"forward returns \(context, weights\)"),
+    (changed(DotAttention, lambda part, out, *_: (out[0][..., 1:], out[1])), r"the context is \(B, K, C\)"),
+    (changed(DotAttention, lambda part, out, *_: (out[0], out[1].mT)), r"the weights are \(B, K, P\)"),
+    (changed(DotAttention, lambda part, out, *_: (out[0] / 0, out[1])), "finite"),
+    (changed(DotAttention, lambda part, out, *_: (out[0], out[1] - 0.5)), "weights are not negative"),
+    (changed(DotAttention, lambda part, out, *_: (out[0], 2 * out[1])), "sum to 1"),
+    (changed(AdaptiveAttention, lambda part, out, *_: (out[0], 9 * out[1])), "sum to at most 1"),
+    (changed(DotAttention, lambda part, out, *_: (out[0] + torch.rand(()), out[1])), "same inputs give the same"),
+    (changed(DotAttention, lambda part, keys, *_: keys + keys.mean(0), "keys"), "keys of an image depend on that"),
+    (changed(DotAttention, lambda part, out, *_: (out[0] + out[0].mean(0), out[1])), "images of a batch do not see"),
+    (
+        changed(DotAttention, lambda part, out, *_: (out[0] + out[0].mean(1, keepdim=True), out[1])),
+        "queries of an image",
+    ),
+    (changed(DotAttention, lambda part, out, *_: (out[0].detach(), out[1])), "gradients flow from context"),
+    (changed(DotAttention, lambda part, out, *_: (Detached.apply(out[0]), out[1])), "gradients are those"),
+    (changed(HardAttention, lambda part, out, *_: (*out[:2], *(x.detach() for x in out[2:]))), "carry a gradient"),
+    (changed(HardAttention, lambda part, out, *_: (*out[:2], *(-x for x in out[2:]))), "at most 0"),
+    (broken(HardAttention, entropy_weight=property(lambda part: None, lambda part, value: None)), "entropy_weight"),
+    (IdleAttention, "idle.weight gets a gradient"),
+    (UnsavedAttention, "reloaded part is equal.*attention.scale is not"),
+]
+
+
+class ForgetfulDecoder(GRUDecoder):
+    def forward(self, input_ids: Tensor, memory: Any, state: Any = None, *rest: Any, **kwargs: Any) -> DecoderOutput:
+        return super().forward(input_ids, memory, None, *rest, **kwargs)
+
+
+class PackingDecoder(LSTMDecoder):
+    def forward(self, input_ids: Tensor, memory: Any, state: Any = None, lengths: Any = None, *rest: Any) -> Any:
+        return super().forward(input_ids, memory, state, None, *rest)
+
+
+class ExtraDecoder(LSTMDecoder):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.extra = nn.Linear(2, 2)
+
+
+class SiblingDecoder(LSTMDecoder):
+    def forward(
+        self, input_ids: Tensor, memory: Any, state: Any = None, lengths: Any = None, siblings: Any = None
+    ) -> Any:
+        output = super().forward(input_ids, memory, state, lengths)
+        return output if siblings is None else replace(output, logits=output.logits[siblings.first][siblings.family])
+
+
+def seen_from_afar(part: Any, output: DecoderOutput, *_: Any) -> DecoderOutput:
+    return replace(output, logits=output.logits + output.hidden.mean() * (output.logits != 0))
+
+
+DECODERS: list[tuple[type, str]] = [
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, logits=out.logits[..., 1:])), r"logits are \(N, T, V\)"),
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, weights=out.weights[:, 1:])), r"weights are \(N, T, P\)"),
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, state=list(out.state))), "the state is a tuple"),
+    (changed(LSTMDecoder, seen_from_afar), "captions do not see each other"),
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, logits=out.logits + 1)), "logits are zero where"),
+    (PackingDecoder, "are zero where a caption is over"),
+    (ForgetfulDecoder, "a carried state gives what recomputation gives"),
+    (SiblingDecoder, "captions that continue the same one"),
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, logits=Detached.apply(out.logits))), "the gradient of"),
+    (ExtraDecoder, "every parameter gets a gradient; extra.weight"),
+    (changed(LSTMDecoder, lambda part, out, *_: replace(out, log_probs=None)), "log-probabilities of an attention"),
+    (broken(LSTMDecoder, attention=property(lambda part: None, lambda part, value: None)), "attention"),
+]
+
+
+class StatefulEncoder(TimmEncoder):
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        with torch.no_grad():
+            self.body.train()(torch.zeros(2, 3, height, width))
+        return super().grid_size(height, width)
+
+
+class UnsavedEncoder(TimmEncoder):
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(name, **kwargs)
+        self.register_buffer("shift", torch.ones(()), persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return super().forward(pixel_values) + self.shift
+
+
+def transposed(part: Any, cells: Tensor, *_: Any) -> Tensor:
+    return cells.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+
+
+ENCODERS: list[tuple[type, str]] = [
+    (broken(TimmEncoder, hidden_size=0.5), "hidden_size is the number of channels"),
+    (broken(TimmEncoder, data_config={}), "data_config says what pixels"),
+    (broken(TimmEncoder, grid_size=lambda part, height, width: 16), r"is \(rows, columns\)"),
+    (broken(TimmEncoder, grid_size=lambda part, height, width: part.eval() and (4, 4)), "grid_size leaves the mode"),
+    (StatefulEncoder, "neither weights nor statistics"),
+    (broken(TimmEncoder, grid_box=lambda part, height, width: (64, 0, 0, 64)), "grid_box is"),
+    (broken(TimmEncoder, grid_size=lambda part, height, width: (4, 5)), r"cells are \(B, P, C\)"),
+    (changed(TimmEncoder, lambda part, cells, *_: cells + torch.rand(())), "same images give the same cells"),
+    (changed(TimmEncoder, lambda part, cells, *_: cells - cells.mean((0, 1))), "images of a batch do not see"),
+    (changed(TimmEncoder, lambda part, cells, *_: torch.ones_like(cells)), "different images have different"),
+    (changed(TimmEncoder, transposed), "row by row from the top left"),
+    (changed(TimmEncoder, lambda part, cells, *_: cells.detach()), "gradients flow"),
+    (UnsavedEncoder, "reloaded part is equal.*init_non_persistent_buffers"),
+]
+
+
+def shapes(change: Callable[[Dataset], Dataset]) -> Callable[..., Any]:
+    """The data set `shapes` with its splits changed."""
+
+    def load(split: str | None = None, **kwargs: Any) -> Dataset | DatasetDict:
+        splits = DatasetDict({name: change(load_shapes(name, num_images=3)) for name in ("train", "test")})
+        if split is not None and split not in splits:
+            raise ValueError("It has train and test.")
+        return splits if split is None else splits[split]
+
+    return load
+
+
+def put(name: str, values: list[Any]) -> Callable[..., Any]:
+    return shapes(lambda dataset: dataset.remove_columns(name).add_column(name, values))
+
+
+def only_train(split: str | None = "train") -> Dataset:
+    return load_shapes("train", num_images=3)
+
+
+def lenient(split: str | None = None) -> Any:
+    load = shapes(lambda dataset: dataset)
+    return load(split) if split in (None, "train", "test") else load("train")
+
+
+DATASETS_: list[tuple[Callable[..., Any], str]] = [
+    (only_train, "split=None gives a DatasetDict"),
+    (lenient, "an unknown split is refused by a ValueError"),
+    (shapes(lambda dataset: dataset.remove_columns("image_id")), "no image_id"),
+    (put("image_id", [1, 2, 3]), "image_id is a string"),
+    (put("image_id", ["a", "b", "a"]), "the same image_id"),
+    (put("captions", ["a dog", "a cat", "a bird"]), "captions are a list of strings"),
+    (put("captions", [["a dog"], [" . "], ["a bird"]]), "captions with words"),
+    (put("image", [{"bytes": b"no image", "path": None}] * 3), "every image opens"),
+    (put("image", ["a.png", "b.png", "c.png"]), "every image opens"),
+    (shapes(lambda dataset: dataset.select(random.sample(range(3), 3))), "the same order|same in the same"),
+]
+
+
+def metric(compute: Callable[..., Any]) -> type:
+    return type("Metric", (), {"compute": lambda self, predictions, references: compute(predictions, references)})
+
+
+class Remembering:
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        self.seen += len(predictions)
+        return {"seen": float(self.seen)}
+
+
+METRICS_: list[tuple[type, str]] = [
+    (metric(lambda predictions, references: 0.5), "returns a dict"),
+    (metric(lambda predictions, references: {"score": float("nan")}), "score is a finite float"),
+    (metric(lambda predictions, references: {"score": "0.5"}), "score is a finite float"),
+    (metric(lambda predictions, references: {"score": 1.0} if predictions.pop() else {}), "leaves the captions"),
+    (Remembering, "does not remember"),
+    (metric(lambda predictions, references: {"first": float(len(predictions[0]))}), "the order of the images"),
+    (metric(lambda predictions, references: {str(len(predictions)): 1.0}), "a single image has the same figures"),
+]
+
+
+def ids(rows: list[tuple[Any, str]]) -> list[str]:
+    return [promise for _, promise in rows]
+
+
+@pytest.mark.parametrize(("part", "promise"), ATTENTIONS, ids=ids(ATTENTIONS))
+def test_broken_attention(part: type, promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_attention(part)
+
+
+@pytest.mark.parametrize(("part", "promise"), DECODERS, ids=ids(DECODERS))
+def test_broken_decoder(part: type, promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_decoder(part)
+
+
+@pytest.mark.parametrize(("part", "promise"), ENCODERS, ids=ids(ENCODERS))
+def test_broken_encoder(part: type, promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_encoder(part, "test_resnet", image_size=(64, 64), output_stride=16)
+
+
+@pytest.mark.parametrize(("part", "promise"), DATASETS_, ids=ids(DATASETS_))
+def test_broken_dataset(part: Callable[..., Any], promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_dataset(part)
+
+
+@pytest.mark.parametrize(("part", "promise"), METRICS_, ids=ids(METRICS_))
+def test_broken_metric(part: type, promise: str) -> None:
+    with pytest.raises(AssertionError, match=promise):
+        check_metric(part)
+
+
+def test_dataset_keeps_its_promises() -> None:
+    check_dataset(DATASETS.get("shapes"), num_images=4)
+
+
+@pytest.mark.parametrize("name", METRICS.names())
+def test_metrics_keep_their_promises(name: str) -> None:
+    check_metric(METRICS.get(name))
+
+
+def test_random_numbers_of_the_caller_go_on_as_if_nothing_had_been() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    check_attention(AdditiveAttention)
+    assert torch.equal(torch.rand(3), expected)
