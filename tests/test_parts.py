@@ -113,7 +113,7 @@ def test_reload_is_equal(model: CaptionerModel, cells: Tensor, tmp_path: Path) -
     mine, theirs = model.state_dict(), reloaded.state_dict()
     assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
     logits, expected = reloaded(cells=cells, labels=LABELS).logits, model(cells=cells, labels=LABELS).logits
-    assert torch.allclose(logits, expected, atol=1e-5)  # files in memory may be aligned otherwise
+    assert torch.allclose(logits, expected, rtol=1e-4, atol=1e-4)  # files in memory may be aligned otherwise
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])

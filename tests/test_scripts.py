@@ -84,7 +84,7 @@ def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path
     assert protocol["decoding"]["num_beams"] == 2 and len(protocol["decoding"]["bad_words_ids"]) > 5
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     assert len(lines) == 24 and set(lines[0]["scores"]) == set(written["intervals"])
-    assert (tmp_path / "report.html").read_text().count("<figure>") == 27
+    assert (tmp_path / "report.html").read_text().count("<figure>") == 24
 
 
 def test_a_file_of_captions_is_scored_and_compared(tmp_path: Path) -> None:
