@@ -3,8 +3,8 @@
 After Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop", sec. 4.1), with tolerance 0: a word is a
 hit if the peak of its attention map lies in the box of the object that it names. A cell sees more than its part of
 the grid, so a map is the sum of its weights each spread by a Gaussian around the middle of its cell, as Xu et al. 2015
-draw theirs (sec. 5.4): its peak lies between two cells that share the weight. Beside it stands the coarser game in
-which the peak is the middle of the heaviest cell.
+draw theirs (sec. 5.4): its peak lies between two cells that share the weight. That makes for more hits, so the stricter
+game, in which the peak is the middle of the heaviest cell, is reported beside it.
 """
 
 # T: words
