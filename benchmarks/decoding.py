@@ -22,29 +22,15 @@ from unittest import mock
 import timm
 import torch
 from timing import seconds_of, write_result
-from torch import Tensor, nn
+from torch import Tensor
+from tutorial import END, START, C, P, TutorialDecoder
 
 from hf_captioner import CaptionerModel, modeling_captioner
 from hf_captioner.modeling_captioner import CaptionerEncoderOutput
 
-P, C = 49, 1280
-START, END = 2, 3
 
-
-class TutorialDecoder(nn.Module):
-    """Show, Attend and Tell step by step, with the sizes of a captioner's decoder."""
-
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, hidden_size)
-        self.cells_to_attention = nn.Linear(C, hidden_size)
-        self.state_to_attention = nn.Linear(hidden_size, hidden_size)
-        self.attention_to_score = nn.Linear(hidden_size, 1)
-        self.state_to_gate = nn.Linear(hidden_size, C)
-        self.cells_to_hidden = nn.Linear(C, hidden_size)
-        self.cells_to_cell = nn.Linear(C, hidden_size)
-        self.lstm = nn.LSTMCell(hidden_size + C, hidden_size)
-        self.output = nn.Linear(hidden_size, vocab_size)
+class TutorialSearch(TutorialDecoder):
+    """Beam search, image by image."""
 
     @torch.no_grad()
     def caption(self, cells: Tensor, num_beams: int, max_words: int) -> list[int]:
@@ -54,14 +40,9 @@ class TutorialDecoder(nn.Module):
         words = torch.full((num_beams, 1), START)
         scores = torch.zeros(num_beams, 1)
         done: list[tuple[float, list[int]]] = []
-        mean = cells.mean(1)
-        hidden, cell = self.cells_to_hidden(mean), self.cells_to_cell(mean)
+        hidden, cell = self.start(cells)
         for step in range(max_words):
-            keys = self.cells_to_attention(cells) + self.state_to_attention(hidden).unsqueeze(1)
-            weights = self.attention_to_score(torch.tanh(keys)).squeeze(2).softmax(1)
-            context = (cells * weights.unsqueeze(2)).sum(1)
-            context = torch.sigmoid(self.state_to_gate(hidden)) * context
-            hidden, cell = self.lstm(torch.cat([self.embedding(words[:, -1]), context], 1), (hidden, cell))
+            hidden, cell = self.read(self.embedding(words[:, -1]), hidden, cell, cells)
             total = scores + self.output(hidden).log_softmax(1)
             flat = total[0] if step == 0 else total.view(-1)
             best, places = flat.topk(len(words), 0)
@@ -95,7 +76,7 @@ def main() -> None:
         "mobilenetv2_100", pretrained=False, vocab_size=vocab_size, hidden_size=size, attention_size=size,
         embedding_size=size,
     ).eval()  # fmt: skip
-    tutorial = TutorialDecoder(size, vocab_size).eval()
+    tutorial = TutorialSearch(size, vocab_size, torch.tanh).eval()
     encoder = timm.create_model("resnet101", pretrained=False, num_classes=0, global_pool="").eval()
     images = torch.randn(arguments.batch_size, 3, 224, 224)
     cells = torch.randn(arguments.batch_size, P, C).relu()

@@ -22,27 +22,15 @@ import torch
 from timing import seconds_of, write_result
 from torch import Tensor, nn
 from torch.nn import functional
+from tutorial import START, C, P, TutorialDecoder
 
 from hf_captioner import CaptionerModel
 
-P, C = 49, 1280
-START, PAD, IGNORED = 2, 1, -100
+PAD, IGNORED = 1, -100
 
 
-class TutorialDecoder(nn.Module):
-    """Show, Attend and Tell step by step, with the sizes of a captioner's decoder."""
-
-    def __init__(self, size: int, vocab_size: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocab_size, size)
-        self.cells_to_attention = nn.Linear(C, size)
-        self.state_to_attention = nn.Linear(size, size)
-        self.attention_to_score = nn.Linear(size, 1)
-        self.state_to_gate = nn.Linear(size, C)
-        self.cells_to_hidden = nn.Linear(C, size)
-        self.cells_to_cell = nn.Linear(C, size)
-        self.lstm = nn.LSTMCell(size + C, size)
-        self.output = nn.Linear(size, vocab_size)
+class TutorialTraining(TutorialDecoder):
+    """Words that are known read step by step, captions that are over left out."""
 
     def forward(self, cells: Tensor, labels: Tensor) -> Tensor:
         """The loss of captions `(N, T)`, one a row of cells `(N, P, C)`."""
@@ -50,17 +38,12 @@ class TutorialDecoder(nn.Module):
         cells, labels = cells[order], labels[order]
         start = torch.full_like(labels[:, :1], START)
         words = self.embedding(torch.cat([start, labels[:, :-1].clamp(min=PAD)], 1))
-        mean = cells.mean(1)
-        hidden, cell = self.cells_to_hidden(mean), self.cells_to_cell(mean)
+        hidden, cell = self.start(cells)
         scores = words.new_zeros(*labels.shape, self.output.out_features)
         for step in range(int(lengths[0])):
             running = int((lengths > step).sum())
             hidden, cell, seen = hidden[:running], cell[:running], cells[:running]
-            keys = self.cells_to_attention(seen) + self.state_to_attention(hidden).unsqueeze(1)
-            weights = self.attention_to_score(torch.relu(keys)).squeeze(2).softmax(1)
-            context = (seen * weights.unsqueeze(2)).sum(1)
-            context = torch.sigmoid(self.state_to_gate(hidden)) * context
-            hidden, cell = self.lstm(torch.cat([words[:running, step], context], 1), (hidden, cell))
+            hidden, cell = self.read(words[:running, step], hidden, cell, seen)
             scores[:running, step] = self.output(hidden)
         return functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
 
@@ -100,7 +83,7 @@ def main() -> None:
         embedding_size=size, doubly_stochastic_weight=0.0,
     ).train()  # fmt: skip
     model.freeze_encoder()
-    tutorial = TutorialDecoder(size, vocab_size)
+    tutorial = TutorialTraining(size, vocab_size, torch.relu)
     cells = torch.randn(num_images, P, C).relu()
     # Lengths as Flickr8k's captions have them: about 12 words with <end>, from 5 to 25.
     lengths = (torch.randn(num_images, num_captions) * 3.7 + 11.8).round().clamp(5, 25).int()
