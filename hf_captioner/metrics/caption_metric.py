@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import datasets
 import evaluate
 
-from .tokenization import check_captions
+from .scores import Tally
+from .tokenization import Tokens, check_captions, tokenize_captions, tokenize_ptb
 
 _INPUTS = """
 Args:
@@ -51,3 +52,15 @@ class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would
 
     @abstractmethod
     def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]: ...
+
+
+class CocoMetric(CaptionMetric):
+    """A metric of PTB tokens, as COCO caption evaluation has them, that is made of what each image adds."""
+
+    @abstractmethod
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally: ...
+
+    def _compute(
+        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
+    ) -> dict[str, Any]:
+        return self._tally(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .ngrams import NgramCounts
-from .scores import cider
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally, cider
+from .tokenization import Tokens
 
 
-class Cider(CaptionMetric):
+class Cider(CocoMetric):
     """Corpus CIDEr as papers report it: CIDEr-D, document frequencies from the references scored."""
 
     _description = (
@@ -44,7 +42,5 @@ Example:
     )
     _urls = ("https://arxiv.org/abs/1411.5726", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return cider(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return cider(NgramCounts(predictions, references))

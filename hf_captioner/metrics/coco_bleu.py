@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .ngrams import NgramCounts
-from .scores import coco_bleu
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally, coco_bleu
+from .tokenization import Tokens
 
 
-class CocoBleu(CaptionMetric):
+class CocoBleu(CocoMetric):
     """Corpus BLEU-1 to BLEU-4 as image-captioning papers report them."""
 
     _description = (
@@ -47,7 +45,5 @@ Example:
     )
     _urls = ("https://arxiv.org/abs/1504.00325", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return coco_bleu(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return coco_bleu(NgramCounts(predictions, references))

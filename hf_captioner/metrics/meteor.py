@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 # Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .java import meteor
 from .ngrams import NgramCounts as NgramCounts
-from .scores import Tally as Tally
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally
+from .tokenization import Tokens
 
 
-class Meteor(CaptionMetric):
+class Meteor(CocoMetric):
     """Corpus METEOR as image-captioning papers report it."""
 
     _description = (
@@ -42,7 +40,5 @@ Example:
     )
     _urls = ("https://aclanthology.org/W14-3348", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return meteor(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return meteor(predictions, references)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .ngrams import NgramCounts
-from .scores import plain_cider
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally, plain_cider
+from .tokenization import Tokens
 
 
-class PlainCider(CaptionMetric):
+class PlainCider(CocoMetric):
     """Corpus CIDEr as its paper defines it before CIDEr-D, document frequencies from the references scored."""
 
     _description = (
@@ -42,7 +40,5 @@ Example:
     )
     _urls = ("https://arxiv.org/abs/1411.5726", "https://github.com/vrama91/cider")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return plain_cider(NgramCounts(*tokenize_captions(predictions, references, tokenize_ptb))).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return plain_cider(NgramCounts(predictions, references))

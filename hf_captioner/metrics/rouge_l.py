@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 # Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .ngrams import NgramCounts as NgramCounts
-from .scores import rouge_l
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally, rouge_l
+from .tokenization import Tokens
 
 
-class RougeL(CaptionMetric):
+class RougeL(CocoMetric):
     """Mean ROUGE-L of a corpus as image-captioning papers report it."""
 
     _description = (
@@ -41,7 +39,5 @@ Example:
     )
     _urls = ("https://aclanthology.org/W04-1013", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return rouge_l(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return rouge_l(predictions, references)

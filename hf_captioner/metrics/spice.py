@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 # Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
-from .caption_metric import PER_IMAGE, CaptionMetric
+from .caption_metric import PER_IMAGE, CocoMetric
 from .java import spice
 from .ngrams import NgramCounts as NgramCounts
-from .scores import Tally as Tally
-from .tokenization import tokenize_captions, tokenize_ptb
+from .scores import Tally
+from .tokenization import Tokens
 
 
-class Spice(CaptionMetric):
+class Spice(CocoMetric):
     """Mean SPICE of a corpus as image-captioning papers report it."""
 
     _description = (
@@ -43,7 +41,5 @@ Example:
     )
     _urls = ("https://arxiv.org/abs/1607.08822", "https://github.com/salaniz/pycocoevalcap")
 
-    def _compute(
-        self, *, predictions: list[str], references: list[list[str]], per_image: bool = False
-    ) -> dict[str, Any]:
-        return spice(*tokenize_captions(predictions, references, tokenize_ptb)).result(per_image)
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        return spice(predictions, references)
