@@ -13,6 +13,8 @@ they want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -71,16 +73,12 @@ class TimmEncoder(nn.Module):
         """
         size = (height, width)
         if size not in self._grids:
-            was_training = self.training
-            self.eval()  # batch statistics must not see the empty photograph
             try:
                 parameter = next(self.body.parameters())
-                with torch.no_grad():
+                with self._in_evaluation(), torch.no_grad():
                     features = self.body.forward_features(parameter.new_zeros(1, 3, height, width))  # type: ignore[operator]
             except (AssertionError, RuntimeError) as e:
                 raise ValueError(f"Encoder {self.name!r} can't take images of {height}x{width} pixels: {e}") from e
-            finally:
-                self.train(was_training)
             self._grids[size] = self._grid_of(features, height, width)
         return self._grids[size]
 
@@ -99,14 +97,21 @@ class TimmEncoder(nn.Module):
         size = (height, width)
         if size not in self._boxes:
             rows, columns = self.grid_size(height, width)
-            was_training = self.training
-            self.eval()
             # Pipelines run without gradients.
-            with torch.inference_mode(False), torch.enable_grad():
+            with self._in_evaluation(), torch.inference_mode(False), torch.enable_grad():
                 down, across = self._displacement(height, width, rows, columns)
-            self.train(was_training)
             self._boxes[size] = (across, down, width + across, height + down)
         return self._boxes[size]
+
+    @contextmanager
+    def _in_evaluation(self) -> Iterator[None]:
+        """Within, batch statistics see nothing of what is tried out."""
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def _displacement(self, height: int, width: int, rows: int, columns: int) -> tuple[float, float]:
         """How far down and to the right of their places in the image the middle cells look, in pixels."""
