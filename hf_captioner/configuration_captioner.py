@@ -43,7 +43,7 @@ class CaptionerConfig(PreTrainedConfig):
     """
 
     model_type = "hf_captioner"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache"]
 
     encoder_type: str = "timm"
     encoder_name: str = "resnet101"

@@ -55,7 +55,7 @@ class Memory:
 
 
 class RecurrentCache:
-    """State of a recurrent decoder, passed through `generate()` as `past_key_values`.
+    """State of a recurrent decoder, passed through `generate()` as `cache`.
 
     Args:
         memory: the images, in the order of the batch; beams share them.
@@ -66,6 +66,7 @@ class RecurrentCache:
 
     is_compileable = False
     is_croppable = False
+    is_linear = (True,)  # a state, as of linear attention: there is nothing of the past to look up
 
     def __init__(self, memory: Memory, state: State, length: int) -> None:
         self.memory = memory

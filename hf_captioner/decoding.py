@@ -70,7 +70,7 @@ def is_served(
     return (
         not (config.do_sample or outputs_of_steps)
         and bool(config.use_cache)
-        and not any(arguments.get(name) for name in ("streamer", "synced_gpus", "past_key_values"))
+        and not any(arguments.get(name) for name in ("streamer", "synced_gpus", "cache"))
         and all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
         and all(type(criterion) in ROWWISE_CRITERIA for criterion in criteria)
     )
@@ -287,7 +287,7 @@ def search(
 
     # All beams of an image begin alike, so one of them is read.
     output = model(decoder_input_ids=prefix[:, 0], encoder_outputs=encoder_outputs)
-    cache = output.past_key_values
+    cache = output.cache
     cache.reorder_cache(images.repeat_interleave(num_beams))
     logits = output.logits[:, -1].repeat_interleave(num_beams, 0)  # (N, V)
     for num_words in range(1, int(config.max_length) - input_ids.shape[1] + 1):  # type: ignore[arg-type]
@@ -317,8 +317,8 @@ def search(
             for beams in groups:
                 beams.keep(kept)
         if num_words + input_ids.shape[1] < int(config.max_length):  # type: ignore[arg-type]
-            output = model(decoder_input_ids=words.flatten().unsqueeze(1), past_key_values=cache)
-            logits, cache = output.logits[:, -1], output.past_key_values
+            output = model(decoder_input_ids=words.flatten().unsqueeze(1), cache=cache)
+            logits, cache = output.logits[:, -1], output.cache
     _put_all(results, groups, images)
     return results, cache
 
@@ -345,7 +345,7 @@ def beam_output(
         sequences=words,  # type: ignore[arg-type]
         sequences_scores=done.scores[:, :count].flatten(),  # type: ignore[arg-type]
         beam_indices=path,  # type: ignore[arg-type]
-        past_key_values=cache,  # type: ignore[arg-type]
+        cache=cache,  # type: ignore[arg-type]
     )
 
 
@@ -367,7 +367,7 @@ def greedy_search(
     lengths = torch.full_like(rows, input_ids.shape[1])
     output = model(decoder_input_ids=words, encoder_outputs=model_kwargs["encoder_outputs"])
     while True:
-        cache = output.past_key_values
+        cache = output.cache
         scores = logits_processor(words, output.logits[:, -1].float())  # type: ignore[arg-type]
         word = torch.where(going, scores.argmax(-1), config.pad_token_id)  # type: ignore[arg-type]
         words = torch.cat([words, word.unsqueeze(1)], 1)
@@ -385,9 +385,9 @@ def greedy_search(
                 cache.reorder_cache(kept)
                 cache.keep_images(kept)
                 rows, words, going = rows[kept], words[kept], going[kept]
-        output = model(decoder_input_ids=words[:, -1:], past_key_values=cache)
+        output = model(decoder_input_ids=words[:, -1:], cache=cache)
     captions[:, : input_ids.shape[1]] = input_ids
     captions = captions[:, : int(lengths.max())]
     if not config.return_dict_in_generate:
         return captions
-    return GenerateEncoderDecoderOutput(sequences=captions, past_key_values=cache)  # type: ignore[arg-type]
+    return GenerateEncoderDecoderOutput(sequences=captions, cache=cache)  # type: ignore[arg-type]

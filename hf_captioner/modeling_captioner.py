@@ -49,7 +49,7 @@ class CaptionerOutput(ModelOutput):
     Args:
         loss: scalar, if labels are given.
         logits: `(B, T, V)`, or `(B, K, T, V)` for labels `(B, K, T)`; zero after a caption's end.
-        past_key_values: state after the last word, if no labels are given and `use_cache` is not False.
+        cache: state after the last word, if no labels are given and `use_cache` is not False.
         cross_attentions: one tensor `(B, K, T, P)`, the attention that chose each word.
         decoder_hidden_states: one tensor of states, shaped like `logits` with D in place of V.
         decoder_attentions: always None; a recurrent decoder has no self-attention.
@@ -57,7 +57,7 @@ class CaptionerOutput(ModelOutput):
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: RecurrentCache | None = None
+    cache: RecurrentCache | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
@@ -331,7 +331,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
         cells: Tensor | None = None,
-        past_key_values: RecurrentCache | None = None,
+        cache: RecurrentCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
@@ -350,7 +350,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 given. The captions of an image stand next to each other.
             encoder_outputs: as the encoder returns them, in place of `pixel_values`.
             cells: `(B, P, C)`, image cells computed earlier, in place of `pixel_values`.
-            past_key_values: state after the words before.
+            cache: state after the words before.
             use_cache: return that state.
             output_attentions: return `cross_attentions`. With labels they are always returned.
             output_hidden_states: return `decoder_hidden_states`.
@@ -375,10 +375,10 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
         past = 0
         known: dict[str, Any] = {}  # what decoders of other packages may not know of
-        if past_key_values is not None:
-            memory, state, past = past_key_values.memory, past_key_values.state, past_key_values.length
+        if cache is not None:
+            memory, state, past = cache.memory, cache.state, cache.length
             if getattr(self.decoder, "uses_siblings", False):
-                known["siblings"] = past_key_values.siblings
+                known["siblings"] = cache.siblings
         else:
             memory, state = self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)), None
         if sampling:
@@ -393,7 +393,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         else:
             if use_cache is not False:
                 length = past + decoder_input_ids.shape[1]
-                result.past_key_values = RecurrentCache(memory, output.state, length)
+                result.cache = RecurrentCache(memory, output.state, length)
             if output_attentions:
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
         if output_hidden_states:
@@ -481,16 +481,16 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
-        past_key_values: RecurrentCache | None = None,
+        cache: RecurrentCache | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Inputs of one step of `generate()`: the words not read yet, be they a prefix or the last word chosen."""
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        past = 0 if cache is None else cache.get_seq_length()
         wanted = ("use_cache", "output_attentions", "output_hidden_states")
         return {
             "decoder_input_ids": input_ids[:, past:],
-            "past_key_values": past_key_values,
+            "cache": cache,
             "encoder_outputs": encoder_outputs,
             **{name: kwargs[name] for name in wanted if name in kwargs},
         }
