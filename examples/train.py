@@ -121,6 +121,7 @@ class Recipe:
     reward_samples: int = option(5, "Captions sampled for each image, at least 2; the others are each one's baseline.")
     reward_top_k: int = option(10, "They are drawn among so many likeliest words each time; 0 for all words.")
     reward_bleu_weight: float = option(0.0, "Weight of BLEU-4 beside CIDEr-D in the reward.")
+    reward_likelihood_weight: float = option(0.0, "Weight of the likelihood of people's captions beside the rewards.")
     patience: int = option(5, "End a stage after so many epochs without a better score.")
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
@@ -456,6 +457,7 @@ def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProc
             num_samples=recipe.reward_samples,
             top_k=recipe.reward_top_k,
             max_length=recipe.max_words + 1,
+            likelihood_weight=recipe.reward_likelihood_weight,
         )
         rate = recipe.reward_learning_rate
         joint = None if recipe.freeze_encoder else encoder(rate)

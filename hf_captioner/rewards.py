@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .loading import Batch
 from .metrics.scores import CiderD, bleu, closest, match_ngrams
 from .metrics.tokenization import Tokens, tokenize_ptb
 from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
-from .objectives import IGNORED, others_mean, self_critical
+from .objectives import IGNORED, cross_entropy, others_mean, self_critical
 from .processing_captioner import CaptionerProcessor
 
 END = "<end>"  # counts as a word, or captions that break off before their last noun would lose nothing
@@ -107,8 +108,11 @@ def sample_captions(
 class Rewards:
     """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
 
-    Captions are drawn without dropout, so their gradient is taken without dropout too. An objective as `training.py`
-    describes them.
+    An objective as `training.py` describes them. The likelihood of people's captions may be added to it, from which the
+    model then does not stray far (as in Paulus et al. 2018, eq. 16).
+
+    Departure: captions are drawn without dropout, as the model will write them, and their gradient is taken with it,
+    without which a few thousand images are soon learned by heart.
 
     Args:
         captioner: the model, not wrapped for distribution.
@@ -117,9 +121,10 @@ class Rewards:
         num_samples: S, captions drawn for each image; the others' mean reward is each one's baseline.
         top_k: words to draw from each time, see `sample_captions`.
         max_length: longest caption drawn, `<start>` and `<end>` included.
+        likelihood_weight: weight, at least 0, of the cross-entropy of people's captions.
 
     Raises:
-        ValueError: a single sample, which has no others.
+        ValueError: a single sample, which has no others, or a negative weight.
     """
 
     figure = "reward"
@@ -133,16 +138,23 @@ class Rewards:
         num_samples: int,
         top_k: int,
         max_length: int,
+        likelihood_weight: float = 0.0,
     ) -> None:
         if num_samples < 2:
             raise ValueError(
                 f"reward_samples is {num_samples}; it must be at least 2: each has the others for baseline."
             )
+        if likelihood_weight < 0:
+            raise ValueError(f"reward_likelihood_weight is {likelihood_weight}; it must not be negative.")
         self.captioner, self.processor, self.reward = captioner, processor, reward
         self.settings: dict[str, Any] = {"num_samples": num_samples, "top_k": top_k, "max_length": max_length}
+        self.likelihood_weight = likelihood_weight
 
     def prepare(self, batch: Batch, share: float) -> Batch:
-        """The images with captions drawn for them, `labels` `(B, S, T)`, and their `rewards` `(B, S)`."""
+        """The images with captions drawn for them, `labels` `(B, S, T)`, and their `rewards` `(B, S)`.
+
+        With a weight for their likelihood also people's captions, `peoples` `(B, K, T)`.
+        """
         self.captioner.eval()
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
         labels = sample_captions(self.captioner, **self.settings, **inputs)  # (B, S, T)
@@ -150,13 +162,28 @@ class Rewards:
         captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
         ended = (labels == tokenizer.eos_token_id).any(2)
         rewards = self.reward(batch["index"].tolist(), captions, ended).to(labels.device)  # (B, S)
-        return {**inputs, "labels": labels, "rewards": rewards}
+        peoples = {"peoples": batch["labels"]} if self.likelihood_weight else {}
+        return {**inputs, "labels": labels, "rewards": rewards, **peoples}
 
     def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """This batch's part of the loss, and of the mean reward."""
-        model.eval()
-        rewards, labels = batch["rewards"], batch["labels"]
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "rewards"}).logits  # (B, S, T, V)
+        model.train()
+        inputs = dict(batch)
+        drawn, rewards, peoples = inputs.pop("labels"), inputs.pop("rewards"), inputs.pop("peoples", None)
+        labels = drawn if peoples is None else _beside(drawn, peoples)
+        logits = model(**inputs, labels=labels).logits  # (B, S + K, T, V): one pass, for the keys are the same
+        by_source = [drawn.shape[1], labels.shape[1] - drawn.shape[1]]
+        (logits, peoples_logits), (drawn, peoples) = logits.split(by_source, 1), labels.split(by_source, 1)
         advantages = rewards - others_mean(rewards)
-        loss = self_critical(logits.flatten(0, 1), labels.flatten(0, 1), advantages.flatten(), num_words)
+        loss = self_critical(logits.flatten(0, 1), drawn.flatten(0, 1), advantages.flatten(), num_words)
+        if self.likelihood_weight:
+            smoothing = self.captioner.config.label_smoothing
+            term = cross_entropy(peoples_logits.flatten(0, 1), peoples.flatten(0, 1), smoothing, num_words)
+            loss = loss + self.likelihood_weight * term
         return loss, rewards.sum() / num_captions
+
+
+def _beside(first: Tensor, second: Tensor) -> Tensor:
+    """Labels `(B, S, T)` and `(B, K, U)` as `(B, S + K, max(T, U))`."""
+    num_words = max(first.shape[2], second.shape[2])
+    return torch.cat([functional.pad(x, (0, num_words - x.shape[2]), value=IGNORED) for x in (first, second)], 1)

@@ -7,8 +7,8 @@ import torch
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.metrics.scores import CiderD
-from hf_captioner.objectives import others_mean, self_critical
-from hf_captioner.rewards import END, CaptionReward, sample_captions
+from hf_captioner.objectives import cross_entropy, others_mean, self_critical
+from hf_captioner.rewards import END, CaptionReward, Rewards, sample_captions
 
 CAPTIONS = [
     ["A dog runs on the beach.", "a brown dog is running"],
@@ -110,3 +110,49 @@ def test_what_is_rewarded_becomes_more_frequent(
         optimizer.zero_grad()
         means.append(rewards.mean().item())
     assert sum(means[-5:]) / 5 > 5 * (sum(means[:5]) / 5 + 0.1)
+
+
+def test_the_likelihood_of_peoples_captions_is_added_by_weight(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
+) -> None:
+    """In one pass over captions of both kinds, the loss of two."""
+    model = tiny_model(seed=2, scale=2, output_dropout=0.0, label_smoothing=0.1)
+    peoples = processor(text=[["a dog runs"], ["two small children jump over a bench"]])["labels"]  # (2, 1, T)
+    batch = {"labels": peoples, "pixel_values": processor(images=photos[:2])["pixel_values"], "index": torch.arange(2)}
+    settings = {"num_samples": 3, "top_k": 0, "max_length": 6}
+    reward = CaptionReward(CAPTIONS[:2])
+    torch.manual_seed(0)
+    objective = Rewards(model, processor, reward, **settings, likelihood_weight=0.25)
+    prepared = objective.prepare(batch, 0.0)
+    prepared["rewards"] = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.5, 3.0]])
+    drawn, inputs = prepared["labels"], {"pixel_values": batch["pixel_values"]}
+    model.eval()
+    rewarded = self_critical(
+        model(**inputs, labels=drawn).logits.flatten(0, 1),
+        drawn.flatten(0, 1),
+        (prepared["rewards"] - others_mean(prepared["rewards"])).flatten(),
+        40,
+    )
+    likely = cross_entropy(model(**inputs, labels=peoples).logits.flatten(0, 1), peoples.flatten(0, 1), 0.1, 40)
+    model.freeze_encoder()  # whose batch norms would see only these images
+    loss, figure = objective.loss(model, prepared, num_words=40, num_captions=6)
+    assert torch.allclose(loss, rewarded + 0.25 * likely, atol=1e-5) and abs(likely) > 1 and abs(rewarded) > 0.01
+    assert figure.item() == pytest.approx(12.5 / 6)
+    with pytest.raises(ValueError, match="reward_likelihood_weight is -1"):
+        Rewards(model, processor, reward, **settings, likelihood_weight=-1)
+    without = Rewards(model, processor, reward, **settings)
+    loss, _ = without.loss(model, {name: prepared[name] for name in prepared if name != "peoples"}, 40, 6)
+    assert torch.allclose(loss, rewarded, atol=1e-5)
+
+
+def test_gradients_of_rewards_are_taken_with_dropout(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
+) -> None:
+    model = tiny_model(seed=2, scale=2, output_dropout=0.5)
+    model.freeze_encoder()
+    objective = Rewards(model, processor, CaptionReward(CAPTIONS[:2]), num_samples=2, top_k=0, max_length=6)
+    batch = {"labels": torch.zeros(2, 1, 1), "index": torch.arange(2)}
+    batch |= {"pixel_values": processor(images=photos[:2])["pixel_values"]}
+    prepared = {**objective.prepare(batch, 0.0), "rewards": torch.tensor([[1.0, 2.0], [0.0, 3.0]])}
+    losses = {objective.loss(model, prepared, 8, 4)[0].item() for _ in range(3)}
+    assert len(losses) == 3

@@ -39,7 +39,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Output folder and terminal output of a training on a few drawn shapes, through `accelerate launch`."""
     folder = tmp_path_factory.mktemp("trained")
     launcher = ("-m", "accelerate.commands.launch", "--cpu")
-    stages = {"ema_decay": 0.9, "reward_epochs": 1, "reward_samples": 2, "suppress_bad_endings": True}
+    stages = {
+        "ema_decay": 0.9,
+        "reward_epochs": 1,
+        "reward_samples": 2,
+        "suppress_bad_endings": True,
+        "reward_likelihood_weight": 0.3,
+    }
     result = run("train.py", *options(**TINY, **stages, output_dir=folder), launcher=launcher)
     assert result.returncode == 0, result.stderr[-2000:]
     return folder, result.stdout
