@@ -15,11 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .damage import Damage
 from .image_processing_captioner import open_image
+from .layouts import Splits, load_layout
 from .registry import Registry
+from .splits import find_leaks, split_of
+from .stored_tables import read_hub
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from PIL.Image import Image
 
 DATASETS = Registry(
@@ -30,79 +34,95 @@ DATASETS = Registry(
 Row = dict[str, Any]
 
 
-def load_captions(name_or_path: str, split: str | None = None, **kwargs: Any) -> Dataset | DatasetDict:
-    """Load captioned images by the name of a data set, a folder, or an id on the Hub.
+def load_captions(
+    name_or_path: str,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    streaming: bool = False,
+    skip_broken: bool = False,
+    report: Callable[[str], None] = print,
+    **kwargs: Any,
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """Load captioned images by the name of a data set, a folder, a file, or an id on the Hub.
+
+    A folder or file is taken for the first of the forms in `layouts.LAYOUTS` that fits; a line says which. Splits that
+    are absent are made, by image, the same ones each time.
 
     Args:
-        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), or a folder or Hub data set with Flickr8k's
-            columns (`image`, `caption_0`, `caption_1`, …).
-        split: one split; None for all of them.
+        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), a folder or a file of it, or a data set on the
+            Hub with a column of images and one or more of captions.
+        split: one split; None for all of them. `dev` and `val` are `validation`.
+        format: a key of `LAYOUTS`, where a folder fits several.
+        streaming: give rows one after the other (`IterableDataset`), in little memory however many there are.
+        skip_broken: leave out what can't be read, naming each, rather than refuse the data set. Images are opened
+            later: see `drop_broken_images`.
+        report: called with a line for what the data set was taken for, and each thing that is wrong with it: damage
+            that is mended, missing images, images in two splits.
         kwargs: further arguments of the part.
 
     Returns:
         A data set with `image`, `captions` and `image_id`, or a dict of splits.
 
     Raises:
-        ValueError: an unknown name or split, or other columns than expected.
+        ValueError: an unknown name, format or split, other columns than expected, or broken files.
         FileNotFoundError: a path where there is nothing.
     """
     if name_or_path in DATASETS.names():
-        return DATASETS.get(name_or_path)(split, **kwargs)
-    is_path = Path(name_or_path).exists()
-    if not is_path and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
-        if "/" in name_or_path or "\\" in name_or_path:
-            raise FileNotFoundError(f"No data set at {name_or_path!r}. Give a folder that exists.")
-        DATASETS.get(name_or_path)  # names the known ones
-    return load_flickr8k(split, path=name_or_path, **kwargs)
+        if format is not None:
+            raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
+        named = DATASETS.get(name_or_path)(split, **kwargs)
+        return _stream(named) if streaming else named
+    if kwargs:
+        raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
+    damage = Damage(report, skip_broken=skip_broken)
+    if Path(name_or_path).exists():
+        splits = load_layout(name_or_path, damage, format=format, streaming=streaming)
+    else:
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
+            if "/" in name_or_path or "\\" in name_or_path:
+                raise FileNotFoundError(f"No data set at {name_or_path!r}. Give a folder that exists.")
+            DATASETS.get(name_or_path)  # names the known ones
+        splits = read_hub(name_or_path, damage, streaming)
+    return _chosen(splits, split, name_or_path, damage)
 
 
 def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> Dataset | DatasetDict:
-    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it, or a set with its columns.
+    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`, where the set has it; None for all.
-        path: id on the Hub, or a folder of Parquet files.
+        split: `"train"`, `"validation"` or `"test"`; None for all.
+        path: id on the Hub of it or a set like it.
 
     Raises:
-        ValueError: no such split, or other columns.
+        ValueError: no such split, or the data set can't be reached.
     """
-    from datasets import load_dataset
+    return load_captions(path, split)
 
-    try:
-        splits = load_dataset(path)
-    except (OSError, ValueError) as e:  # what datasets and the Hub raise for a set that is not there
-        raise ValueError(
-            f"The data set {path!r} can't be loaded: {_first_line(e)} "
-            "Give a folder of Parquet files or the id of a data set on the Hub that you can reach."
-        ) from e
-    if split is not None and split not in splits:
+
+def _chosen(
+    splits: Splits, split: str | None, path: str, damage: Damage
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """One of the splits or all, and what is in two of them said."""
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if split is not None and split_of(split) not in splits:
         raise ValueError(f"{path!r} has no split {split!r}. It has: {', '.join(splits)}.")
-    wanted = splits if split is None else {split: splits[split]}
-    loaded = {name: _gather_captions(dataset, path) for name, dataset in wanted.items()}
+    loaded = {name: dataset for name, dataset in splits.items() if isinstance(dataset, Dataset)}
+    for leak in find_leaks({name: undecoded(dataset) for name, dataset in loaded.items()}):
+        for line in leak.lines(damage.names_shown):
+            damage.report(line)
     if split is not None:
-        return loaded[split]
-    from datasets import DatasetDict
-
-    return DatasetDict(loaded)
+        return splits[split_of(split)]
+    return DatasetDict(loaded) if loaded else IterableDatasetDict(splits)
 
 
-def _gather_captions(dataset: Dataset, path: str) -> Dataset:
-    """Put one list column in place of `caption_0`, `caption_1` and so on."""
-    columns = sorted(
-        (name for name in dataset.column_names if re.fullmatch(r"caption_\d+", name)),
-        key=lambda name: int(name.rpartition("_")[2]),
-    )
-    if "image" not in dataset.column_names or not columns:
-        raise ValueError(
-            f"{path!r} has the columns {', '.join(dataset.column_names)}; wanted are image, caption_0, caption_1, … "
-            "Rename them with datasets' rename_columns."
-        )
-    table = dataset.select_columns(columns).to_dict()
-    captions = [list(row) for row in zip(*(table[name] for name in columns), strict=True)]
-    dataset = dataset.remove_columns(columns).add_column("captions", captions)
-    if "image_id" not in dataset.column_names:
-        dataset = dataset.add_column("image_id", [f"{dataset.split}-{i:06d}" for i in range(len(dataset))])
-    return dataset
+def _stream(loaded: Dataset | DatasetDict) -> IterableDataset | IterableDatasetDict:
+    from datasets import Dataset, IterableDatasetDict
+
+    if isinstance(loaded, Dataset):
+        return loaded.to_iterable_dataset()
+    return IterableDatasetDict({name: dataset.to_iterable_dataset() for name, dataset in loaded.items()})
 
 
 def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = print) -> Dataset:
