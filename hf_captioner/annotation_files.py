@@ -96,8 +96,13 @@ def read_caption_lines(folder: ImageFolder, files: Sequence[str], damage: Damage
             if len(pieces) > 1:
                 damage.mended(f"{file}: lines run together with the next, taken apart", f"line {number}")
             found += [(number, fields, caption) for fields, caption in pieces if fields is not None]
+        captioned = set()
         for number, fields, caption in found:
-            yield _caption_record(file, number, fields, caption, form, splits, damage)
+            record = _caption_record(file, number, fields, caption, form, splits, damage)
+            captioned.add(record.image)
+            yield record
+        for name in (splits or {}).keys() - captioned:
+            damage.mended(f"Images that a split lists but {file} does not", name)
 
 
 def _pieces(line: str, head: re.Pattern[str], known: set[str]) -> Iterator[tuple[dict[str, str] | None, str]]:
@@ -135,7 +140,7 @@ def _caption_record(
         kind = "captions in quotes for their commas" if caption.endswith('"') else "captions with an unpaired quote"
         damage.mended(f"{file}: {kind}, which are taken off", f"line {line}")
         caption = caption[1:].removesuffix('"').replace('""', '"')
-    split = None if splits is None else splits.get(name, splits.get(fields["image"]))
+    split = None if splits is None else splits.get(name)
     number = int(fields["number"]) if "number" in fields else None
     return Record(name, [caption], f"{file}, line {line}", split=split, number=number)
 
@@ -146,7 +151,8 @@ def _split_lists(folder: ImageFolder, damage: Damage) -> dict[str, str] | None:
     for file in folder.beside("*[._]trainImages.txt", "*[._]devImages.txt", "*[._]testImages.txt"):
         split = split_of(re.search(r"(\w+?)Images\.txt$", file)[1].rpartition("_")[2])  # type: ignore[index]
         for number, line in text_lines(folder, file, damage):
-            if (name := line.strip()) and splits.setdefault(name, split) != split:
+            name = re.sub(r"\.\d+$", "", line.strip())
+            if name and splits.setdefault(name, split) != split:
                 damage.broken(f"{file}, line {number}: {name!r} is in the list of {splits[name]} too.")
     return splits or None
 

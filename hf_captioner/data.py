@@ -1,4 +1,6 @@
-"""Captioned photographs: named data sets, and how they become batches.
+"""Captioned photographs: data sets by name, path or id, and how they become batches.
+
+    python -m hf_captioner.data inspect PATH --picture ten.png   # counts, words, and what looks wrong
 
 A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` with the columns `image`, `captions`
 (a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict` of all its splits.
@@ -6,7 +8,10 @@ A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` 
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +22,8 @@ from torch import Tensor
 
 from .damage import Damage
 from .image_processing_captioner import open_image
-from .layouts import Splits, load_layout
+from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
+from .layouts import LAYOUTS, Splits, load_layout
 from .registry import Registry
 from .splits import find_leaks, split_of
 from .stored_tables import read_hub
@@ -25,6 +31,9 @@ from .stored_tables import read_hub
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from PIL.Image import Image
+
+# The package imports this module before `python -m` runs it, of which Python warns; `main` is that of the package.
+warnings.filterwarnings("ignore", f"'{__package__}.data' found in sys.modules", RuntimeWarning)
 
 DATASETS = Registry(
     "datasets",
@@ -76,15 +85,18 @@ def load_captions(
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
     damage = Damage(report, skip_broken=skip_broken)
-    if Path(name_or_path).exists():
-        splits = load_layout(name_or_path, damage, format=format, streaming=streaming)
-    else:
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
-            if "/" in name_or_path or "\\" in name_or_path:
-                raise FileNotFoundError(f"No data set at {name_or_path!r}. Give a folder that exists.")
-            DATASETS.get(name_or_path)  # names the known ones
-        splits = read_hub(name_or_path, damage, streaming)
-    return _chosen(splits, split, name_or_path, damage)
+    return _chosen(_load(name_or_path, format, streaming, damage), split, name_or_path, damage)
+
+
+def _load(path: str, format: str | None, streaming: bool, damage: Damage) -> Splits:
+    """All splits of a folder or file, or a data set on the Hub."""
+    if Path(path).exists():
+        return load_layout(path, damage, format=format, streaming=streaming)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        if "/" in path or "\\" in path:
+            raise FileNotFoundError(f"No data set at {path!r}. Give a folder that exists.")
+        DATASETS.get(path)  # names the known ones
+    return read_hub(path, damage, streaming)
 
 
 def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> Dataset | DatasetDict:
@@ -266,3 +278,64 @@ def _generator(row: Row) -> np.random.Generator:
 def _first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line if line.endswith(".") else line + "."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look into a data set; 2 if it can't be read."""
+    arguments = parse(argv)
+    try:
+        inspect(arguments.path, format=arguments.format, picture=arguments.picture)
+    except (ValueError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def inspect(
+    path: str, *, format: str | None = None, picture: str | None = None, report: Callable[[str], None] = print
+) -> None:
+    """Report what is in a data set and what looks wrong, all of it by name.
+
+    Args:
+        path: as `load_captions` takes it.
+        format: as it takes it.
+        picture: file for a picture of ten images with their captions.
+        report: called with each line.
+
+    Raises:
+        ValueError: nothing can be read.
+    """
+    damage = Damage(report, skip_broken=True, names_shown=None)
+    if path in DATASETS.names():
+        splits = load_captions(path)
+    else:
+        splits = _chosen(_load(path, format, False, damage), None, path, damage)
+    rows = {str(name): undecoded(dataset) for name, dataset in splits.items()}
+    for line in (*count_lines(rows), *near_empty_lines(rows)):
+        report(line)
+    for line in image_lines(rows, open_row):
+        report(line)
+    if picture is not None:
+        sample_figure(rows, open_row).savefig(picture)
+        report(f"Picture: {picture}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m hf_captioner.data", description="Look into captioned images.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "inspect",
+        help="counts, lengths, vocabulary, and what is missing, broken, near-empty or in two splits",
+        description="Say what a data set was taken for, how many images and captions it has, how long these are, how "
+        "large a vocabulary, and name files that are missing or broken, near-empty captions, and images in two splits.",
+    )
+    add = command.add_argument
+    add("path", metavar="PATH", help="name of a data set, a folder or file, or an id on the Hub")
+    add("--format", "--dataset_format", "--dataset-format", help=f"one of {', '.join(LAYOUTS)}; recognised by default")
+    add("--picture", metavar="FILE", help="write a picture of ten images with their captions")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from .caption_columns import IMAGE_COLUMNS, Columns, captions_of, find_columns
 from .damage import Damage
 from .image_folder import ImageFolder
-from .splits import absent_splits, image_digest, made_split, said_of_made, split_in, split_of
+from .splits import absent_splits, image_digest, made_split, made_splits, said_of_made, split_in, split_of
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
 
-    AnyDataset = Dataset | IterableDataset
+AnyDataset: TypeAlias = "Dataset | IterableDataset"
 
 
 def has_images_inside(folder: ImageFolder, file: str) -> bool:
@@ -177,9 +177,8 @@ def _only(dataset: Dataset, split: str, absent: Sequence[str]) -> Dataset:
     """The images of a made split."""
     from datasets import NamedSplit
 
-    chosen = [i for i, digest in enumerate(_digests(dataset)) if made_split(digest, absent) == split]
-    dataset = dataset.select(chosen)
-    dataset._split = NamedSplit(split)
+    dataset = dataset.select([i for i, name in enumerate(made_splits(_digests(dataset), absent)) if name == split])
+    dataset._split = NamedSplit(split)  # there is no public way
     return dataset
 
 

@@ -78,7 +78,8 @@ def _row(shard: str, key: str, members: dict[str, bytes], damage: Damage) -> dic
 
 def _samples(shard: str, damage: Damage, open_images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Names of samples, with the content of their files by suffix."""
-    key, members = "", {}
+    key = ""
+    members: dict[str, bytes] = {}
     for name, content in _members(shard, damage, open_images):
         folder, _, file = name.removeprefix("./").rpartition("/")
         stem, dot, suffix = file.partition(".")
@@ -96,7 +97,7 @@ def _members(shard: str, damage: Damage, open_images: bool) -> Iterator[tuple[st
     try:
         with tarfile.open(shard) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # tarfile remembers all that it has seen
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile remembers all that it has seen
                 if member.isdir():
                     continue
                 if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
