@@ -218,7 +218,7 @@ def read_tables(folder: ImageFolder, files: Sequence[str], damage: Damage) -> It
         columns = None
         for place, row in _rows(folder, file, damage):
             if columns is None:
-                columns = find_columns(row, file)
+                columns = find_columns((name for name in row if name is not None), file)
             with damage.skipping():
                 missing = [name for name in (columns.image, *columns.captions) if row.get(name) in (None, "")]
                 if missing == columns.captions or columns.image in missing:
@@ -250,10 +250,6 @@ def _rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[str,
             for index, row in enumerate(batch.to_pylist(), start):
                 yield f"{file}, row {index}", row
             start += len(batch)
-    elif suffix == ".json":
-        content = read_json(folder, file)
-        for index, row in enumerate(content if isinstance(content, list) else _list_in(content, "data", file)):
-            yield f"{file}, [{index}]", row
     elif suffix == ".jsonl":
         for number, line in text_lines(folder, file, damage):
             place = f"{file}, line {number}"

@@ -62,9 +62,10 @@ def load_layout(path: str, damage: Damage, *, format: str | None = None, streami
     splits = LAYOUTS[name].read(folder, found[name], damage, streaming)
     damage.tell()
     evidence = found[name][0] + (f" and {len(found[name]) - 1} more" if len(found[name]) > 1 else "")
-    others = f"; format= chooses among it and {', '.join(sorted(found.keys() - {name}))}" if len(found) > 1 else ""
+    others = [other for other, files in found.items() if not {*files} & {*found[name]}]
+    choice = f"; format= chooses among it and {', '.join(others)}" if others else ""
     damage.report(
-        f"{path}: taken for {LAYOUTS[name].description} (format {name}), by {evidence}{others}. {sizes(splits)}"
+        f"{path}: taken for {LAYOUTS[name].description} (format {name}), by {evidence}{choice}. {sizes(splits)}"
     )
     return splits
 
@@ -215,7 +216,7 @@ def _parquet(folder: ImageFolder) -> list[str]:
 
 
 def _tables(folder: ImageFolder) -> list[str]:
-    files = folder.matching("*.csv", "*.tsv", "*.jsonl", "*.json", "*.parquet")
+    files = folder.matching("*.csv", "*.tsv", "*.jsonl", "*.parquet")
     return [file for file in files if not file.endswith(".parquet") or not has_images_inside(folder, file)]
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from layout_writers import CASES, SPLITS, Case, Photo
+from layout_writers import CASES, SPLITS, Case, Photo, webdataset
 
 from hf_captioner import load_captions
 from hf_captioner.data import undecoded
 from hf_captioner.layouts import LAYOUTS
 
+ROOT = Path(__file__).resolve().parents[1]
 Content = dict[str, tuple[tuple[str, ...], bytes]]
 
 
@@ -69,6 +73,29 @@ def test_a_layout_is_recognised_and_read_back_equal(case: Case, hundred_photos: 
     assert next(iter(rows))["image"].size == (224, 224)
     alone = load_captions(str(folder), "train", format=case.format, report=said.append)
     assert alone["image_id"][:] == list(found["train"])
+
+
+@pytest.mark.slow
+def test_training_and_scoring_on_tar_shards(hundred_photos: list[Photo], tmp_path: Path) -> None:
+    half = hundred_photos[3]
+    broken = Photo(half.name, half.content[: len(half.content) // 2], half.captions, half.split, half.number)
+    webdataset(tmp_path / "shards", [broken if photo is half else photo for photo in hundred_photos])
+
+    def run(script: str, *arguments: object) -> str:
+        command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+        options = ["--dataset", tmp_path / "shards", "--dataset-format", "webdataset", "--skip-broken"]
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+        result = subprocess.run([*command, *map(str, options)], capture_output=True, text=True, env=environment)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout
+
+    sizes = {"hidden_size": 16, "embedding_size": 16, "attention_size": 16, "epochs": 1, "num_beams": 1}
+    tiny = [word for name, value in sizes.items() for word in (f"--{name}", value)]
+    said = run("train.py", "--output_dir", tmp_path / "out", *tiny, "--min_count", 2)
+    assert said.count("taken for WebDataset's tar shards") == 1
+    assert f"Left out: Image '{half.stem}' can't be read" in said and "79 images to train on, 10 to" in said
+    said = run("evaluate.py", tmp_path / "out", "--split", "test", "--num-beams", 1)
+    assert "test, 10 images" in said and said.count("taken for WebDataset's tar shards") == 1
 
 
 def test_every_layout_is_tested() -> None:
