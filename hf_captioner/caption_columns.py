@@ -18,7 +18,7 @@ CAPTION_COLUMNS = (
     *("captions", "caption", "sentences", "sentence", "raw", "texts", "text", "txt"),
     *("descriptions", "description", "comments", "comment", "json"),
 )
-ID_COLUMNS = ("image_id", "img_id", "cocoid")
+ID_COLUMNS = ("image_id", "img_id", "cocoid", "__key__")
 
 
 class Columns(NamedTuple):

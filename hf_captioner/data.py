@@ -13,8 +13,9 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ DATASETS = Registry(
 )
 
 Row = dict[str, Any]
+AnyDataset = TypeVar("AnyDataset", bound="Dataset | IterableDataset")
 
 
 def load_captions(
@@ -68,7 +70,7 @@ def load_captions(
             later: see `drop_broken_images`.
         report: called with a line for what the data set was taken for, and each thing that is wrong with it: damage
             that is mended, missing images, images in two splits.
-        kwargs: further arguments of the part.
+        kwargs: further arguments of the part, which may also take `streaming`, `skip_broken` and `report`.
 
     Returns:
         A data set with `image`, `captions` and `image_id`, or a dict of splits.
@@ -80,8 +82,11 @@ def load_captions(
     if name_or_path in DATASETS.names():
         if format is not None:
             raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
-        named = DATASETS.get(name_or_path)(split, **kwargs)
-        return _stream(named) if streaming else named
+        part = DATASETS.get(name_or_path)
+        taken = signature(part).parameters
+        options = {"streaming": streaming, "skip_broken": skip_broken, "report": report}
+        named = part(split, **{name: value for name, value in options.items() if name in taken}, **kwargs)
+        return named if "streaming" in taken or not streaming else _stream(named)
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
     damage = Damage(report, skip_broken=skip_broken)
@@ -99,17 +104,25 @@ def _load(path: str, format: str | None, streaming: bool, damage: Damage) -> Spl
     return read_hub(path, damage, streaming)
 
 
-def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> Dataset | DatasetDict:
+def load_flickr8k(
+    split: str | None = None,
+    *,
+    path: str = "jxie/flickr8k",
+    streaming: bool = False,
+    report: Callable[[str], None] = print,
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it.
 
     Args:
         split: `"train"`, `"validation"` or `"test"`; None for all.
         path: id on the Hub of it or a set like it.
+        streaming: as `load_captions` has it.
+        report: as `load_captions` has it.
 
     Raises:
         ValueError: no such split, or the data set can't be reached.
     """
-    return load_captions(path, split)
+    return load_captions(path, split, streaming=streaming, report=report)
 
 
 def _chosen(
@@ -166,7 +179,7 @@ def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Calla
     return dataset.select([i for i, row in enumerate(kept) if row])
 
 
-def undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: AnyDataset) -> AnyDataset:
     """The same rows with images as files (`{"bytes": …, "path": …}`), to be opened one by one, by name."""
     from datasets import Image as ImageFeature
 

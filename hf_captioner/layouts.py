@@ -147,15 +147,16 @@ def _dealt_out(
     folder: ImageFolder, rows: Mapping[tuple[str | None, str], dict[str, Any]], damage: Damage
 ) -> dict[str, list[dict[str, Any]]]:
     """Rows by split, which is made where it is absent."""
-    named = {split for split, _ in rows}
+    named: set[str | None] = {split for split, _ in rows if split is not None} or {None}
     absent = absent_splits(named)
     if absent:
         damage.report(said_of_made(absent))
-    to_deal = [name for split, name in rows if split in (("train", None) if named <= {"train", None} else ("train",))]
-    dealt = dict(zip(to_deal, made_splits(to_deal, absent), strict=True)) if absent else {}
+    source = "train" if "train" in named else None
+    to_deal = [name for split, name in rows if absent and split == source]
+    dealt = dict(zip(to_deal, made_splits(to_deal, absent), strict=True))
     splits: dict[str, list[dict[str, Any]]] = {}
     for (split, name), row in rows.items():
-        wanted = dealt.get(name, split) if split in ("train", None) else split
+        wanted = dealt.get(name, split) if split == source else split
         if wanted is None:
             damage.mended("Images with captions that are in no split, left out", name)
             continue

@@ -125,8 +125,7 @@ class _Files:
         self.dataset = dataset
         self.ids = [str(name) for name in dataset["image_id"][:]]
         # The lengths of bytes in a table are known without reading them.
-        columns = dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
-        images = columns.combine_chunks() if columns.num_chunks == 1 else columns
+        images = dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
         lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
         paths = pc.struct_field(images, "path").to_pylist()
         self.sizes = [

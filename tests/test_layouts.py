@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 from layout_writers import CASES, SPLITS, Case, Photo, webdataset
+from torch.utils.data import DataLoader
 
-from hf_captioner import load_captions
-from hf_captioner.data import undecoded
+from hf_captioner import CaptionerProcessor, load_captions
+from hf_captioner.data import CaptionCollator, undecoded
 from hf_captioner.layouts import LAYOUTS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -73,6 +74,15 @@ def test_a_layout_is_recognised_and_read_back_equal(case: Case, hundred_photos: 
     assert next(iter(rows))["image"].size == (224, 224)
     alone = load_captions(str(folder), "train", format=case.format, report=said.append)
     assert alone["image_id"][:] == list(found["train"])
+
+
+def test_a_stream_makes_batches(hundred_photos: list[Photo], tmp_path: Path, processor: CaptionerProcessor) -> None:
+    webdataset(tmp_path / "set", hundred_photos)
+    stream = undecoded(load_captions(str(tmp_path / "set"), "train", streaming=True)).shuffle(seed=0, buffer_size=20)
+    loader = DataLoader(stream, batch_size=10, num_workers=2, collate_fn=CaptionCollator(processor))
+    batches = list(loader)
+    assert sum(len(batch["labels"]) for batch in batches) == 80
+    assert all(batch["pixel_values"].shape == (10, 3, 64, 64) for batch in batches)
 
 
 @pytest.mark.slow
