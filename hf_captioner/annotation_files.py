@@ -170,7 +170,7 @@ def read_karpathy(folder: ImageFolder, files: Sequence[str], damage: Damage) -> 
                 split = _field(image, "split", place)
                 if split == "restval":
                     damage.mended(f"{file}: images of restval counted as training", str(image["filename"]))
-                name = os.path.join(image.get("filepath", ""), _field(image, "filename", place))
+                name = _field(image, "filename", place)  # COCO's are distinct, wherever its folders went
                 image_id = str(image["cocoid"]) if "cocoid" in image else None
                 yield Record(name, captions, place, image_id=image_id, split=split_of(split), number=0)
 

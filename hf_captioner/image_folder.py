@@ -73,27 +73,31 @@ class ImageFolder:
     def find(self, name: str, folder: str = "") -> str | None:
         """The image that a file in `folder` calls `name`, as a path relative to the root; None if it is not there.
 
-        A name without a folder may be that of an image anywhere, since archives unpack in many ways.
+        Since archives unpack in many ways, it may lie deeper than `folder` says.
 
         Raises:
-            ValueError: it lies outside the data set's folder.
+            ValueError: it lies outside the data set's folder, or several images could be meant.
         """
         path = name.replace("\\", "/")
         if os.path.isabs(path):
-            inside = os.path.relpath(path, self.root.absolute())
-            folder = ""
-        else:
-            inside = os.path.normpath(os.path.join(folder, path))
-        if inside.startswith("..") or ".." in PurePosixPath(path).parts:
+            root = self._real if path.startswith(f"{self._real}/") else os.path.abspath(self.root)
+            path, folder = os.path.relpath(path, root), ""
+        if ".." in PurePosixPath(path).parts:
             raise ValueError(f"{name!r} leaves the data set's folder {str(self.root)!r}.")
-        inside = inside.replace(os.sep, "/")
+        path = os.path.normpath(path)
+        inside = os.path.normpath(os.path.join(folder, path))
         if inside not in self.images:
-            found = self._by_name.get(os.path.basename(path), [])
-            fitting = [other for other in found if other.endswith(f"/{os.path.normpath(path)}")] or found
-            if not fitting or ("/" in path and not found):
+            found = [
+                other
+                for other in self._by_name.get(os.path.basename(path), [])
+                if f"/{other}".endswith(f"/{path}") and (not folder or other.startswith(f"{folder}/"))
+            ]
+            if not found:
                 self._refuse_outside(name, inside)
                 return None
-            inside = fitting[0]
+            if len({os.path.getsize(self.root / other) for other in found}) > 1:
+                raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give its path.")
+            inside = found[0]
         if self.images[inside] and not self._is_inside(inside):
             raise ValueError(f"{name!r} is a link that leaves the data set's folder {str(self.root)!r}.")
         return inside

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from .annotation_files import (
@@ -72,12 +73,8 @@ def load_layout(path: str, damage: Damage, *, format: str | None = None, streami
 
 def sizes(splits: Splits) -> str:
     """How many images each split has, as far as that is known."""
-    return (
-        ", ".join(
-            f"{name} {len(dataset)} images" if hasattr(dataset, "__len__") else name for name, dataset in splits.items()
-        )
-        + "."
-    )
+    counts = {name: f" {len(rows)} images" if hasattr(rows, "__len__") else "" for name, rows in splits.items()}
+    return ", ".join(f"{name}{count}" for name, count in counts.items()) + "."
 
 
 def _listing(
@@ -137,7 +134,9 @@ def _tell_of_images(
         damage.mended(f"{files[0]}: listed images that are missing, left out", name)
     if not rows:
         damage.tell()
-        raise ValueError(f"None of the images that {files[0]} lists is in {str(folder.root)!r}.")
+        raise ValueError(
+            f"None of the images that {files[0]} lists is in {str(folder.root)!r}. Put them there, unpacked."
+        )
     without = folder.images.keys() - {row["image"] for row in rows.values()}
     for name in sorted(without):
         damage.mended("Images without a caption, left out", name)
@@ -176,6 +175,7 @@ def _read_tar(folder: ImageFolder, files: list[str], damage: Damage, streaming: 
     absent = absent_splits(shards)
     if absent:
         damage.report(said_of_made(absent))
+    once = cache(damage.report)  # made splits read the same shards
     splits: dict[str, Dataset | IterableDataset] = {}
     for name in [*shards, *absent]:
         paths = shards.get(name, shards.get("train", []))
@@ -188,7 +188,7 @@ def _read_tar(folder: ImageFolder, files: list[str], damage: Damage, streaming: 
             )  # fmt: skip
             continue
         # What is wrong is said every time, also where the rows come from the cache.
-        count = sum(1 for _ in tar_rows(**arguments, report=damage.report, open_images=False))
+        count = sum(1 for _ in tar_rows(**arguments, report=once, open_images=False))
         if not count:
             raise ValueError(f"{paths[0]} and its like hold no image of the split {name!r}.")
         splits[name] = Dataset.from_generator(

@@ -214,7 +214,26 @@ def test_a_path_that_leaves_the_folder_is_refused(photos: list[Photo], folder: P
             read(folder)
     (folder / "pictures").unlink()
     (folder / first).symlink_to(photos[1].name)  # a link within is as good as a file
+    write_csv(folder / "captions.csv", ["image", "caption"], [(first, "a dog")])
     assert read(folder)[0] == {first: ["a dog"]}
+
+
+def test_an_image_is_never_taken_for_another_of_its_name(photos: list[Photo], folder: Path) -> None:
+    first, second, third = photos[:3]
+    for path, photo in (("test/a.jpg", first), ("train/b.jpg", second), ("train/deep/c.jpg", third)):
+        write_images(folder, [photo], lambda _, path=path: path)
+    write_csv(folder / "train/metadata.csv", ["file_name", "caption"], [(f"{x}.jpg", f"a {x}") for x in "abc"])
+    captions, said = read(folder, format="imagefolder")
+    assert {Path(name).name: row for name, row in captions.items()} == {"b.jpg": ["a b"], "c.jpg": ["a c"]}
+    assert "missing, left out: 1 (a.jpg)" in said
+    shutil.rmtree(folder / "train")
+    write_images(folder, [second], lambda _: "train/a.jpg")
+    write_csv(
+        folder / "captions.csv", ["image", "caption"], [("a.jpg", "a dog"), (str(folder / "test/a.jpg"), "a cat")]
+    )
+    with pytest.raises(ValueError, match=r"captions\.csv, line 2: 'a\.jpg' may be any of test/a\.jpg, train/a\.jpg"):
+        read(folder)
+    assert read(folder, skip_broken=True)[0] == {"test/a.jpg": ["a cat"]}
 
 
 def test_tar_members_that_leave_the_folder_are_refused(photos: list[Photo], folder: Path) -> None:
