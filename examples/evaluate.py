@@ -13,6 +13,7 @@ and `second`, and `comparison.json`.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -51,10 +52,11 @@ def main(argv: Sequence[str]) -> None:
     arguments = parse(argv)
     accelerator = build_accelerator()
     say = accelerator.print
+    once = functools.cache(say)  # what is said of a whole data set
     if len(arguments.systems) > 2:
         raise ValueError(f"{len(arguments.systems)} systems are given; give one to score or two to compare.")
     with accelerator.local_main_process_first():
-        dataset = load_captions(arguments.dataset, arguments.split)
+        dataset = load(arguments, arguments.split, once)
     split_images = len(dataset)
     if arguments.max_images is not None:
         dataset = dataset.select(range(min(arguments.max_images, len(dataset))))
@@ -66,7 +68,7 @@ def main(argv: Sequence[str]) -> None:
     if not accelerator.is_main_process:
         return
 
-    training = training_captions(arguments, say)
+    training = training_captions(arguments, once)
     output_dir = Path(arguments.output_dir or default_folder(arguments.systems))
     evaluations = []
     for system, folder, (predictions, decoding) in zip(
@@ -89,6 +91,13 @@ def main(argv: Sequence[str]) -> None:
         evaluations.append(evaluation)
     if len(evaluations) == 2:
         report_comparison(evaluations[0], evaluations[1], arguments, output_dir, say)
+
+
+def load(arguments: argparse.Namespace, split: str, say: Callable[[str], None]) -> Dataset:
+    """A split of the data set."""
+    return load_captions(
+        arguments.dataset, split, format=arguments.dataset_format, skip_broken=arguments.skip_broken, report=say
+    )
 
 
 def caption(
@@ -118,7 +127,7 @@ def training_captions(arguments: argparse.Namespace, say: Callable[[str], None])
     if not arguments.training_split:
         return None
     try:
-        dataset = load_captions(arguments.dataset, arguments.training_split)
+        dataset = load(arguments, arguments.training_split, say)
     except ValueError as e:
         say(f"Novel captions are not counted. {e}")
         return None
@@ -182,7 +191,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("systems", nargs="+", metavar="SYSTEM", help="a saved captioner (an output folder of train.py, or an id on the "
         "Hub), or a file of captions (COCO's result format, or predictions.jsonl); two to compare them")  # fmt: skip
-    add("--dataset", default="shapes", help="name of a data set, a folder, or an id on the Hub (default: %(default)s)")
+    add("--dataset", default="shapes", help="name of a data set, a folder or file in any usual form, or an id on the "
+        "Hub (default: %(default)s)")  # fmt: skip
+    add("--dataset_format", "--dataset-format", help="form of its files, such as coco or kaggle; recognised by default")
     add("--split", default="validation", help="its split to score (default: %(default)s)")
     add("--num_beams", "--num-beams", type=int, default=5, help="beams (default: %(default)s)")
     add("--batch_size", "--batch-size", type=int, default=32, help="images at once (default: %(default)s)")

@@ -12,6 +12,7 @@ On several machines it must be a folder that all of them see.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -52,7 +53,8 @@ def option(default: Any, help: str) -> Any:
 class Recipe:
     """Everything that decides a training run. The defaults train on drawn shapes from scratch."""
 
-    dataset: str = option("shapes", "Name of a data set, a folder, or an id on the Hub.")
+    dataset: str = option("shapes", "Name of a data set, a folder or file in any usual form, or an id on the Hub.")
+    dataset_format: str | None = option(None, "Form of its files, such as coco or kaggle; recognised by default.")
     output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
     seed: int = option(0, "Seed of weights, shuffling and dropout.")
 
@@ -186,7 +188,8 @@ def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Int
     checkpoints = Checkpoints(output_dir / "checkpoints", keep=recipe.keep_checkpoints)
     checkpoint = find_checkpoint(recipe, checkpoints, accelerator)
 
-    splits = {name: Split(load_split(recipe, name, accelerator)) for name in ("train", "validation")}
+    once = functools.cache(say)  # what is said of a whole data set
+    splits = {name: Split(load_split(recipe, name, accelerator, once)) for name in ("train", "validation")}
     model, processor = build_captioner(recipe, splits["train"].rows["captions"], report=say)
     model.to(accelerator.device)
     say(
@@ -258,10 +261,12 @@ def find_checkpoint(recipe: Recipe, checkpoints: Checkpoints, accelerator: Accel
     return None
 
 
-def load_split(recipe: Recipe, name: str, accelerator: Accelerator) -> Dataset:
+def load_split(recipe: Recipe, name: str, accelerator: Accelerator, report: Callable[[str], None]) -> Dataset:
     """Load and check one split."""
     with accelerator.local_main_process_first():
-        dataset = load_captions(recipe.dataset, name)
+        dataset = load_captions(
+            recipe.dataset, name, format=recipe.dataset_format, skip_broken=recipe.skip_broken, report=report
+        )
     if recipe.max_images is not None:
         dataset = dataset.select(range(min(recipe.max_images, len(dataset))))
     dataset = check_captions(dataset, skip_broken=recipe.skip_broken, report=accelerator.print)

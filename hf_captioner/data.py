@@ -1,4 +1,6 @@
-"""Captioned photographs: named data sets, and how they become batches.
+"""Captioned photographs: data sets by name, path or id, and how they become batches.
+
+    python -m hf_captioner.data inspect PATH --picture ten.png   # counts, words, and what looks wrong
 
 A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` with the columns `image`, `captions`
 (a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict` of all its splits.
@@ -6,21 +8,33 @@ A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` 
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import warnings
 from collections.abc import Callable, Sequence
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .damage import Damage
 from .image_processing_captioner import open_image
+from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
+from .layouts import LAYOUTS, Splits, load_layout
 from .registry import Registry
+from .splits import find_leaks, split_of
+from .stored_tables import read_hub
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
     from PIL.Image import Image
+
+# The package imports this module before `python -m` runs it, of which Python warns; `main` is that of the package.
+warnings.filterwarnings("ignore", f"'{__package__}.data' found in sys.modules", RuntimeWarning)
 
 DATASETS = Registry(
     "datasets",
@@ -28,81 +42,112 @@ DATASETS = Registry(
 )
 
 Row = dict[str, Any]
+AnyDataset = TypeVar("AnyDataset", bound="Dataset | IterableDataset")
 
 
-def load_captions(name_or_path: str, split: str | None = None, **kwargs: Any) -> Dataset | DatasetDict:
-    """Load captioned images by the name of a data set, a folder, or an id on the Hub.
+def load_captions(
+    name_or_path: str,
+    split: str | None = None,
+    *,
+    format: str | None = None,
+    streaming: bool = False,
+    skip_broken: bool = False,
+    report: Callable[[str], None] = print,
+    **kwargs: Any,
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """Load captioned images by the name of a data set, a folder, a file, or an id on the Hub.
+
+    A folder or file is taken for the first of the forms in `layouts.LAYOUTS` that fits; a line says which. Splits that
+    are absent are made, by image, the same ones each time.
 
     Args:
-        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), or a folder or Hub data set with Flickr8k's
-            columns (`image`, `caption_0`, `caption_1`, …).
-        split: one split; None for all of them.
-        kwargs: further arguments of the part.
+        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), a folder or a file of it, or a data set on the
+            Hub with a column of images and one or more of captions.
+        split: one split; None for all of them. `dev` and `val` are `validation`.
+        format: a key of `LAYOUTS`, where a folder fits several.
+        streaming: give rows one after the other (`IterableDataset`), in little memory however many there are.
+        skip_broken: leave out what can't be read, naming each, rather than refuse the data set. Images are opened
+            later: see `drop_broken_images`.
+        report: called with a line for what the data set was taken for, and each thing that is wrong with it: damage
+            that is mended, missing images, images in two splits.
+        kwargs: further arguments of the part, which may also take `streaming`, `skip_broken` and `report`.
 
     Returns:
         A data set with `image`, `captions` and `image_id`, or a dict of splits.
 
     Raises:
-        ValueError: an unknown name or split, or other columns than expected.
+        ValueError: an unknown name, format or split, other columns than expected, or broken files.
         FileNotFoundError: a path where there is nothing.
     """
     if name_or_path in DATASETS.names():
-        return DATASETS.get(name_or_path)(split, **kwargs)
-    is_path = Path(name_or_path).exists()
-    if not is_path and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name_or_path):
-        if "/" in name_or_path or "\\" in name_or_path:
-            raise FileNotFoundError(f"No data set at {name_or_path!r}. Give a folder that exists.")
-        DATASETS.get(name_or_path)  # names the known ones
-    return load_flickr8k(split, path=name_or_path, **kwargs)
+        if format is not None:
+            raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
+        part = DATASETS.get(name_or_path)
+        taken = signature(part).parameters
+        options = {"streaming": streaming, "skip_broken": skip_broken, "report": report}
+        named = part(split, **{name: value for name, value in options.items() if name in taken}, **kwargs)
+        return named if "streaming" in taken or not streaming else _stream(named)
+    if kwargs:
+        raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
+    damage = Damage(report, skip_broken=skip_broken)
+    return _chosen(_load(name_or_path, format, streaming, damage), split, name_or_path, damage)
 
 
-def load_flickr8k(split: str | None = None, *, path: str = "jxie/flickr8k") -> Dataset | DatasetDict:
-    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it, or a set with its columns.
+def _load(path: str, format: str | None, streaming: bool, damage: Damage) -> Splits:
+    """All splits of a folder or file, or a data set on the Hub."""
+    if Path(path).exists():
+        return load_layout(path, damage, format=format, streaming=streaming)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        if "/" in path or "\\" in path:
+            raise FileNotFoundError(f"No data set at {path!r}. Give a folder that exists.")
+        DATASETS.get(path)  # names the known ones
+    return read_hub(path, damage, streaming)
+
+
+def load_flickr8k(
+    split: str | None = None,
+    *,
+    path: str = "jxie/flickr8k",
+    streaming: bool = False,
+    report: Callable[[str], None] = print,
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`, where the set has it; None for all.
-        path: id on the Hub, or a folder of Parquet files.
+        split: `"train"`, `"validation"` or `"test"`; None for all.
+        path: id on the Hub of it or a set like it.
+        streaming: as `load_captions` has it.
+        report: as `load_captions` has it.
 
     Raises:
-        ValueError: no such split, or other columns.
+        ValueError: no such split, or the data set can't be reached.
     """
-    from datasets import load_dataset
+    return load_captions(path, split, streaming=streaming, report=report)
 
-    try:
-        splits = load_dataset(path)
-    except (OSError, ValueError) as e:  # what datasets and the Hub raise for a set that is not there
-        raise ValueError(
-            f"The data set {path!r} can't be loaded: {_first_line(e)} "
-            "Give a folder of Parquet files or the id of a data set on the Hub that you can reach."
-        ) from e
-    if split is not None and split not in splits:
+
+def _chosen(
+    splits: Splits, split: str | None, path: str, damage: Damage
+) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
+    """One of the splits or all, and what is in two of them said."""
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    if split is not None and split_of(split) not in splits:
         raise ValueError(f"{path!r} has no split {split!r}. It has: {', '.join(splits)}.")
-    wanted = splits if split is None else {split: splits[split]}
-    loaded = {name: _gather_captions(dataset, path) for name, dataset in wanted.items()}
+    loaded = {name: dataset for name, dataset in splits.items() if isinstance(dataset, Dataset)}
+    for leak in find_leaks({name: undecoded(dataset) for name, dataset in loaded.items()}):
+        for line in leak.lines(damage.names_shown):
+            damage.report(line)
     if split is not None:
-        return loaded[split]
-    from datasets import DatasetDict
-
-    return DatasetDict(loaded)
+        return splits[split_of(split)]
+    return DatasetDict(loaded) if loaded else IterableDatasetDict(splits)
 
 
-def _gather_captions(dataset: Dataset, path: str) -> Dataset:
-    """Put one list column in place of `caption_0`, `caption_1` and so on."""
-    columns = sorted(
-        (name for name in dataset.column_names if re.fullmatch(r"caption_\d+", name)),
-        key=lambda name: int(name.rpartition("_")[2]),
-    )
-    if "image" not in dataset.column_names or not columns:
-        raise ValueError(
-            f"{path!r} has the columns {', '.join(dataset.column_names)}; wanted are image, caption_0, caption_1, … "
-            "Rename them with datasets' rename_columns."
-        )
-    table = dataset.select_columns(columns).to_dict()
-    captions = [list(row) for row in zip(*(table[name] for name in columns), strict=True)]
-    dataset = dataset.remove_columns(columns).add_column("captions", captions)
-    if "image_id" not in dataset.column_names:
-        dataset = dataset.add_column("image_id", [f"{dataset.split}-{i:06d}" for i in range(len(dataset))])
-    return dataset
+def _stream(loaded: Dataset | DatasetDict) -> IterableDataset | IterableDatasetDict:
+    from datasets import Dataset, IterableDatasetDict
+
+    if isinstance(loaded, Dataset):
+        return loaded.to_iterable_dataset()
+    return IterableDatasetDict({name: dataset.to_iterable_dataset() for name, dataset in loaded.items()})
 
 
 def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = print) -> Dataset:
@@ -134,7 +179,7 @@ def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Calla
     return dataset.select([i for i, row in enumerate(kept) if row])
 
 
-def undecoded(dataset: Dataset) -> Dataset:
+def undecoded(dataset: AnyDataset) -> AnyDataset:
     """The same rows with images as files (`{"bytes": …, "path": …}`), to be opened one by one, by name."""
     from datasets import Image as ImageFeature
 
@@ -246,3 +291,64 @@ def _generator(row: Row) -> np.random.Generator:
 def _first_line(error: Exception) -> str:
     line = str(error).strip().partition("\n")[0] or type(error).__name__
     return line if line.endswith(".") else line + "."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Look into a data set; 2 if it can't be read."""
+    arguments = parse(argv)
+    try:
+        inspect(arguments.path, format=arguments.format, picture=arguments.picture)
+    except (ValueError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def inspect(
+    path: str, *, format: str | None = None, picture: str | None = None, report: Callable[[str], None] = print
+) -> None:
+    """Report what is in a data set and what looks wrong, all of it by name.
+
+    Args:
+        path: as `load_captions` takes it.
+        format: as it takes it.
+        picture: file for a picture of ten images with their captions.
+        report: called with each line.
+
+    Raises:
+        ValueError: nothing can be read.
+    """
+    damage = Damage(report, skip_broken=True, names_shown=None)
+    if path in DATASETS.names():
+        splits = load_captions(path)
+    else:
+        splits = _chosen(_load(path, format, False, damage), None, path, damage)
+    rows = {str(name): undecoded(dataset) for name, dataset in splits.items()}
+    for line in (*count_lines(rows), *near_empty_lines(rows)):
+        report(line)
+    for line in image_lines(rows, open_row):
+        report(line)
+    if picture is not None:
+        sample_figure(rows, open_row).savefig(picture)
+        report(f"Picture: {picture}")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of the command line."""
+    parser = argparse.ArgumentParser(prog="python -m hf_captioner.data", description="Look into captioned images.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser(
+        "inspect",
+        help="counts, lengths, vocabulary, and what is missing, broken, near-empty or in two splits",
+        description="Say what a data set was taken for, how many images and captions it has, how long these are, how "
+        "large a vocabulary, and name files that are missing or broken, near-empty captions, and images in two splits.",
+    )
+    add = command.add_argument
+    add("path", metavar="PATH", help="name of a data set, a folder or file, or an id on the Hub")
+    add("--format", "--dataset_format", "--dataset-format", help=f"one of {', '.join(LAYOUTS)}; recognised by default")
+    add("--picture", metavar="FILE", help="write a picture of ten images with their captions")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -94,7 +94,7 @@ def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, c
 
     Args:
         images: anything that `open_image` reads, shown upright, whole, with their own aspect ratios.
-        captions: one an image.
+        captions: one an image; it may have several lines.
         columns: photographs in a row.
 
     Raises:
@@ -111,7 +111,8 @@ def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, c
         height = min(ROW_HEIGHT, (ROW_WIDTH - GAP * (len(row) - 1)) / sum(rooms))
         num_lines, left = 0, MARGIN
         for photo, room, caption in zip(row, rooms, captions[start:], strict=False):
-            lines = textwrap.wrap(caption, max(8, int(LETTERS * room * height)))
+            letters = max(8, int(LETTERS * room * height))
+            lines = [line for text in caption.splitlines() for line in textwrap.wrap(text, letters)]
             placed.append((photo, "\n".join(lines), left, top, height))
             num_lines, left = max(num_lines, len(lines)), left + room * height + GAP
         right, top = max(right, left - GAP), top + height + LINE * (1.5 + num_lines)

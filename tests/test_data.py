@@ -58,10 +58,10 @@ def test_real_flickr8k_and_a_named_part_load_alike(flickr8k: Path) -> None:
 def test_columns_of_parquet_are_gathered_in_order(rows: Dataset, tmp_path: Path) -> None:
     table = {"image": [row["image"]["bytes"] for row in whole(rows)]}
     table |= {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)}
-    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
-    dataset = load_captions(str(tmp_path), "train")
+    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "test.parquet")
+    dataset = load_captions(str(tmp_path), "test")
     assert dataset["captions"][2] == [f"caption {i} of 2" for i in range(11)]
-    assert dataset["image_id"][2] == "train-000002"
+    assert dataset["image_id"][2] == "test-000002"
 
 
 @pytest.mark.parametrize(
@@ -70,15 +70,16 @@ def test_columns_of_parquet_are_gathered_in_order(rows: Dataset, tmp_path: Path)
         ("shapez", "train", ValueError, "not among the datasets. Known: flickr8k, shapes"),
         ("no/such/folder", "train", FileNotFoundError, "No data set at 'no/such/folder'"),
         ("shapes", "dev", ValueError, "train, validation, test"),
-        ("FOLDER", "dev", ValueError, "no split 'dev'. It has: train"),
-        ("FOLDER", "train", ValueError, "has the columns image, text; wanted are image, caption_0"),
+        ("FOLDER/good", "dev", ValueError, "no split 'dev'. It has: test"),
+        ("FOLDER/bad", "test", ValueError, "has the columns image, label; wanted are image, caption_0"),
     ],
 )
 def test_what_cannot_be_loaded_is_said(
     name: str, split: str, error: type[Exception], message: str, rows: Dataset, tmp_path: Path
 ) -> None:
-    table = {"image": [row["image"]["bytes"] for row in whole(rows)], "text": ["a dog"] * 4}
-    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "train.parquet")
+    for folder, column in (("good", "text"), ("bad", "label")):
+        table = {"image": [row["image"]["bytes"] for row in whole(rows)], column: ["a dog"] * 4}
+        Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / folder / "test.parquet")
     with pytest.raises(error, match=message):
         load_captions(name.replace("FOLDER", str(tmp_path)), split)
 

@@ -1,0 +1,84 @@
+"""Which columns of a table hold images, captions and ids, and what captions a value holds."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+
+# By preference. The names of WebDataset's columns are the suffixes of files.
+IMAGE_COLUMNS = (
+    *("image", "img", *(suffix[1:] for suffix in IMAGE_SUFFIXES)),
+    *("file_name", "filename", "image_path", "image_file", "image_name", "file_path", "filepath", "file", "path"),
+)
+CAPTION_COLUMNS = (
+    *("captions", "caption", "sentences", "sentence", "raw", "texts", "text", "txt"),
+    *("descriptions", "description", "comments", "comment", "json"),
+)
+ID_COLUMNS = ("image_id", "img_id", "cocoid", "__key__")
+
+
+class Columns(NamedTuple):
+    """Names of columns; several hold captions where they are numbered."""
+
+    image: str
+    captions: list[str]
+    image_id: str | None
+    split: str | None
+
+
+def find_columns(names: Iterable[str], place: str) -> Columns:
+    """The columns to read, by their names.
+
+    Raises:
+        ValueError: no column of images, or none of captions.
+    """
+    names = list(names)
+    lower = {name.strip().lower(): name for name in reversed(names)}
+    image = next((lower[name] for name in IMAGE_COLUMNS if name in lower), None)
+    captions = find_caption_columns(names)
+    if image is None or not captions:
+        raise ValueError(
+            f"{place!r} has the columns {', '.join(names)}; wanted are image, caption_0, caption_1, … or another "
+            f"column of images ({', '.join(IMAGE_COLUMNS[-9:-5])}, …) and of captions "
+            f"({', '.join(CAPTION_COLUMNS[:8])}, …). Rename them."
+        )
+    return Columns(
+        image, captions, next((lower[name] for name in ID_COLUMNS if name in lower), None), lower.get("split")
+    )
+
+
+def find_caption_columns(names: Iterable[str]) -> list[str]:
+    """Columns of captions, of one kind only, numbered ones in their order."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in names:
+        if match := re.fullmatch(rf"({'|'.join(CAPTION_COLUMNS)})(?:[_ -]?(\d+))?", name.strip().lower()):
+            found.setdefault(match[1], []).append((int(match[2] or -1), name))
+    kind = next((kind for kind in CAPTION_COLUMNS if kind in found), None)
+    return [] if kind is None else [name for _, name in sorted(found[kind])]
+
+
+def captions_of(row: Mapping[str, Any], columns: Iterable[str] | None = None) -> list[str]:
+    """All captions of a row: strings, lists of them, the JSON of a list, or COCO's and Karpathy's records."""
+    chosen = find_caption_columns(row) if columns is None else columns
+    return [caption for name in chosen for caption in _captions(row[name])]
+
+
+def _captions(value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return captions_of(value)
+    if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError:
+            return [value]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Iterable):
+        return [caption for item in value for caption in _captions(item)]
+    raise ValueError(f"{value!r} is no caption: captions are strings, or lists of strings.")
