@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .damage import Damage
 from .image_processing_captioner import open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
+from .layouts.damage import Damage
+from .layouts.splits import find_leaks, split_of
+from .layouts.stored_tables import read_hub
 from .registry import Registry
-from .splits import find_leaks, split_of
-from .stored_tables import read_hub
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
