@@ -1,11 +1,11 @@
 """What a captioner exported to ONNX is worth: the same captions, how fast, and what 8 bits lose.
 
-    python benchmarks/export.py outputs/flickr8k --measure scores --out benchmarks/results/export.json
-    python benchmarks/export.py outputs/flickr8k --measure speed --out benchmarks/results/export.json
+    python benchmarks/export.py outputs/flickr8k outputs/exports --measure speed --out benchmarks/results/export.json
+    python benchmarks/export.py outputs/flickr8k outputs/exports --measure scores --out benchmarks/results/export.json
 
-Each adds its part to the file. Next to torch and what `export_onnx` writes in single precision and in 8 bits stand two
-other choices of what is quantised: convolutions too (`int8_convolutions`), and of the matrix products only those of
-the decoder (`int8_decoder`).
+Each adds its part to the file; the exports are made if they are not there. Next to torch and what `export_onnx` writes
+in single precision and in 8 bits stand two other choices of what is quantised: convolutions too
+(`int8_convolutions`), and of the matrix products only those of the decoder (`int8_decoder`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from hf_captioner.metrics import caption_metrics
 from hf_captioner.modeling_captioner import CaptionerEncoderOutput
 from hf_captioner.onnx_runner import OnnxCaptioner
 
+SYSTEMS = ("float32", "int8", "int8_decoder", "int8_convolutions")
 NUM_COMPARED = 100
 SCORES = ("bleu_4", "cider", "rouge_l")
 
@@ -71,21 +71,19 @@ class Onnx:
         return [self.captioner.tokenizer.decode(row.tolist()) for row in words]
 
 
-def build(arguments: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The processor and all systems."""
-    model, processor = load_captioner(arguments.model)
-    model.generation_config.num_beams = arguments.num_beams
+def export(model: Any, processor: Any, folder: Path) -> None:
+    """All choices of what is quantised."""
     export_onnx(model, processor, folder / "float32")
     export_onnx(model, processor, folder / "int8", int8=True)
     for name in ("int8_convolutions", "int8_decoder"):
         shutil.copytree(folder / "int8", folder / name)
     shutil.copy(folder / "float32" / "encoder.onnx", folder / "int8_decoder")
-    quantize_dynamic(
-        folder / "float32" / "encoder.onnx", folder / "int8_convolutions" / "encoder.onnx", per_channel=True,
-        op_types_to_quantize=["Conv", "MatMul", "Gemm"], weight_type=QuantType.QUInt8,
-    )  # fmt: skip
-    names = ("float32", "int8", "int8_decoder", "int8_convolutions")
-    return processor, {"torch": Torch(model, processor), **{name: Onnx(folder / name) for name in names}}
+    quantize_dynamic(  # onnxruntime has convolutions in unsigned numbers only
+        folder / "float32" / "encoder.onnx",
+        folder / "int8_convolutions" / "encoder.onnx",
+        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        weight_type=QuantType.QUInt8,
+    )
 
 
 def scores(processor: Any, systems: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
@@ -146,7 +144,9 @@ def main() -> None:
     """Export, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a saved captioner")
+    parser.add_argument("exports", type=Path, help="folder for its exports, or with them")
     parser.add_argument("--measure", choices=MEASURES, required=True)
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="besides torch")
     parser.add_argument("--data", type=Path, default=Path("../shared/flickr8k"))
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_beams", type=int, default=5)
@@ -155,12 +155,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="add the result to this file")
     arguments = parser.parse_args()
     known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.is_file() else {}
-    with tempfile.TemporaryDirectory() as folder:
-        processor, systems = build(arguments, Path(folder))
-        found = MEASURES[arguments.measure](processor, systems, arguments)
+    model, processor = load_captioner(arguments.model)
+    model.generation_config.num_beams = arguments.num_beams
+    if not arguments.exports.exists():
+        export(model, processor, arguments.exports)
+    systems = {
+        name: Torch(model, processor) if name == "torch" else Onnx(arguments.exports / name)
+        for name in dict.fromkeys(("torch", *arguments.systems))
+    }
+    found = MEASURES[arguments.measure](processor, systems, arguments)
     settings = {"batch_size": arguments.batch_size, "num_beams": arguments.num_beams}
     known.pop("machine", None)
-    write_result(arguments.out, {**known, arguments.measure: {**settings, **found}})
+    write_result(arguments.out, {**known, arguments.measure: {**known.get(arguments.measure, {}), **settings, **found}})
 
 
 if __name__ == "__main__":

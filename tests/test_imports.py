@@ -26,7 +26,10 @@ ALLOWED = {
     "decoding": {"decoders"},
     "guided_decoding": {"decoding"},
     "captions": set(),
-    "image_processing_captioner": set(),
+    "images": set(),
+    "image_processing_captioner": {"images"},
+    "onnx_search": set(),
+    "onnx_runner": {"images", "onnx_search"},
     "inspection": {"captions", "visualization"},
     "data": {
         *("registry", "image_processing_captioner", "inspection"),
@@ -133,6 +136,12 @@ def test_travelling_file_can_be_loaded_from_the_hub(module: str) -> None:
             # Of all spellings, transformers' copying of remote code sees `from .x import y` alone.
             assert isinstance(node, ast.ImportFrom) and node.level == 1 and node.module, ast.unparse(node)
     assert external([file]) <= LIBRARIES
+
+
+def test_what_goes_along_with_an_export_needs_little() -> None:
+    files = [FILES[f"{PACKAGE}.{name}"] for name in ("images", "onnx_search", "onnx_runner")]
+    optional = {"huggingface_hub"}  # to download images
+    assert external(files) - optional == {"numpy", "PIL", "tokenizers", "onnxruntime"}
 
 
 def test_import_leaves_heavy_libraries_alone() -> None:
