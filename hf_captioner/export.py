@@ -250,7 +250,8 @@ def _export_graphs(
     if not hasattr(model.decoder, "initial_state"):
         raise ValueError(f"The decoder {model.config.decoder_type!r} has no initial_state, which exporting needs.")
     encoder, decoder = _EncoderGraph(model), _DecoderGraph(model)
-    images, captions = Dim("images"), Dim("captions")
+    # Named dimensions lose one of four states in torch 2.15: it keeps the size that it was traced with.
+    images = captions = Dim.DYNAMIC
     pixels, words = example
     *memory, state = _encoded(encoder, pixels, words)
     states = [f"state_{number}" for number in range(len(state))]
@@ -329,7 +330,7 @@ def _quantize(path: Path) -> None:
 
 
 def _size_of(path: Path) -> str:
-    return f"{path.name}, {path.stat().st_size / 1e6:.1f} MB"
+    return f"{path.name}, {path.stat().st_size / 1e6:.3g} MB"
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,15 @@ PAIRS = [
     ("adaptive", "top_down"),
     ("hard", "lstm"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_traces() -> Iterator[None]:
+    """As pytest listens to all that is logged, torch would write down every step of its tracing."""
+    logger = logging.getLogger("torch.__trace")
+    logger.disabled = True
+    yield
+    logger.disabled = False
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +99,7 @@ def test_captions_of_a_hundred_photographs_are_equal(
     rows = undecoded(load_captions(str(flickr8k), "validation"))
     photos = [open_row(rows[index]) for index in range(100)]
     expected = captions_of(model, processor, photos)
-    assert len(set(expected)) > 50
+    assert len(set(expected)) > 30
     found = captioner(photos, batch_size=50)
     assert [captions[0]["generated_text"] for captions in found] == expected
 
@@ -160,7 +170,6 @@ def test_every_attention_with_every_decoder(
     processor: CaptionerProcessor,
     photos: list[Image.Image],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     attention: str,
     decoder: str,
 ) -> None:
@@ -204,20 +213,18 @@ def test_every_kind_of_encoder(
 
 
 def test_int8_is_smaller_and_close(
-    model: CaptionerModel, processor: CaptionerProcessor, photos: list[Image.Image], folder: Path, tmp_path: Path
+    tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image], tmp_path: Path
 ) -> None:
+    model = tiny_model(seed=3, scale=6, hidden_size=64)
+    model.encoder.part = Patches(model.encoder.part)
     lines: list[str] = []
     export_onnx(model, processor, tmp_path / "int8", int8=True, report=lines.append)
-    sizes = [(path / "decoder.onnx").stat().st_size for path in (folder, tmp_path / "int8")]
-    assert sizes[1] < 0.8 * sizes[0]
-    words = np.array([[5], [9], [7]])
-    first, second = (OnnxCaptioner(path, num_threads=1) for path in (folder, tmp_path / "int8"))
-    pixels = processor(images=photos[:3])["pixel_values"].numpy()
-    memory, state = first.encode(pixels)
-    exact, rough = (captioner.read(words, memory, state)[0] for captioner in (first, second))
-    assert 0 < np.abs(exact - rough).max() < 1
-    assert all(captions[0]["generated_text"] for captions in second(photos))
-    assert lines[-1].startswith("In 8 bits, log p of a word is off by up to 0.")
+    _, whole, _, small, error = lines
+    size, small_size = (float(line.split()[-2]) for line in (whole, small))
+    assert small_size < 0.7 * size, lines
+    assert 0 < float(error.split()[-1].rstrip(".")) < 0.5
+    captions = OnnxCaptioner(tmp_path / "int8", num_threads=1)(photos)
+    assert len(captions) == len(photos)
 
 
 class Untraceable(DotAttention):
