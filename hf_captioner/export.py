@@ -36,7 +36,8 @@ from .cli import load_captioner, run_main
 from .decoders import Memory
 from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_captioner import CaptionerModel
-from .onnx_runner import FORMAT, OnnxCaptioner, Settings
+from .onnx_runner import FORMAT, OnnxCaptioner
+from .onnx_search import Settings
 from .processing_captioner import CaptionerProcessor
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")

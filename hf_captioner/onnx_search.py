@@ -62,10 +62,10 @@ class Settings:
             if len(before) <= num_words:
                 scores[(words[:, num_words - len(before) :] == before).all(1), bad] = -np.inf
         if 0 < self.no_repeat_ngram_size <= num_words:
-            before = words[:, num_words - self.no_repeat_ngram_size + 1 :]
+            last = words[:, num_words - self.no_repeat_ngram_size + 1 :]
             for start in range(num_words - self.no_repeat_ngram_size + 1):
                 end = start + self.no_repeat_ngram_size - 1
-                rows = (words[:, start:end] == before).all(1).nonzero()[0]
+                rows = (words[:, start:end] == last).all(1).nonzero()[0]
                 scores[rows, words[rows, end]] = -np.inf
         return scores
 

@@ -32,21 +32,21 @@ ALLOWED = {
     "onnx_runner": {"images", "onnx_search"},
     "inspection": {"captions", "visualization"},
     "data": {
-        *("registry", "image_processing_captioner", "inspection"),
+        *("registry", "images", "inspection"),
         *("layouts", "layouts.damage", "layouts.splits", "layouts.stored_tables"),
     },
     "shapes": set(),
-    "processing_captioner": {"captions", "image_processing_captioner", "objectives"},
+    "processing_captioner": {"captions", "image_processing_captioner", "images", "objectives"},
     "modeling_captioner": {
         *("configuration_captioner", "encoders", "attentions", "decoders", "decoding", "objectives", "registry"),
     },
     "pipeline_captioner": {
-        *("configuration_captioner", "modeling_captioner", "processing_captioner", "image_processing_captioner"),
+        *("configuration_captioner", "modeling_captioner", "processing_captioner", "images"),
     },
     "attention_maps": set(),
-    "visualization": {"attention_maps", "image_processing_captioner"},
-    "overlay": {"attention_maps", "image_processing_captioner"},
-    "attention_page": {"attention_maps", "image_processing_captioner"},
+    "visualization": {"attention_maps", "images"},
+    "overlay": {"attention_maps", "images"},
+    "attention_page": {"attention_maps", "images"},
     "pointing": {"attention_maps", "shapes"},
 }
 
