@@ -83,6 +83,7 @@ def export(model: Any, processor: Any, folder: Path) -> None:
         folder / "int8_convolutions" / "encoder.onnx",
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
         weight_type=QuantType.QUInt8,
+        per_channel=True,
     )
 
 
