@@ -15,7 +15,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .captions import build_tokenizer
 from .configuration_captioner import CaptionerConfig
 from .data import load_captions
-from .image_processing_captioner import CaptionerImageProcessor, open_image
+from .image_processing_captioner import CaptionerImageProcessor
+from .images import open_image
 from .modeling_captioner import CaptionerModel, CaptionerOutput
 from .pipeline_captioner import ImageCaptioningPipeline
 from .processing_captioner import CaptionerProcessor

@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .attention_maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, settled, stretched
-from .image_processing_captioner import ImageSource, open_image
+from .images import ImageSource, open_image
 
 EDGE = 640  # longer edge of a photograph in pixels
 QUALITY = 82  # of its JPEG

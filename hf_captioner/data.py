@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_processing_captioner import open_image
+from .images import open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
 from .layouts.damage import Damage

@@ -222,8 +222,8 @@ class RecurrentDecoder(nn.Module):
                 predicted (scheduled sampling, Bengio et al. 2015, sec. 2.4).
         """
         num_images = memory.cells.shape[0]
-        num_captions, rest = divmod(input_ids.shape[0], num_images)
-        assert rest == 0, f"{input_ids.shape[0]} captions for {num_images} images"
+        num_captions = input_ids.shape[0] // num_images
+        assert num_captions * num_images == input_ids.shape[0], f"{input_ids.shape[0]} captions for {num_images} images"
         if state is None:
             state = self.initial_state(memory, num_captions)
         plan = Plan(num_images, num_captions, input_ids.shape[1], lengths)
@@ -243,7 +243,8 @@ class RecurrentDecoder(nn.Module):
 
     def _words_and_drives(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings `(R, E)` of words `(R,)`, and what they bring to the gates `(R, gates)`."""
-        if self.training or ids.device.type != "cpu":  # an accelerator would have to wait for the number of words
+        # An accelerator would have to wait for the number of words, and a graph can't be made of it.
+        if self.training or ids.device.type != "cpu" or torch.compiler.is_exporting():
             words = self.embedding_dropout(self.embedding(ids))
             return words, self._drives(words)
         found, place = ids.unique(return_inverse=True)  # captions say the same few words

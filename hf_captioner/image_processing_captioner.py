@@ -1,125 +1,23 @@
-"""Photographs in, pixels out: opening images of any kind, and timm's own evaluation transform."""
+"""Photographs in, pixels out: timm's own evaluation transform for images of any kind."""
 
 from __future__ import annotations
 
 import functools
-import io
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, TypedDict, cast
 
-import numpy as np
 import torch
-from huggingface_hub.utils import httpx
-from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data import create_transform
 from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-# B: images, H: height, W: width
+from .images import Box, ImageSource, open_image, visible_box
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+# B: images, H: height, W: width
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-DOWNLOAD_TIMEOUT = 30.0  # seconds
-
-
-def open_image(source: ImageSource) -> Image.Image:
-    """Open an image as a viewer would show it: upright, in RGB, 8 bits a channel.
-
-    The EXIF rotation is applied, transparent parts lie on white, 16-bit grey is scaled, and of an animation
-    the first frame is taken.
-
-    Args:
-        source: path, http(s) URL, bytes of a file, PIL image, or array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`
-            of uint8 or uint16.
-
-    Returns:
-        New RGB image, held in memory.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ConnectionError: a URL cannot be downloaded.
-        ValueError: the source is not an image, is truncated, or has more pixels than is safe to open.
-        TypeError: the source is none of the above.
-    """
-    if isinstance(source, np.ndarray):
-        return _to_rgb(_from_array(source))
-    name, file = _name_and_file(source)
-    try:
-        with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"{name} does not exist.") from e
-    except UnidentifiedImageError as e:
-        raise ValueError(
-            f"{name} is not a readable image: it is empty, or in a format that Pillow does not read. "
-            "Convert it to JPEG or PNG."
-        ) from e
-    except Image.DecompressionBombError as e:
-        raise ValueError(
-            f"{name} has more pixels than is safe to open: {e} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
-        ) from e
-    except Exception as e:  # Pillow's decoders meet broken files with OSError, SyntaxError, struct.error, …
-        raise ValueError(f"{name} is not a readable image: {e}") from e
-
-
-def _name_and_file(source: ImageSource) -> tuple[str, str | io.BytesIO | Image.Image]:
-    """What to call a source in an error, and what Pillow can read it from."""
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "The given PIL image", source
-    if isinstance(source, bytes):
-        return "The given bytes object", io.BytesIO(source)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"An image cannot be read from {type(source).__name__}; give a path, a URL, bytes, a PIL image "
-            "or a numpy array."
-        )
-    name = os.fspath(source)
-    if name.lower().startswith(("http://", "https://")):
-        return name, io.BytesIO(_download(name))
-    return name, name
-
-
-def _download(url: str) -> bytes:
-    # transformers' load_image would decode an error page, and loses transparency and the range of 16 bits.
-    try:
-        response = httpx.get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
-        return response.raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise ConnectionError(f"{url} cannot be downloaded: {e}") from e
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-    is_image = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if not is_image or array.size == 0 or array.dtype.kind != "u" or array.dtype.itemsize > 2:
-        raise ValueError(
-            f"The given array has shape {array.shape} and dtype {array.dtype}; an image is (H, W), (H, W, 3) "
-            "or (H, W, 4) of uint8 or uint16."
-        )
-    return Image.fromarray(array if array.dtype.itemsize == 1 else _scale_16_bits(array))
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers of unknown range; convert them to 8 bits.")
-    if image.mode.startswith("I"):  # "I;16", "I;16B", and 32-bit "I", in which Pillow also gives 16-bit files
-        image = Image.fromarray(_scale_16_bits(np.asarray(image)))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def _scale_16_bits(values: np.ndarray) -> np.ndarray:
-    """Map 0 … 65535 to 0 … 255, where Pillow's own conversion clips at 255."""
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        raise ValueError(f"its pixels go from {low} to {high}, beyond 16 bits; convert them to 8 bits.")
-    return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=16)
@@ -261,9 +159,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
         pixel_values = torch.stack([transform(open_image(source)) for source in sources])
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def visible_box(
-        self, width: int, height: int, part: tuple[float, float, float, float] | None = None
-    ) -> tuple[float, float, float, float]:
+    def visible_box(self, width: int, height: int, part: Box | None = None) -> Box:
         """Where in the original image lies what the model sees, to draw attention maps on the original.
 
         Args:
@@ -279,12 +175,5 @@ class CaptionerImageProcessor(BaseImageProcessor):
         # Only the shape is wanted: the meta device computes it without pixels, alike for any interpolation.
         resize = self._transform("bilinear").transforms[0]
         _, resized_height, resized_width = resize(torch.empty(3, height, width, device="meta")).shape
-        x, y = _crop_start(resized_width, self.size["width"]), _crop_start(resized_height, self.size["height"])
-        left, top, right, bottom = part or (0, 0, self.size["width"], self.size["height"])
-        scale_x, scale_y = width / resized_width, height / resized_height
-        return (x + left) * scale_x, (y + top) * scale_y, (x + right) * scale_x, (y + bottom) * scale_y
-
-
-def _crop_start(resized: int, crop: int) -> int:
-    """Where torchvision's centre crop starts along an edge, in resized pixels; below 0 it is padding."""
-    return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
+        size = (self.size["width"], self.size["height"])
+        return visible_box((width, height), (resized_width, resized_height), size, part)

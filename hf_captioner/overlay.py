@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .attention_maps import FAINT, HEAT, OPACITY, Box, checked_maps, relative_box, scaled, settled, spread, stretched
-from .image_processing_captioner import ImageSource, open_image
+from .images import ImageSource, open_image
 
 PICTURE, ANIMATION = 720, 320  # longer edge of the photograph
 COLOURS = 256  # of an animation

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import Pipeline
 from transformers.generation.utils import GenerateOutput
 
-from .image_processing_captioner import ImageSource, open_image
+from .images import ImageSource, open_image
 
 Result = dict[str, Any]
 

@@ -9,7 +9,8 @@ import torch
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from .captions import build_tokenizer
-from .image_processing_captioner import CaptionerImageProcessor, ImageSource
+from .image_processing_captioner import CaptionerImageProcessor
+from .images import ImageSource
 from .objectives import IGNORED
 
 # B: images, K: captions of an image, T: words of a caption with <end>, H: height, W: width

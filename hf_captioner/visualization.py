@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .attention_maps import checked_maps, relative_box, scaled, settled, spread, stretched
-from .image_processing_captioner import ImageSource, open_image
+from .images import ImageSource, open_image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,24 +26,27 @@ ALLOWED = {
     "decoding": {"decoders"},
     "guided_decoding": {"decoding"},
     "captions": set(),
-    "image_processing_captioner": set(),
+    "images": set(),
+    "image_processing_captioner": {"images"},
+    "onnx_search": set(),
+    "onnx_runner": {"images", "onnx_search"},
     "inspection": {"captions", "visualization"},
     "data": {
-        *("registry", "image_processing_captioner", "inspection"),
+        *("registry", "images", "inspection"),
         *("layouts", "layouts.damage", "layouts.splits", "layouts.stored_tables"),
     },
     "shapes": set(),
-    "processing_captioner": {"captions", "image_processing_captioner", "objectives"},
+    "processing_captioner": {"captions", "image_processing_captioner", "images", "objectives"},
     "modeling_captioner": {
         *("configuration_captioner", "encoders", "attentions", "decoders", "decoding", "objectives", "registry"),
     },
     "pipeline_captioner": {
-        *("configuration_captioner", "modeling_captioner", "processing_captioner", "image_processing_captioner"),
+        *("configuration_captioner", "modeling_captioner", "processing_captioner", "images"),
     },
     "attention_maps": set(),
-    "visualization": {"attention_maps", "image_processing_captioner"},
-    "overlay": {"attention_maps", "image_processing_captioner"},
-    "attention_page": {"attention_maps", "image_processing_captioner"},
+    "visualization": {"attention_maps", "images"},
+    "overlay": {"attention_maps", "images"},
+    "attention_page": {"attention_maps", "images"},
     "pointing": {"attention_maps", "shapes"},
 }
 
@@ -133,6 +136,12 @@ def test_travelling_file_can_be_loaded_from_the_hub(module: str) -> None:
             # Of all spellings, transformers' copying of remote code sees `from .x import y` alone.
             assert isinstance(node, ast.ImportFrom) and node.level == 1 and node.module, ast.unparse(node)
     assert external([file]) <= LIBRARIES
+
+
+def test_what_goes_along_with_an_export_needs_little() -> None:
+    files = [FILES[f"{PACKAGE}.{name}"] for name in ("images", "onnx_search", "onnx_runner")]
+    optional = {"huggingface_hub"}  # to download images
+    assert external(files) - optional == {"numpy", "PIL", "tokenizers", "onnxruntime"}
 
 
 def test_import_leaves_heavy_libraries_alone() -> None:

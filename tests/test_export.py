@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_parts import ENCODERS
+from torch import Tensor
+from transformers import pipeline
+
+from hf_captioner import CaptionerModel, CaptionerProcessor, export
+from hf_captioner.attentions import ATTENTIONS, DotAttention
+from hf_captioner.data import load_captions, open_row, undecoded
+from hf_captioner.decoders import DECODERS
+from hf_captioner.export import export_onnx, generation_settings, main
+from hf_captioner.onnx_runner import OnnxCaptioner
+
+Build = Callable[..., CaptionerModel]
+
+# Every attention and every decoder once. Slow tests try a sentinel with every decoder, and `lstm` with every attention.
+PAIRS = [
+    ("additive", "lstm"),
+    ("additive_relu", "lstm_channel_gate"),
+    ("dot", "gru"),
+    ("multi_head", "spatial"),
+    ("adaptive", "top_down"),
+    ("hard", "lstm"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_traces() -> Iterator[None]:
+    """As pytest listens to all that is logged, torch would write down every step of its tracing."""
+    logger = logging.getLogger("torch.__trace")
+    logger.disabled = True
+    yield
+    logger.disabled = False
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image]) -> CaptionerModel:
+    """Its captions differ from photograph to photograph, as its batch norms have seen some."""
+    model = tiny_model(seed=2, scale=8)
+    with torch.no_grad():
+        model.encoder.train()(processor(images=photos * 4)["pixel_values"])
+    model.eval()
+    model.generation_config.update(max_length=14, no_repeat_ngram_size=3, length_penalty=0.8)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model: CaptionerModel, processor: CaptionerProcessor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "new" / "onnx"
+    export_onnx(model, processor, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> OnnxCaptioner:
+    return OnnxCaptioner(folder, num_threads=1)
+
+
+def captions_of(model: CaptionerModel, processor: CaptionerProcessor, images: list[Any], **kwargs: Any) -> list[str]:
+    return processor.batch_decode(model.generate(**processor(images=images), **kwargs))
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 3}], ids=str)
+def test_results_are_those_of_the_pipeline(
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    captioner: OnnxCaptioner,
+    photos: list[Image.Image],
+    settings: dict[str, int],
+) -> None:
+    """Captions, words, log-probabilities, attention maps, and where these lie."""
+    wanted = {"return_scores": True, "return_attentions": True}
+    expected = pipeline("image-captioning", model=model, processor=processor)(photos, **wanted, **settings)
+    found = captioner(photos, batch_size=3, **wanted, **settings)
+    for theirs, ours in zip(chain(*expected), chain(*found), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["generated_text"] == theirs["generated_text"] and ours["words"] == theirs["words"]
+        for name in ("score", "word_scores", "attentions", "box"):
+            np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
+
+
+def test_captions_of_a_hundred_photographs_are_equal(
+    model: CaptionerModel, processor: CaptionerProcessor, captioner: OnnxCaptioner, flickr8k: Path
+) -> None:
+    rows = undecoded(load_captions(str(flickr8k), "validation"))
+    photos = [open_row(rows[index]) for index in range(100)]
+    expected = captions_of(model, processor, photos)
+    assert len(set(expected)) > 30
+    found = captioner(photos, batch_size=50)
+    assert [captions[0]["generated_text"] for captions in found] == expected
+
+
+WITHOUT_LIBRARIES = """
+import runpy, sys
+for name in ("torch", "torchvision", "transformers", "timm", "huggingface_hub", "hf_captioner"):
+    sys.modules[name] = None  # importing it raises ModuleNotFoundError
+sys.argv = sys.argv[1:]
+sys.path.insert(0, sys.argv[0].rpartition("/")[0])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_folder(folder: Path, cwd: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The folder's program where nothing but its requirements can be imported."""
+    words = [sys.executable, "-c", WITHOUT_LIBRARIES, str(folder / "caption.py"), *map(str, arguments)]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(words, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def test_the_folder_captions_without_torch(
+    model: CaptionerModel, processor: CaptionerProcessor, folder: Path, photo_files: list[Path], tmp_path: Path
+) -> None:
+    run = run_folder(folder, tmp_path, *photo_files, "--json", "captions.json", "--attentions", "--threads", 1)
+    assert run.stderr == "" and run.returncode == 0
+    captions = captions_of(model, processor, photo_files)
+    assert run.stdout.splitlines() == [f"{p}\t{caption}" for p, caption in zip(photo_files, captions, strict=True)]
+    first = json.loads((tmp_path / "captions.json").read_text())[0]
+    maps = np.array(first["captions"][0]["attentions"])
+    assert maps.shape == (len(first["captions"][0]["words"]), 4, 4)
+    np.testing.assert_allclose(maps.sum((1, 2)), 1, atol=1e-5)
+
+    missing = run_folder(folder, tmp_path, "nothing.jpg")
+    assert (missing.returncode, missing.stderr) == (2, "error: nothing.jpg does not exist.\n")
+
+
+def test_the_programs_in_the_folder_are_those_of_the_package(folder: Path) -> None:
+    """Which is where they are tested, and they import nothing else."""
+    for name in export.RUNTIME:
+        file = folder / "onnx_captioner" / f"{name}.py"
+        assert file.read_text() == Path(export.__file__).with_name(f"{name}.py").read_text()
+
+
+def assert_equal_captions(
+    model: CaptionerModel, processor: CaptionerProcessor, images: list[Any], folder: Path, **kwargs: Any
+) -> None:
+    export_onnx(model, processor, folder, **kwargs)
+    captioner = OnnxCaptioner(folder, num_threads=1)
+    for settings in ({"num_beams": 1, "max_length": 9}, {"num_beams": 3, "max_length": 9}):
+        found = [captions[0]["generated_text"] for captions in captioner(images, **settings)]
+        assert found == captions_of(model, processor, images, **settings)
+
+
+@pytest.mark.parametrize(
+    ("attention", "decoder"),
+    [
+        *(pytest.param(*pair, marks=pytest.mark.slow if "top_down" in pair else ()) for pair in PAIRS[1:]),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in [*product(["adaptive"], DECODERS.names()), *product(ATTENTIONS.names(), ["lstm"])]
+            if pair not in PAIRS
+        ),
+    ],
+)
+def test_every_attention_with_every_decoder(
+    tiny_model: Build,
+    processor: CaptionerProcessor,
+    photos: list[Image.Image],
+    tmp_path: Path,
+    attention: str,
+    decoder: str,
+) -> None:
+    """With an encoder that costs nothing to trace: those are another test's."""
+    model = tiny_model(seed=3, scale=6, attention_type=attention, decoder_type=decoder, deep_output=True)
+    model.encoder.part = Patches(model.encoder.part)
+    assert_equal_captions(model, processor, photos[:3], tmp_path / "onnx")
+
+
+class Patches(torch.nn.Module):
+    """Patches of 16x16 pixels through one linear map."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(3 * 16 * 16, part.hidden_size)
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        return height // 16, width // 16
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = pixel_values.unfold(2, 16, 16).unfold(3, 16, 16)  # (B, 3, rows, columns, 16, 16)
+        return self.linear(patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)).relu()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        ENCODERS["NHWC"],
+        ENCODERS["tokens"],
+        {"encoder_type": "timm_pooled", "encoder_name": "test_resnet", "encoder_kwargs": {"pooled_size": 5}},
+        {**ENCODERS["NCHW"], "decoder_type": "top_down", "decoder_kwargs": {"num_layers": 2}, "gate": False},
+    ],
+    ids=["NHWC", "tokens", "pooled", "two_layers"],
+)
+def test_every_kind_of_encoder(
+    tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image], tmp_path: Path, kwargs: dict[str, Any]
+) -> None:
+    model = tiny_model(seed=3, scale=6, **kwargs)
+    assert_equal_captions(model, processor, photos, tmp_path / "onnx")
+
+
+def test_int8_is_smaller_and_close(
+    tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image], tmp_path: Path
+) -> None:
+    model = tiny_model(seed=3, scale=6, hidden_size=64)
+    model.encoder.part = Patches(model.encoder.part)
+    lines: list[str] = []
+    export_onnx(model, processor, tmp_path / "int8", int8=True, report=lines.append)
+    _, whole, _, small, error = lines
+    size, small_size = (float(line.split()[-2]) for line in (whole, small))
+    assert small_size < 0.7 * size, lines
+    assert 0 < float(error.split()[-1].rstrip(".")) < 0.5
+    captions = OnnxCaptioner(tmp_path / "int8", num_threads=1)(photos)
+    assert len(captions) == len(photos)
+
+
+class Untraceable(DotAttention):
+    """Decides by what it sees."""
+
+    def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = super().forward(query, keys, memory)
+        return (context if float(weights.max()) > 0.5 else context / 2), weights
+
+
+def test_a_part_that_cannot_be_traced_is_named(
+    tiny_model: Build, processor: CaptionerProcessor, tmp_path: Path
+) -> None:
+    model = tiny_model(attention_type="dot")
+    model.encoder.part = Patches(model.encoder.part)
+    model.decoder.attention.__class__ = Untraceable
+    with pytest.raises(ValueError, match="decoder 'lstm' with attention 'dot' can't be exported to ONNX") as error:
+        export_onnx(model, processor, tmp_path / "onnx")
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())  # nothing is half written
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"do_sample": True}, "sampling is not exported"),
+        ({"repetition_penalty": 1.3}, "repetition_penalty=1.3, which is not exported"),
+        ({"max_length": None}, "no max_length"),
+    ],
+)
+def test_settings_that_are_not_exported(model: CaptionerModel, settings: dict[str, Any], message: str) -> None:
+    config = model.generation_config.from_dict(model.generation_config.to_dict() | settings)
+    with pytest.raises(ValueError, match=message):
+        generation_settings(config)
+
+
+def test_errors_of_the_folder(
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    captioner: OnnxCaptioner,
+    photos: list[Image.Image],
+    captioner_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="exists already"):
+        main([str(captioner_folder), str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match="no exported captioner"):
+        OnnxCaptioner(tmp_path)
+    with pytest.raises(ValueError, match="Unknown: temperature"):
+        captioner(photos, temperature=2.0)
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else True)
+    with pytest.raises(ValueError, match="needs onnxscript: run `pip install 'hf_captioner"):
+        export_onnx(model, processor, tmp_path / "onnx")

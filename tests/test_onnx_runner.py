@@ -1,0 +1,154 @@
+"""What an exported captioner runs, without its graphs: pixels, and the search over what the captioner itself computes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor
+from hf_captioner.decoders import Memory
+from hf_captioner.export import generation_settings
+from hf_captioner.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.onnx_runner import Pixels
+from hf_captioner.onnx_search import Arrays, Captions, Settings, search
+
+Build = Callable[..., CaptionerModel]
+END = 3
+
+SIZES = [(50, 50), (97, 64), (64, 131), (20, 30), (301, 33), (56, 47)]
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize(
+    ("height", "width", "crop_pct"), [(48, 48, 0.875), (48, 48, 1.0), (40, 56, 0.9), (32, 32, 1.1)]
+)
+def test_pixels_and_box_are_those_of_the_processor(crop_mode: str, height: int, width: int, crop_pct: float) -> None:
+    generator = np.random.default_rng(0)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    for size, interpolation in itertools.product(SIZES, ["nearest", "bilinear", "bicubic", "lanczos"]):
+        image = Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8))
+        theirs = CaptionerImageProcessor(
+            {"height": height, "width": width}, interpolation, crop_pct, crop_mode, mean, std
+        )
+        ours = Pixels((height, width), interpolation, crop_pct, crop_mode, mean, std)
+        np.testing.assert_array_equal(ours(image), theirs(image)["pixel_values"][0].numpy())
+        # The processor's own account of the same geometry, which a box rests on.
+        resize = theirs._transform("bilinear").transforms[0]
+        assert ours.resized(*image.size) == resize(image).size
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: Build) -> CaptionerModel:
+    """Its captions differ from image to image and in length."""
+    return tiny_model(seed=2, scale=8)
+
+
+@pytest.fixture(scope="module")
+def cells(model: CaptionerModel, processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
+    with torch.no_grad():
+        return model.encoder(processor(images=photos)["pixel_values"]).last_hidden_state
+
+
+@torch.no_grad()
+def searched(model: CaptionerModel, cells: torch.Tensor, *, weights: bool = False, **kwargs: Any) -> Captions:
+    """Captions of the search in numpy, which asks the captioner itself about each word."""
+    config = model.generation_config.from_dict(model.generation_config.to_dict() | kwargs)
+    settings = Settings(**generation_settings(config))
+    memory = model.decoder.prepare(cells)
+    state = model.decoder.initial_state(memory, 1)
+
+    @torch.no_grad()
+    def read(words: np.ndarray, memory: Arrays, state: Arrays) -> tuple[np.ndarray, np.ndarray, Arrays]:
+        flat = tuple(torch.from_numpy(part).flatten(0, 1) for part in state)
+        ids = torch.from_numpy(words).reshape(-1, 1)
+        output = model.decoder(ids, Memory(*map(torch.from_numpy, memory)), flat)
+        parts = (output.logits[:, 0].log_softmax(-1), output.weights[:, 0], *output.state)
+        log_probs, attention, *after = (part.unflatten(0, words.shape).numpy() for part in parts)
+        return log_probs, attention, after
+
+    arrays = [memory.cells.numpy(), memory.keys.numpy(), memory.mean.numpy()]
+    start = [part.unsqueeze(1).numpy() for part in state]
+    return search(read, arrays, start, settings, num_cells=cells.shape[1] if weights else 0)
+
+
+def generated(model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
+    output = CaptionerEncoderOutput.of(cells)
+    return model.generate(encoder_outputs=output, return_dict_in_generate=True, **kwargs)
+
+
+def assert_same(model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> None:
+    theirs, ours = generated(model, cells, **kwargs), searched(model, cells, **kwargs)
+    expected = theirs.sequences.numpy()
+    words = ours.words.reshape(-1, ours.words.shape[-1])
+    np.testing.assert_array_equal(words[:, : expected.shape[1]], expected, err_msg=str(kwargs))
+    assert (words[:, expected.shape[1] :] == 1).all()  # nothing but padding
+    if kwargs["num_beams"] > 1:
+        np.testing.assert_allclose(ours.scores.flatten(), theirs.sequences_scores, atol=1e-4, err_msg=str(kwargs))
+
+
+GRID = list(itertools.product((4,), (-1.0, 0.0, 0.7, 2.0), (True, False, "never"), (4, 9)))
+
+
+def test_beam_search_is_that_of_generate(model: CaptionerModel, cells: torch.Tensor) -> None:
+    """Over beams, length penalties, ways to stop early and lengths."""
+    for num_beams, length_penalty, early_stopping, max_length in GRID:
+        assert_same(
+            model, cells,
+            num_beams=num_beams, length_penalty=length_penalty, early_stopping=early_stopping, max_length=max_length,
+            num_return_sequences=num_beams,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"no_repeat_ngram_size": 1},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words_ids": [[9], [5, 6], [7, END], [2, 4], [8, 8, 8], [END]]},
+        {"min_length": 11},
+        {"suppress_tokens": [0, 4, 9]},
+        {"begin_suppress_tokens": [4, 5, 6, 7, 8]},
+        {"eos_token_id": [3, 9]},
+        {"max_new_tokens": 6},
+        {"min_new_tokens": 9},
+    ],
+    ids=lambda kwargs: next(iter(kwargs), "default"),
+)
+def test_settings_act_as_in_generate(
+    model: CaptionerModel, cells: torch.Tensor, num_beams: int, kwargs: dict[str, Any]
+) -> None:
+    assert_same(model, cells, **{"max_length": 13, **kwargs, "num_beams": num_beams})
+
+
+def test_an_image_is_captioned_alike_alone_and_among_others(model: CaptionerModel, cells: torch.Tensor) -> None:
+    for num_beams in (1, 4):
+        together = searched(model, cells, num_beams=num_beams, max_length=13, weights=True)
+        lengths = (together.words[:, 0] != 1).sum(1)
+        assert len(set(lengths)) > 1, "captions end at different words, so that images leave"
+        for index, length in enumerate(lengths):
+            alone = searched(model, cells[index : index + 1], num_beams=num_beams, max_length=13, weights=True)
+            np.testing.assert_array_equal(alone.words[0], together.words[index])
+            for name in ("word_scores", "weights"):
+                mine, theirs = getattr(alone, name)[0, 0], getattr(together, name)[index, 0]
+                np.testing.assert_allclose(mine[:length], theirs[:length], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_beams": 3, "num_return_sequences": 4}, "4 captions an image need at least as many beams"),
+        ({"max_length": 1}, "max_length is 1"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kwargs: dict[str, Any], message: str) -> None:
+    ids = {"decoder_start_token_id": 2, "eos_token_id": [3], "pad_token_id": 1}
+    with pytest.raises(ValueError, match=message):
+        Settings(**{**ids, "max_length": 9, **kwargs})
