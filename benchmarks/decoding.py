@@ -10,6 +10,9 @@ Beam search by `generate()` on a batch, next to
 - ResNet-101 at 224 pixels on the same images.
 
 Weights are random: no caption ends before the longest length, and every word costs what it costs.
+
+`float32` is what the bars are about. `bfloat16_products` are the same programs, the tutorial's and ResNet-101 among
+them, after `torch.set_float32_matmul_precision("medium")`: ratios are between things of one precision alone.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from unittest import mock
 
 import timm
 import torch
-from timing import seconds_of, write_result
+from timing import bfloat16_products, seconds_of, write_result
 from torch import Tensor
 from tutorial import END, START, C, P, TutorialDecoder
 
@@ -100,21 +103,22 @@ def main() -> None:
 
     assert generate().shape[1] == num_words + 1
     assert all(len(words) == num_words + 1 for words in by_tutorial())
-    seconds = seconds_of(
-        {"generate": generate, "transformers": by_transformers, "tutorial": by_tutorial, "resnet101": encode},
-        arguments.repeats,
-    )
-    write_result(
-        arguments.out,
-        {
-            "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
+    jobs = {"generate": generate, "transformers": by_transformers, "tutorial": by_tutorial, "resnet101": encode}
+
+    def measured() -> dict[str, Any]:
+        seconds = seconds_of(jobs, arguments.repeats)
+        return {
             "seconds": seconds,
             "captions_per_second": arguments.batch_size / seconds["generate"],
             "times_the_tutorial": seconds["tutorial"] / seconds["generate"],
             "times_transformers": seconds["transformers"] / seconds["generate"],
             "share_of_resnet101": seconds["generate"] / seconds["resnet101"],
-        },
-    )
+        }
+
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    result = {"settings": settings, "float32": measured()}
+    with bfloat16_products():
+        write_result(arguments.out, result | {"bfloat16_products": measured()})
 
 
 if __name__ == "__main__":

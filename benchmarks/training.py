@@ -2,24 +2,36 @@
 
     python benchmarks/training.py --out benchmarks/results/training.json
 
-A step of Show, Attend and Tell on 16 images with 5 captions each: keys computed once an image, the input-to-hidden
-product of all words at once, padding left out, gradients of recurrent weights in one product. Next to
+A step of Show, Attend and Tell on 16 images with 5 captions each: keys, and what the cells bring to the LSTM's gates,
+computed once an image, the input-to-hidden product of all words at once, padding left out, gradients of recurrent
+weights in one product. Next to the same model written as tutorials do,
 
-- the same model written as the usual tutorials do: captions one by one in the batch, the cells copied for each, and the
-  projection of all cells computed again for every word;
-- a product of two square float32 matrices, which is what the machine can do.
+- `tutorial`: the captions of the batch are rows, the cells copied for each, and the projection of all cells computed
+  again for every word; rows are sorted by length, and captions that are over are left out;
+- `tutorial_padded`: every caption read to the length of the longest;
+- `tutorial_by_caption`: each caption a batch of its own, gradients added up over all of them;
+- `tutorial_hoisted`: as `tutorial`, but with the projection computed once, for each caption's copy of the cells;
 
-FLOP are counted from the sizes, two for each multiplication with its addition, of matrix products alone (see
-`flop_of_step`); backward counts twice forward, but what comes from the cells needs no gradient for them.
+and to a product of two square matrices, which is what the machine can do.
+
+FLOP are counted from the sizes, two for each multiplication with its addition, of matrix products alone; backward
+counts twice forward, but what comes from the cells needs no gradient for them. `flop` are those of the model as it is
+written down (see `flop_of_step`), whoever computes it, and `share_of_product` goes by them; `flop_done` are those that
+ours spends, which are fewer (see `flop_of_ours`).
+
+`float32` is what the bars are about. In `bfloat16_products` the same programs, the tutorial and the square product
+among them, run after `torch.set_float32_matmul_precision("medium")`: ratios are between things of one precision alone.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from timing import seconds_of, write_result
+from timing import bfloat16_products, seconds_of, write_result
 from torch import Tensor, nn
 from torch.nn import functional
 from tutorial import START, C, P, TutorialDecoder
@@ -30,22 +42,30 @@ PAD, IGNORED = 1, -100
 
 
 class TutorialTraining(TutorialDecoder):
-    """Words that are known read step by step, captions that are over left out."""
+    """Words that are known read step by step."""
 
-    def forward(self, cells: Tensor, labels: Tensor) -> Tensor:
+    def forward(
+        self, cells: Tensor, labels: Tensor, leaves_out: bool = True, is_hoisted: bool = False, reduction: str = "mean"
+    ) -> Tensor:
         """The loss of captions `(N, T)`, one a row of cells `(N, P, C)`."""
         lengths, order = (labels != IGNORED).sum(1).sort(descending=True)
         cells, labels = cells[order], labels[order]
+        labels = labels[:, : int(lengths[0])]
+        keys = self.cells_to_attention(cells) if is_hoisted else None
         start = torch.full_like(labels[:, :1], START)
         words = self.embedding(torch.cat([start, labels[:, :-1].clamp(min=PAD)], 1))
         hidden, cell = self.start(cells)
         scores = words.new_zeros(*labels.shape, self.output.out_features)
         for step in range(int(lengths[0])):
-            running = int((lengths > step).sum())
+            running = int((lengths > step).sum()) if leaves_out else len(lengths)
             hidden, cell, seen = hidden[:running], cell[:running], cells[:running]
-            hidden, cell = self.read(words[:running, step], hidden, cell, seen)
-            scores[:running, step] = self.output(hidden)
-        return functional.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+            hidden, cell = self.read(
+                words[:running, step], hidden, cell, seen, None if keys is None else keys[:running]
+            )
+            scores[:running, step] = self.output(functional.dropout(hidden))
+        return functional.cross_entropy(
+            scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+        )
 
 
 def flop_of_step(num_images: int, num_words: int, size: int, vocab_size: int) -> dict[str, float]:
@@ -63,6 +83,16 @@ def flop_of_step(num_images: int, num_words: int, size: int, vocab_size: int) ->
     word = 2 * 3 * with_both + 2 * 2 * P * C
     image = 2 * 2 * (P * C * size + C * 2 * size)
     return {"word": word, "image": image, "step": word * num_words + image * num_images}
+
+
+def flop_of_ours(num_images: int, num_words: int, size: int, vocab_size: int) -> float:
+    """As `flop_of_step`, with the gates' product with the context made once a cell, forward and for the weights."""
+    saved = 2 * 3 * 4 * size * C + 2 * 2 * P * C  # of a word
+    added = 2 * 3 * P * 4 * size  # of a word: sums of 4·size numbers a cell
+    cells = 2 * 2 * P * C * 4 * size  # of an image
+    return (
+        flop_of_step(num_images, num_words, size, vocab_size)["step"] + (added - saved) * num_words + cells * num_images
+    )
 
 
 def main() -> None:
@@ -102,34 +132,47 @@ def main() -> None:
     def ours() -> None:
         step(model, model(cells=cells, labels=labels).loss)
 
-    def by_tutorial() -> None:
-        step(tutorial, tutorial(cells.repeat_interleave(num_captions, 0), labels.flatten(0, 1)))
+    copies, captions = cells.repeat_interleave(num_captions, 0), labels.flatten(0, 1)
+    num_words, count = int(lengths.sum()), len(captions)
+
+    def by_tutorial(**kwargs: Any) -> None:
+        step(tutorial, tutorial(copies, captions, **kwargs))
+
+    def by_caption() -> None:
+        for own_cells, caption in zip(copies.split(1), captions.split(1), strict=True):
+            (tutorial(own_cells, caption, reduction="sum") / num_words).backward()
+        optimizers[tutorial].step()
+        optimizers[tutorial].zero_grad()
 
     left, right = torch.randn(2048, 2048), torch.randn(2048, 2048)
-
-    def product() -> None:
-        torch.mm(left, right)
-
-    seconds = seconds_of({"ours": ours, "tutorial": by_tutorial, "product": product}, arguments.repeats)
-    num_words = int(lengths.sum())
+    tutorials: dict[str, Callable[[], None]] = {
+        "tutorial": by_tutorial,
+        "tutorial_padded": lambda: by_tutorial(leaves_out=False),
+        "tutorial_by_caption": by_caption,
+        "tutorial_hoisted": lambda: by_tutorial(is_hoisted=True),
+    }
     flop = flop_of_step(num_images, num_words, size, vocab_size)
-    rate, best = flop["step"] / seconds["ours"], 2 * 2048**3 / seconds["product"]
-    count = num_images * num_captions
-    write_result(
-        arguments.out,
-        {
-            "settings": {name: value for name, value in vars(arguments).items() if name != "out"},
-            "words": num_words,
+    flop_done = flop_of_ours(num_images, num_words, size, vocab_size)
+
+    def measured() -> dict[str, Any]:
+        jobs = {"ours": ours, "product": lambda: torch.mm(left, right), **tutorials}
+        seconds = seconds_of(jobs, arguments.repeats)
+        best = 2 * 2048**3 / seconds["product"]
+        return {
             "seconds": seconds,
-            "captions_per_second": count / seconds["ours"],
-            "tutorial_captions_per_second": count / seconds["tutorial"],
-            "times_the_tutorial": seconds["tutorial"] / seconds["ours"],
-            "flop": flop,
-            "gflop_per_second": rate / 1e9,
+            "captions_per_second": {name: count / seconds[name] for name in ("ours", *tutorials)},
+            "times_as_many_as": {name: seconds[name] / seconds["ours"] for name in tutorials},
+            "gflop_per_second": flop["step"] / seconds["ours"] / 1e9,
             "product_gflop_per_second": best / 1e9,
-            "share_of_product": rate / best,
-        },
-    )
+            "share_of_product": flop["step"] / seconds["ours"] / best,
+            "share_of_product_by_flop_done": flop_done / seconds["ours"] / best,
+        }
+
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    counted = {"words": num_words, "flop": flop, "flop_done": flop_done}
+    result = {"settings": settings, **counted, "float32": measured()}
+    with bfloat16_products():
+        write_result(arguments.out, result | {"bfloat16_products": measured()})
 
 
 if __name__ == "__main__":

@@ -38,10 +38,13 @@ class TutorialDecoder(nn.Module):
         mean = cells.mean(1)
         return self.cells_to_hidden(mean), self.cells_to_cell(mean)
 
-    def read(self, words: Tensor, hidden: Tensor, cell: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The state after embedded words `(N, size)`."""
-        keys = self.cells_to_attention(cells) + self.state_to_attention(hidden).unsqueeze(1)
-        weights = self.attention_to_score(self.activation(keys)).squeeze(2).softmax(1)
+    def read(
+        self, words: Tensor, hidden: Tensor, cell: Tensor, cells: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The state after embedded words `(N, size)`; keys `(N, P, size)` if they were computed before."""
+        keys = self.cells_to_attention(cells) if keys is None else keys
+        layer = self.activation(keys + self.state_to_attention(hidden).unsqueeze(1))
+        weights = self.attention_to_score(layer).squeeze(2).softmax(1)
         context = (cells * weights.unsqueeze(2)).sum(1)
         context = torch.sigmoid(self.state_to_gate(hidden)) * context
         return self.lstm(torch.cat([words, context], 1), (hidden, cell))

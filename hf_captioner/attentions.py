@@ -4,8 +4,10 @@ A part is a `torch.nn.Module` built from sizes. `keys(memory)` is computed once 
 image `forward((B, K, D), keys, (B, P, C)) -> context (B, K, C), weights (B, K, P)`. K is the captions of an image
 in training and its beams in decoding: they share one memory.
 
-Two things an attention may do beyond that:
+Three things an attention may do beyond that:
 
+- One whose context is `weights @ memory` may say so by the class attribute `sums_cells = True`, and then has the method
+  `weigh((B, K, D), keys) -> weights (B, K, P)`: a decoder may have something else to sum with these weights.
 - With the class attribute `uses_sentinel = True`, `forward` takes a fourth argument, a sentinel `(B, K, D)`: what the
   decoder knows without the image. It may share the weights with the image, whose weights then sum to less than 1.
 - One that samples returns a third tensor in training: log-probabilities `(B, K)` of the cells it took, 0 where it took
@@ -19,6 +21,7 @@ Two things an attention may do beyond that:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -50,6 +53,8 @@ class AdditiveAttention(nn.Module):
         attention_size: A, width of the hidden layer.
     """
 
+    sums_cells = True
+
     def __init__(self, query_size: int, memory_size: int, attention_size: int) -> None:
         super().__init__()
         self.memory_to_key = nn.Linear(memory_size, attention_size)
@@ -63,8 +68,12 @@ class AdditiveAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
-        weights = torch.softmax(self._scores(self.query_to_key(query), keys), dim=-1)
+        weights = self.weigh(query, keys)
         return weights @ memory, weights
+
+    def weigh(self, query: Tensor, keys: Tensor) -> Tensor:
+        """The weights of `forward` alone: `(B, K, D), (B, P, A) -> (B, K, P)`."""
+        return torch.softmax(self._scores(self.query_to_key(query), keys), dim=-1)
 
     def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
         """`(B, K, A), (B, P, A) -> (B, K, P)`."""
@@ -101,6 +110,8 @@ class DotAttention(nn.Module):
         attention_size: A, width in which they meet.
     """
 
+    sums_cells = True
+
     def __init__(self, query_size: int, memory_size: int, attention_size: int) -> None:
         super().__init__()
         self.memory_to_key = nn.Linear(memory_size, attention_size)
@@ -113,8 +124,12 @@ class DotAttention(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """`(B, K, D), (B, A, P), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
-        weights = torch.softmax(self.query_to_key(query) @ keys, dim=-1)  # (B, K, P)
+        weights = self.weigh(query, keys)
         return weights @ memory, weights
+
+    def weigh(self, query: Tensor, keys: Tensor) -> Tensor:
+        """The weights of `forward` alone: `(B, K, D), (B, A, P) -> (B, K, P)`."""
+        return torch.softmax(self.query_to_key(query) @ keys, dim=-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -180,6 +195,7 @@ class AdaptiveAttention(AdditiveAttention):
     """
 
     uses_sentinel = True
+    sums_cells = False
 
     def __init__(self, query_size: int, memory_size: int, attention_size: int) -> None:
         super().__init__(query_size, memory_size, attention_size)
@@ -220,6 +236,7 @@ class HardAttention(AdditiveAttention):
         ValueError: a rate that is no probability, or a negative weight.
     """
 
+    sums_cells = False  # in training it reads other cells than it reports
     baseline: Tensor
 
     def __init__(
@@ -270,7 +287,8 @@ class _Exponential(torch.autograd.Function):
 
 def _exponential(logarithm: Tensor) -> Tensor:
     """`exp(2x)`; beyond the x whose exponentials there are, ±43 in single precision, that of these."""
-    logarithm = logarithm.float() if logarithm.dtype == torch.float16 else logarithm  # whose range is too small
+    if logarithm.dtype != torch.float64:
+        logarithm = logarithm.float()  # float16 has too small a range, and bfloat16 too few digits for a sum of them
     limit = 0.49 * math.log(torch.finfo(logarithm.dtype).max)
     return (2 * logarithm.clamp(-limit, limit)).exp_()
 
@@ -282,25 +300,49 @@ class _AdditiveScore(torch.autograd.Function):
     matrix products of a decoding step but one. As `tanh x = 1 - 2r` with `r = 1 / (1 + exp(2a) exp(2h))`, exponentials
     are taken of a once an image and of h once a query, and of their pairs only the reciprocal.
 
-    Going back, autograd would read or write that layer about eight times, where `r - r²` is written once and read by
-    two matrix products: with `tanh' = 4 (r - r²)`, `d(h) = 4v ∘ Σ_p g (r - r²)` and `d(a) = 4v ∘ Σ_k g (r - r²)`.
+    Going back, r is computed again: what is kept of it for all words would be hundreds of megabytes, which take longer
+    to get from the operating system than to compute. With `tanh' = 4 (r - r²)`, `d(h) = 4v ∘ Σ_p g (r - r²)` and
+    `d(a) = 4v ∘ Σ_k g (r - r²)`.
     """
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, keys: Tensor, vector: Tensor) -> Tensor:
-        one = torch.ones((), dtype=keys.dtype, device=keys.device)
         exponential = _exponential(query).to(keys.dtype)
-        rest = torch.addcmul(one, exponential.unsqueeze(2), keys.unsqueeze(1)).reciprocal_()  # r (B, K, P, A)
-        ctx.save_for_backward(rest, vector)
-        return (vector.sum() - 2 * (rest @ vector.to(rest.dtype))).to(query.dtype)  # (B, K, P)
+        ctx.save_for_backward(exponential, keys, vector)
+        scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # (B, K, P)
+        factors = vector.to(keys.dtype)
+        for rest, part in zip(_rests(exponential, keys), scores.split(_images_at_once(keys)), strict=True):
+            torch.matmul(rest, factors, out=part)
+        return (vector.sum() - 2 * scores).to(query.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rest, vector = ctx.saved_tensors
-        grad = grad.to(rest.dtype)
-        grad_vector = grad.sum() - 2 * (grad.flatten() @ rest.flatten(0, 2))  # (A,)
-        slope = torch.addcmul(rest, rest, rest, value=-1)  # r - r² (B, K, P, A)
-        grad_query = 4 * vector * (grad.unsqueeze(2) @ slope).squeeze(2)  # (B, K, A)
-        grad_keys = 4 * vector * (grad.transpose(1, 2).unsqueeze(2) @ slope.transpose(1, 2)).squeeze(2)  # (B, P, A)
-        return grad_query, grad_keys, grad_vector
+        exponential, keys, vector = ctx.saved_tensors
+        by_query = grad.to(keys.dtype).contiguous()  # (B, K, P)
+        by_cell = by_query.transpose(1, 2).contiguous()  # (B, P, K)
+        grad_query, grad_keys = torch.empty_like(exponential), torch.empty_like(keys)
+        grad_vector = torch.zeros_like(vector, dtype=keys.dtype)
+        whole = (by_query, by_query.unsqueeze(2), by_cell.unsqueeze(2), grad_query.unsqueeze(2), grad_keys.unsqueeze(2))
+        parts = (part.split(_images_at_once(keys)) for part in whole)
+        for rest, flat, rows, columns, to_query, to_keys in zip(_rests(exponential, keys), *parts, strict=True):
+            grad_vector.addmv_(rest.flatten(0, 2).T, flat.flatten())
+            slope = rest.addcmul_(rest, rest, value=-1)  # r - r² (b, K, P, A)
+            torch.matmul(rows, slope, out=to_query)  # (b, K, 1, A)
+            torch.matmul(columns, slope.transpose(1, 2), out=to_keys)  # (b, P, 1, A)
+        scale = 4 * vector
+        return grad_query.mul_(scale), grad_keys.mul_(scale), by_query.sum() - 2 * grad_vector
+
+
+def _images_at_once(keys: Tensor) -> int:
+    """A processor takes one image at a time, whose hidden layer stays in its cache; an accelerator takes all."""
+    return 1 if keys.device.type == "cpu" else len(keys)
+
+
+def _rests(exponential: Tensor, keys: Tensor) -> Iterator[Tensor]:
+    """The r of b images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
+    size = _images_at_once(keys)
+    one = torch.ones((), dtype=keys.dtype, device=keys.device)
+    rest = keys.new_empty(size, exponential.shape[1], *keys.shape[1:])
+    for query, key in zip(exponential.unsqueeze(2).split(size), keys.unsqueeze(1).split(size), strict=True):
+        yield torch.addcmul(one, query, key, out=rest).reciprocal_()

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, Sentinel, Siblings, State, unroll
+from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, RecurrentSum, Sentinel, Siblings, State, unroll
 from .registry import Registry
 
 DECODERS = Registry(
@@ -49,7 +51,7 @@ class Memory:
     keys: Tensor
     mean: Tensor
 
-    def take(self, images: Tensor) -> Memory:
+    def take(self, images: Tensor | slice) -> Memory:
         """The memory of some of the images."""
         return Memory(self.cells[images], self.keys[images], self.mean[images])
 
@@ -99,6 +101,7 @@ class DecoderOutput:
         hidden: `(N, T, D)`, the state after each word read.
         state: tensors `(N, D)` after the last word. Only meaningful without `lengths`.
         log_probs: `(N, T)`, of an attention that sampled: log-probability of the cell it took for each word.
+        read: of the words read alone, where `lengths` were given, their logits `(R, V)` and places `(R,)` among N·T.
     """
 
     logits: Tensor
@@ -106,10 +109,12 @@ class DecoderOutput:
     hidden: Tensor
     state: State
     log_probs: Tensor | None = None
+    read: tuple[Tensor, Tensor] | None = None
 
 
-# Query and memory cell (b, k, D), word (b, k, E) and the images' memory:
-# context (b, k, C), weights (b, k, P) and, of an attention that samples, log-probabilities (b, k).
+# Query and memory cell (b, k, D), word (b, k, E) and the images' memory: what the decoder is to read, which is the
+# context or what it brings to the gates; what the output is to read of the context (b, k, C or 0), weights (b, k, P)
+# and, of an attention that samples, log-probabilities (b, k).
 Attend = Callable[[Tensor, Tensor, Tensor, Memory], tuple[Tensor, ...]]
 
 # Word (b, k, E), drive (b, k, gates), the images' memory and the state before:
@@ -238,8 +243,9 @@ class RecurrentDecoder(nn.Module):
             outputs, state = self._unroll(words, drives, memory, plan.sort(state), plan.blocks, siblings)
         words, hidden, contexts, weights, *log_probs = (plan.trim(part) for part in (words, *outputs))
         logits = self.output(self.output_dropout(self._features(words, hidden, contexts)))  # (R, V)
+        read = None if plan.images is None else (logits, plan.places)
         logits, weights, hidden, *log_probs = (plan.unpack(part) for part in (logits, weights, hidden, *log_probs))
-        return DecoderOutput(logits, weights, hidden, state, *log_probs)
+        return DecoderOutput(logits, weights, hidden, state, log_probs[0] if log_probs else None, read)
 
     def _words_and_drives(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings `(R, E)` of words `(R,)`, and what they bring to the gates `(R, gates)`."""
@@ -262,14 +268,16 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[list[Tensor], State]:
         num_images = memory.cells.shape[0]
         state = tuple(part.unflatten(0, (num_images, -1)) for part in state)  # (B, K, D)
-        step = self._step(self._attend(), memory, siblings)
         sizes = [b * k for b, k in blocks]
+        step = self._step(memory, sum(sizes), siblings)
         rows = zip(blocks, words.split(sizes), drives.split(sizes), strict=True)
         steps = []
         for (b, k), word, drive in rows:
-            state = tuple(part[:b, :k] for part in state)
-            seen = Memory(memory.cells[:b], memory.keys[:b], memory.mean[:b])
-            state, outputs = step(word.view(b, k, -1), drive.view(b, k, -1), seen, state)
+            if state[0].shape[:2] != (b, k):
+                state = tuple(part[:b, :k] for part in state)
+            if len(memory.cells) != b:
+                memory = memory.take(slice(b))
+            state, outputs = step(word.view(b, k, -1), drive.view(b, k, -1), memory, state)
             steps.append([part.flatten(0, 1) for part in outputs])
         packed = [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in zip(*steps, strict=True)]
         return packed, tuple(part.flatten(0, 1) for part in state)
@@ -301,33 +309,58 @@ class RecurrentDecoder(nn.Module):
                     is_drawn = torch.rand(b, k, device=ids.device) < sampling
                     step_ids = torch.where(is_drawn, drawn, step_ids)
             state = tuple(part.unflatten(0, (len(memory.cells), -1))[:b, :k].flatten(0, 1) for part in state)
-            memory = Memory(memory.cells[:b], memory.keys[:b], memory.mean[:b])
+            memory = memory.take(slice(b))
             read.append(self.embedding_dropout(self.embedding(step_ids.flatten())))
             outputs, state = self._unroll(read[-1], self._drives(read[-1]), memory, state, [(b, k)], None)
             steps.append(outputs)
         return torch.cat(read), [torch.cat(parts) for parts in zip(*steps, strict=True)], state
 
-    def _attend(self) -> Attend:
+    def _attend(self, sums: RecurrentSum | None = None) -> Attend:
+        """How to look, with sums of what the cells bring to the gates in the place of contexts if they are given."""
         sentinel = None if self.sentinel is None else self.sentinel.unroll()
+        needs_context = self.step_to_output is not None
 
         def attend(query: Tensor, cell: Tensor, word: Tensor, memory: Memory) -> tuple[Tensor, ...]:
             sentinels = () if sentinel is None else (sentinel(word, query, cell),)
             context, weights, *log_probs = self.attention(query, memory.keys, memory.cells, *sentinels)
             if self.state_to_gate is not None:
                 context = torch.sigmoid(self.state_to_gate(query)) * context  # (b, k, C)
-            return context, weights, *log_probs
+            return context, context if needs_context else context[..., :0], weights, *log_probs
 
-        return attend
+        def attend_to_drives(query: Tensor, cell: Tensor, word: Tensor, memory: Memory) -> tuple[Tensor, ...]:
+            assert sums is not None
+            weights = self.attention.weigh(query, memory.keys)  # type: ignore[operator]
+            shares = weights if self.state_to_gate is None else torch.sigmoid(self.state_to_gate(query)) * weights
+            return sums(shares), shares @ memory.cells if needs_context else query[..., :0], weights
 
-    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
+        return attend if sums is None else attend_to_drives
+
+    def _sums_of_drives(self, layer: RecurrentLayer, memory: Memory, num_rows: int) -> tuple[Any, Tensor | None]:
+        """For a layer that reads the context first: sums of what the cells bring to its gates, its other weights.
+
+        `W Σ α a = Σ α W a`: the products with W can be made once an image. Both are None where these are more than
+        with each of R contexts; with gradients, they are one less, that of the context.
+        """
+        num_images, num_cells, size = memory.cells.shape
+        work = num_images * num_cells
+        work, work_of_contexts = (2 * work, 3 * num_rows) if torch.is_grad_enabled() else (work, num_rows)
+        if work > work_of_contexts or self.gates_channels or not getattr(self.attention, "sums_cells", False):
+            return None, None
+        of_context, others = layer.weight.split([size, layer.in_features - size], 1)
+        return RecurrentSum(functional.linear(memory.cells, of_context)), others
+
+    def _step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> DecoderStep:
+        """One step as a function, of R that are to come."""
+        sums, weight = self._sums_of_drives(self._layers()[0], memory, num_rows)
+        attend = self._attend(sums)
         # A sentinel brings the word into the context.
-        run = unroll(self._layers(), siblings if self.sentinel is None else None)
+        run = unroll(self._layers(), siblings if self.sentinel is None else None, weight)
         top = -self.layer_type.num_states  # where in the state the top layer's h stands
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
-            context, *weights = attend(state[top], state[-1], word, memory)
-            state = run([context], state, drive)
-            return state, (state[top], context, *weights)
+            read, *seen = attend(state[top], state[-1], word, memory)
+            state = run([read], state, drive) if sums is None else run([], state, drive + read)
+            return state, (state[top], *seen)
 
         return step
 
@@ -406,14 +439,15 @@ class SpatialDecoder(RecurrentDecoder):
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
 
-    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
-        read = unroll(self._layers(), siblings)
+    def _step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> DecoderStep:
+        """One step as a function."""
+        attend, read = self._attend(), unroll(self._layers(), siblings)
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
             state = read([], state, drive)
             hidden, cell = state[-2:]
-            context, *weights = attend(hidden, cell, word, memory)
-            return state, (hidden + self.context_to_hidden(context), context, *weights)
+            context, *seen = attend(hidden, cell, word, memory)
+            return state, (hidden + self.context_to_hidden(context), *seen)
 
         return step
 
@@ -445,14 +479,21 @@ class TopDownDecoder(RecurrentDecoder):
     def _drives(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
 
-    def _step(self, attend: Attend, memory: Memory, siblings: Siblings | None) -> DecoderStep:
-        look, speak = self.attention_lstm.unroll(siblings), unroll(self._layers())
+    def _step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> DecoderStep:
+        """One step as a function, of R that are to come."""
+        sums, weight = self._sums_of_drives(self.language_lstm, memory, num_rows)
+        attend, look = self._attend(sums), self.attention_lstm.unroll(siblings)
+        speak = unroll(self._layers(), weight=weight)
         mean_drive = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
         def step(word: Tensor, drive: Tensor, memory: Memory, state: State) -> tuple[State, tuple[Tensor, ...]]:
             query, cell = look([state[-2]], state[:2], drive + mean_drive[: len(drive)])
-            context, *weights = attend(query, cell, word, memory)
-            state = (query, cell, *speak([context, query], state[2:], None))
-            return state, (state[-2], context, *weights)
+            read, *seen = attend(query, cell, word, memory)
+            below = state[2:]
+            if sums is None:
+                state = (query, cell, *speak([read, query], below, None))
+            else:
+                state = (query, cell, *speak([query], below, self.language_lstm.bias + read))
+            return state, (state[-2], *seen)
 
         return step

@@ -414,7 +414,10 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
     def _loss(self, output: DecoderOutput, words: Tensor, num_words: int | None, num_captions: int | None) -> Tensor:
         config = self.config
-        loss = cross_entropy(output.logits, words, config.label_smoothing, num_words)
+        logits, labels = output.logits, words
+        if output.read is not None:  # then padding costs nothing here either
+            logits, labels = output.read[0].unsqueeze(0), words.flatten()[output.read[1]].unsqueeze(0)
+        loss = cross_entropy(logits, labels, config.label_smoothing, num_words)
         if config.doubly_stochastic_weight:
             term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction, num_captions)
             loss = loss + config.doubly_stochastic_weight * term

@@ -164,4 +164,6 @@ def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, labels and places in N·T of the words alone: softmax over the padding would be half the work."""
     labels = labels.flatten()
     words = (labels != IGNORED).nonzero().squeeze(1)
+    if len(words) == len(labels):
+        return logits.flatten(0, 1).float(), labels, words
     return logits.flatten(0, 1).index_select(0, words).float(), labels[words], words

@@ -58,11 +58,12 @@ class RecurrentLayer(nn.Linear):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
 
-    def unroll(self, siblings: Siblings | None = None) -> Step:
+    def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
         """One step as a function.
 
         Args:
             siblings: captions whose inputs, other than the drive, and state are the same; without gradients only.
+            weight: `(gates, ·)`, of the inputs and h, where some inputs come with the drive; all of them by default.
         """
         raise NotImplementedError
 
@@ -77,9 +78,9 @@ class LSTMLayer(RecurrentLayer):
     num_states = 2
     num_gates = 4
 
-    def unroll(self, siblings: Siblings | None = None) -> Step:
+    def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
         """One step as a function."""
-        linear = _RecurrentLinear(self.weight, siblings)
+        linear = _RecurrentLinear(self.weight if weight is None else weight, siblings)
 
         def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
             hidden, cell = state
@@ -101,11 +102,11 @@ class GRULayer(RecurrentLayer):
     num_states = 1
     num_gates = 3
 
-    def unroll(self, siblings: Siblings | None = None) -> Step:
+    def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
         """One step as a function."""
         hidden_size = self.out_features // self.num_gates
         sizes = [2 * hidden_size, hidden_size]
-        gates_weight, new_weight = self.weight.split(sizes)
+        gates_weight, new_weight = (self.weight if weight is None else weight).split(sizes)
         # The reset gate depends on the word, so siblings part there.
         to_gates, to_new = _RecurrentLinear(gates_weight, siblings), _RecurrentLinear(new_weight)
 
@@ -144,12 +145,12 @@ class Sentinel(nn.Linear):
         return step
 
 
-def unroll(layers: Sequence[RecurrentLayer], siblings: Siblings | None = None) -> Step:
+def unroll(layers: Sequence[RecurrentLayer], siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
     """One step of layers on top of each other, as if of one; each reads the new h of the one below.
 
-    The state is all layers' states from the lowest up. The drive and the siblings are the lowest layer's.
+    The state is all layers' states from the lowest up. The drive and the other arguments are the lowest layer's.
     """
-    steps = [layer.unroll(siblings if layer is layers[0] else None) for layer in layers]
+    steps = [layers[0].unroll(siblings, weight), *(layer.unroll() for layer in layers[1:])]
     size = layers[0].num_states
 
     def step(inputs: Sequence[Tensor], state: State, drive: Tensor | None) -> State:
@@ -163,11 +164,43 @@ def unroll(layers: Sequence[RecurrentLayer], siblings: Siblings | None = None) -
     return step
 
 
-class _RecurrentLinear:
-    """A linear map used at every step, whose weight gets its gradient from all steps in one product.
+class _Recurrent:
+    """A product used at every step, one operand of which gets its gradient from all steps in one product.
 
-    Autograd would make a product over a few captions at every step, and add up gradients as large as the weight.
+    Autograd would make a product over a few captions at every step, and add up gradients as large as the operand.
     Going back, the first step comes last, since every later one depends on it: it makes the product for all.
+
+    Args:
+        operand: the same at every step.
+    """
+
+    def __init__(self, operand: Tensor) -> None:
+        device = operand.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else operand.dtype
+        self.operand = operand
+        self.constant = operand.detach().to(dtype)
+        self.used = False
+        self.steps: list[tuple[Tensor, Tensor]] = []  # what was multiplied, and the gradient of the product
+
+    def __call__(self, step: Tensor) -> Tensor:
+        is_first, self.used = not self.used, True
+        output: Tensor = _RecurrentStep.apply(step.to(self.constant.dtype), self.operand, self, is_first)
+        return output
+
+    def product(self, step: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Of what was multiplied."""
+        raise NotImplementedError
+
+    def operand_gradient(self) -> Tensor:
+        """From all steps."""
+        raise NotImplementedError
+
+
+class _RecurrentLinear(_Recurrent):
+    """A linear map, `(b, k, in) -> (b, k, out)`.
 
     Args:
         weight: `(out, in)`.
@@ -175,43 +208,72 @@ class _RecurrentLinear:
     """
 
     def __init__(self, weight: Tensor, siblings: Siblings | None = None) -> None:
-        device = weight.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        self.weight = weight
-        self.matrix = weight.detach().to(dtype)
+        super().__init__(weight)
         self.siblings = siblings
-        self.used = False
-        self.steps: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, step: Tensor) -> Tensor:
-        """`(b, k, in) -> (b, k, out)`."""
-        if self.siblings is not None:
-            families = step.flatten(0, 1)[self.siblings.first].to(self.matrix.dtype)
-            return functional.linear(families, self.matrix)[self.siblings.family].unflatten(0, step.shape[:2])
-        is_first, self.used = not self.used, True
-        output: Tensor = _RecurrentLinearStep.apply(step.to(self.matrix.dtype), self.weight, self, is_first)
-        return output
+        if self.siblings is None:
+            return super().__call__(step)
+        families = step.flatten(0, 1)[self.siblings.first].to(self.constant.dtype)
+        return self.product(families)[self.siblings.family].unflatten(0, step.shape[:2])
+
+    def product(self, step: Tensor) -> Tensor:
+        return functional.linear(step, self.constant)
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        return grad @ self.constant
+
+    def operand_gradient(self) -> Tensor:
+        steps, grads = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in zip(*self.steps, strict=True))
+        return grads.T @ steps  # (out, R) @ (R, in)
 
 
-class _RecurrentLinearStep(torch.autograd.Function):
+class RecurrentSum(_Recurrent):
+    """Sums over the cells of each image: weights `(b, k, P) -> (b, k, X)`.
+
+    Args:
+        values: `(B, P, X)`; a step may leave out the last images.
+    """
+
+    def product(self, step: Tensor) -> Tensor:
+        """With the values."""
+        return step @ self.constant[: len(step)]
+
+    def gradient(self, grad: Tensor) -> Tensor:
+        """Of the weights."""
+        return grad @ self.constant[: len(grad)].transpose(1, 2)
+
+    def operand_gradient(self) -> Tensor:
+        """Of the values, from all steps."""
+        num_images, num_rows = len(self.constant), sum(step.shape[1] for step, _ in self.steps)
+        weights = self.constant.new_zeros(num_images, num_rows, self.constant.shape[1])
+        grads = self.constant.new_zeros(num_images, num_rows, self.constant.shape[2])
+        first = 0
+        for step, grad in self.steps:
+            last = first + step.shape[1]
+            weights[: len(step), first:last], grads[: len(grad), first:last] = step, grad
+            first = last
+        return weights.transpose(1, 2) @ grads  # (B, P, ΣK) @ (B, ΣK, X)
+
+
+class _RecurrentStep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, step: Tensor, weight: Tensor, linear: _RecurrentLinear, is_first: bool) -> Tensor:
+    def forward(ctx: Any, step: Tensor, operand: Tensor, recurrent: _Recurrent, is_first: bool) -> Tensor:
         ctx.save_for_backward(step)
-        ctx.linear, ctx.is_first = linear, is_first
-        return functional.linear(step, linear.matrix)
+        ctx.recurrent, ctx.is_first = recurrent, is_first
+        return recurrent.product(step)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        linear: _RecurrentLinear = ctx.linear
+        recurrent: _Recurrent = ctx.recurrent
         if ctx.needs_input_grad[1]:
-            linear.steps.append((ctx.saved_tensors[0].flatten(0, 1), grad.flatten(0, 1)))
-        grad_weight = None
-        if ctx.is_first and linear.steps:
-            steps, grads = (torch.cat(parts) for parts in zip(*linear.steps, strict=True))  # (R, in), (R, out)
-            grad_weight = grads.T @ steps
-            linear.steps.clear()
-        return grad @ linear.matrix, grad_weight, None, None
+            recurrent.steps.append((*ctx.saved_tensors, grad))
+        grad_operand = None
+        if ctx.is_first and recurrent.steps:
+            grad_operand = recurrent.operand_gradient()
+            recurrent.steps.clear()
+        return recurrent.gradient(grad), grad_operand, None, None
 
 
 class Plan:
@@ -246,6 +308,7 @@ class Plan:
         steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
         self.rows = torch.cat(steps)  # (R,), where in (N, T) a row belongs
         self.read = (self.rows % num_words < lengths[self.rows // num_words]).nonzero().squeeze(1)
+        self.places = self.rows[self.read]  # (words,), where in (N, T) a word belongs
 
     def sort(self, state: State) -> State:
         """Put captions `(N, ·)` into reading order; images go by `images`."""
@@ -264,5 +327,5 @@ class Plan:
         if self.images is None:
             return packed.unflatten(0, (self.num_words, -1)).transpose(0, 1)
         num_rows = self.captions.numel() * self.num_words
-        rows = packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, self.rows[self.read], packed)
+        rows = packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, self.places, packed)
         return rows.unflatten(0, (-1, self.num_words))

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from hf_captioner import decoders
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import GRULayer, LSTMLayer, Sentinel, Siblings
+from hf_captioner.recurrence import GRULayer, LSTMLayer, RecurrentSum, Sentinel, Siblings
 from hf_captioner.testing import check_decoder
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
@@ -97,6 +99,33 @@ def test_gradients_equal_numerical_ones(name: str, attention: str, num_layers: i
             below = loss()
             parameter += step * direction
         assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-6), parameter_name
+
+
+@pytest.mark.parametrize(("deep_output", "gate"), [(True, True), (False, True), (False, False)])
+@pytest.mark.parametrize("attention", ["additive", "dot"])
+@pytest.mark.parametrize("name", ["lstm", "gru", "top_down"])
+def test_drives_of_the_cells_give_what_contexts_give(
+    name: str, attention: str, deep_output: bool, gate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where captions are many words, products with the cells are made in the place of those with contexts."""
+    decoder, (ids, cells) = build(name, attention, deep_output=deep_output, gate=gate), inputs()
+    cells.requires_grad_()
+
+    def run(has_drives: bool) -> list[Tensor]:
+        monkeypatch.setattr(decoder.attention, "sums_cells", has_drives)
+        memory = decoder.prepare(cells)
+        output = decoder(ids, memory, None, LENGTHS)
+        loss = output.logits.sin().sum() + output.weights.square().sum()
+        return [output.logits, output.weights, *torch.autograd.grad(loss, [*decoder.parameters(), cells])]
+
+    by_contexts = run(False)
+    sums = mock.Mock(wraps=RecurrentSum)
+    monkeypatch.setattr(decoders, "RecurrentSum", sums)
+    by_drives = run(True)
+    assert sums.call_count == 1
+    assert all(torch.allclose(a, b) for a, b in zip(by_drives, by_contexts, strict=True))
+    decoder(ids[:, :1], decoder.prepare(cells))
+    assert sums.call_count == 1, "a word alone is less work than all cells"
 
 
 def as_torch(lstm: LSTMLayer, drive: nn.Linear | None = None) -> nn.LSTMCell:
