@@ -40,11 +40,8 @@ from hf_captioner.evaluation import (
     read_predictions,
 )
 from hf_captioner.metrics.resampling import NUM_RESAMPLES, compare
+from hf_captioner.protocol import describe_decoding
 from hf_captioner.report_page import report_page
-
-# Settings of generate() that say how captions were searched for.
-DECODING = ("num_beams", "do_sample", "length_penalty", "early_stopping", "max_length", "min_length",
-            "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids", "temperature", "top_k", "top_p")  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,7 +106,7 @@ def caption(
     model, processor = load_captioner(system)
     model.to(accelerator.device)
     search = {"num_beams": arguments.num_beams}
-    decoding = {name: getattr(model.generation_config, name, None) for name in DECODING} | search
+    decoding = describe_decoding(model.generation_config, **search)
     predictions = decode_captions(
         model,
         processor,
