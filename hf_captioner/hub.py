@@ -253,9 +253,10 @@ def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:
 def _upload(
     api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str
 ) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
     from huggingface_hub.utils import filter_repo_objects
 
+    ModelCard.load(folder / "README.md").validate()
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
