@@ -1,7 +1,7 @@
-"""A captioner as others can use it: a folder with weights, code, card and pictures, and its way to the Hub.
+r"""A captioner as others can use it: a folder with weights, code, card and pictures, and its way to the Hub.
 
     python -m hf_captioner.hub outputs/shapes your-name/captioner --license apache-2.0
-    python -m hf_captioner.hub outputs/flickr8k your-name/captioner --license cc-by-nc-4.0 \\
+    python -m hf_captioner.hub outputs/flickr8k your-name/captioner --license cc-by-nc-4.0 \
         --results outputs/flickr8k/evaluation/results.json --image first.jpg second.jpg --private
     python -m hf_captioner.hub outputs/shapes your-name/captioner --license apache-2.0 --output_dir published  # no push
 
@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-
-import yaml
 
 from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
@@ -108,15 +105,11 @@ def push(
         PermissionError: the Hub refuses the token.
         ConnectionError: the Hub can't be reached, or no longer.
     """
-    known = check(model.config, repo_id, **facts)
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token, library_name="hf_captioner")
-    with _errors_in_one_line(repo_id):
-        user = api.whoami()["name"]  # before much work is done for a token that is refused
+    known, scores = _known(model.config, repo_id, facts), Scores.of(results)
+    api, user = _log_in(repo_id, token)  # before much work is done for a token that is refused
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     with TemporaryDirectory() as folder:
-        _write_folder(Path(folder), model, processor, repo_id, Scores.of(results), known, images)
+        _write_folder(Path(folder), model, processor, repo_id, scores, known, images)
         with _errors_in_one_line(repo_id):
             return _upload(api, Path(folder), repo_id, private, revision, message)
 
@@ -148,23 +141,30 @@ def export_folder(
         ValueError: the folder is not empty, or what `push` refuses.
     """
     folder = Path(folder)
-    known = check(model.config, repo_id, **facts)
+    known = _known(model.config, repo_id, facts)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} is not an empty folder. Name a new one.")
     return _write_folder(folder, model, processor, repo_id, Scores.of(results), known, images)
 
 
-def check(config: CaptionerConfig, repo_id: str, **facts: Any) -> Facts:
-    """What a card will say, before a long training as before an upload.
+def check_push(config: CaptionerConfig, repo_id: str, *, token: str | None = None, **facts: Any) -> None:
+    """Refuse, before a long training, what `push` would refuse after it.
 
     Args:
         config: of the model.
-        repo_id: where it is to be published.
-        facts: see `Facts.of`.
+        repo_id: see `push`, as for the others.
+        token: of the user.
+        facts: for the card.
 
     Raises:
-        ValueError: no licence, no data set, a bad id, or a part that only this process has.
+        ValueError, PermissionError, ConnectionError: see `push`.
     """
+    _known(config, repo_id, facts)
+    _log_in(repo_id, token)
+
+
+def _known(config: CaptionerConfig, repo_id: str, facts: Mapping[str, Any]) -> Facts:
+    """What the card says, of a model that others can have."""
     from huggingface_hub.utils import validate_repo_id
 
     validate_repo_id(repo_id)
@@ -176,6 +176,15 @@ def check(config: CaptionerConfig, repo_id: str, **facts: Any) -> Facts:
                 "model. Put it into a package that others can install (see the README, Add a part)."
             )
     return Facts.of(config, **facts)
+
+
+def _log_in(repo_id: str, token: str | None) -> tuple[HfApi, str]:
+    """The Hub's interface, and the user's name there."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token, library_name="hf_captioner")
+    with _errors_in_one_line(repo_id):
+        return api, str(api.whoami()["name"])
 
 
 def _write_folder(
@@ -218,13 +227,13 @@ def _validation_images(facts: Facts) -> list[ImageSource]:
     """A few images across the validation split of the recipe's data set; none where there is no recipe."""
     from .data import load_captions
 
-    if "dataset" not in facts.recipe:
+    if facts.source is None:
         return []
     try:
-        rows = load_captions(facts.recipe["dataset"], "validation")
+        rows = load_captions(facts.source, "validation")
     except (OSError, ValueError) as e:
         raise ValueError(
-            f"The images for the card can't be taken from {facts.recipe['dataset']!r}: {e} Name some: images=['a.jpg']."
+            f"No images for the card can be had from {facts.source!r}: {e} Name some, or none: images=['a.jpg']."
         ) from e
     return [rows[index]["image"] for index in range(0, len(rows), max(1, len(rows) // NUM_SAMPLES))][:NUM_SAMPLES]
 
@@ -250,9 +259,7 @@ def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:
     return samples
 
 
-def _upload(
-    api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str
-) -> str:
+def _upload(api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
     from huggingface_hub.utils import filter_repo_objects
 
@@ -324,9 +331,7 @@ def main(argv: Sequence[str]) -> None:
     model, processor = load_captioner(arguments.folder)
     if arguments.output_dir is not None:
         shared = {"images": arguments.image, **facts}
-        folder = export_folder(
-            arguments.output_dir, model, processor, arguments.repo_id, _results(arguments), **shared
-        )
+        folder = export_folder(arguments.output_dir, model, processor, arguments.repo_id, _results(arguments), **shared)
         print(f"Written: {folder}")
         return
     url = push(
@@ -360,11 +365,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="a saved captioner, such as the output folder of train.py")
     add("repo_id", metavar="ID", help="where to, such as your-name/captioner; it is made if it is not there")
-    add("--license", metavar="L", help="of the weights, as the Hub names it, such as apache-2.0 (default: the recipe's)")
+    add(
+        "--license", metavar="L", help="of the weights, as the Hub names it, such as apache-2.0 (default: the recipe's)"
+    )
     add("--datasets", nargs="+", metavar="D", help="trained on, names or ids on the Hub (default: the recipe's)")
     add("--language", metavar="L", help="of the captions (default: en)")
-    add("--base_model", "--base-model", metavar="ID", help="whose weights the encoder started from (default: timm's, if "
-        "the recipe says so)")  # fmt: skip
+    add("--base_model", "--base-model", metavar="ID", help="whose weights the encoder started from (default: timm's, "
+        "if the recipe says so)")  # fmt: skip
     add("--results", type=Path, metavar="FILE", help="results.json of evaluate.py or scores.json of train.py (default: "
         "FOLDER/evaluation/results.json, else FOLDER/scores.json)")  # fmt: skip
     add("--recipe", type=Path, metavar="FILE", help="of the training (default: FOLDER/recipe.yaml)")

@@ -44,6 +44,7 @@ class Facts:
         language: of the captions, ISO 639-1.
         base_model: id on the Hub of the model whose weights the encoder started from.
         recipe: fields of `examples/train.py`.
+        source: of images to caption in the card: the data set as the recipe names it, perhaps by a path.
         limits: a sentence or more for the section of that name.
     """
 
@@ -52,6 +53,7 @@ class Facts:
     language: str = "en"
     base_model: str | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    source: str | None = None
     limits: str | None = None
 
     @classmethod
@@ -93,9 +95,10 @@ class Facts:
             raise ValueError("The model card names no data set. Say what the model was trained on: datasets=['…'].")
         if base_model is None and fields.get("pretrained") and not fields.get("encoder_weights"):
             base_model = _timm_id(fields["encoder_name"])
+        source = fields.get("dataset")
         fields = {name: value for name, value in fields.items() if name not in OF_THE_MACHINE}
-        fields |= {name: Path(fields[name]).name for name in PATHS if _is_path(fields.get(name))}
-        return cls(license, [dataset_id(name) for name in names], language, base_model, fields, limits)
+        fields |= {name: Path(fields[name]).resolve().name for name in PATHS if _is_path(fields.get(name))}
+        return cls(license, [dataset_id(name) for name in names], language, base_model, fields, source, limits)
 
     def recipe_text(self) -> str:
         """The recipe as YAML; empty where there is none."""
@@ -155,12 +158,13 @@ class Scores:
         if not isinstance(record, dict):
             raise ValueError(f"{name} hold a {type(record).__name__}, not scores by name.")
         if isinstance(record.get("scores"), dict) and isinstance(record.get("protocol"), dict):
-            protocol = Protocol.from_dict(record["protocol"])
+            protocol = Protocol.from_dict(record["protocol"] | {"dataset": dataset_id(record["protocol"]["dataset"])})
             return cls(record["scores"], protocol.line(), record.get("intervals", {}), protocol)
         values = {key: value for key, value in record.items() if isinstance(value, int | float)}
         if not values:
             raise ValueError(f"{name} hold no scores. Give what examples/evaluate.py or examples/train.py writes.")
-        return cls(values, str(record.get("protocol", "")))
+        scored, comma, rest = str(record.get("protocol", "")).partition(", ")
+        return cls(values, dataset_id(scored) + comma + rest if scored else "")
 
     def eval_results(self, dataset: str) -> list[EvalResult]:
         """For the metadata: each score that has a protocol, with its stamp.
@@ -171,7 +175,7 @@ class Scores:
         from huggingface_hub import EvalResult
 
         stamp = asdict(self.protocol) if self.protocol else {}
-        scored = dataset_id(stamp.get("dataset", dataset))
+        scored = stamp.get("dataset", dataset)
         about = ("num_images", "split_images", "references_per_image", "ids_sha256")
         dataset_args = {name: stamp[name] for name in about if name in stamp} or {"protocol": self.line}
         shared = {name: stamp[name] for name in ("decoding", "software") if stamp.get(name)}

@@ -62,7 +62,7 @@ class Repo:
         return messages
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What the Hub answers in place of what was asked for."""
 
     def __init__(self, status: int, message: str, code: str = "") -> None:
@@ -136,8 +136,8 @@ class _Handler(BaseHTTPRequestHandler):
                     body = b"" if "PUT" in method else self.rfile.read(int(self.headers.get("Content-Length") or 0))
                     handle(self, body, *match.groups())
                     return
-            raise Refused(404, f"no route for {self.command} {path}")
-        except Refused as e:
+            raise RefusedError(404, f"no route for {self.command} {path}")
+        except RefusedError as e:
             headers = {"X-Error-Message": str(e)} | ({"X-Error-Code": e.code} if e.code else {})
             self.send(e.status, json.dumps({"error": str(e)}).encode(), headers)
         except ConnectionError:
@@ -157,22 +157,24 @@ class _Handler(BaseHTTPRequestHandler):
 
     def user(self, *, needed: bool = False) -> str | None:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
-        if token and token not in self.hub.tokens or needed and not token:
-            raise Refused(401, "Invalid credentials in Authorization header" if token else "Invalid username or password.")
+        if token not in self.hub.tokens and (token or needed):
+            raise RefusedError(
+                401, "Invalid credentials in Authorization header" if token else "Invalid username or password."
+            )
         return self.hub.tokens.get(token)
 
     def repo(self, repo_id: str, *, write: bool = False) -> Repo:
         user, repo = self.user(needed=write), self.hub.repos.get(repo_id)
         if repo is None or (repo.private and user != repo.owner):
-            raise Refused(404 if user else 401, "Repository not found", "RepoNotFound")
+            raise RefusedError(404 if user else 401, "Repository not found", "RepoNotFound")
         if write and user != repo.owner:
-            raise Refused(403, f"{user} may not write to {repo_id}")
+            raise RefusedError(403, f"{user} may not write to {repo_id}")
         return repo
 
     def commit(self, repo_id: str, revision: str) -> Commit:
         commit = self.repo(repo_id).find(revision)
         if commit is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+            raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
     # What a client asks before it writes
@@ -185,7 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or user
         repo_id = f"{owner}/{asked['name']}"
         if owner != user:
-            raise Refused(403, f"You don't have the rights to create a model under the namespace {owner!r}")
+            raise RefusedError(403, f"You don't have the rights to create a model under the namespace {owner!r}")
         with self.hub.lock:
             exists = repo_id in self.hub.repos
             if not exists:
@@ -196,7 +198,7 @@ class _Handler(BaseHTTPRequestHandler):
     def branch(self, body: bytes, repo_id: str, branch: str) -> None:
         repo = self.repo(repo_id, write=True)
         if branch in repo.branches:
-            raise Refused(409, f"{branch} exists")
+            raise RefusedError(409, f"{branch} exists")
         repo.branches[branch] = repo.branches["main"]
         self.send_json({})
 
@@ -259,13 +261,13 @@ class _Handler(BaseHTTPRequestHandler):
                 while self.hub.hold.is_set():
                     threading.Event().wait(0.02)
         if hashlib.sha256(data).hexdigest() != sha:
-            raise Refused(400, "not what was announced")
+            raise RefusedError(400, "not what was announced")
         self.hub.objects[sha] = data
         self.send(200)
 
     def verify(self, body: bytes, sha: str, size: str) -> None:
         if len(self.hub.objects.get(sha, b"")) != int(size):
-            raise Refused(404, "not there")
+            raise RefusedError(404, "not there")
         self.send_json({})
 
     def make_commit(self, body: bytes, repo_id: str, branch: str) -> None:
@@ -278,17 +280,17 @@ class _Handler(BaseHTTPRequestHandler):
                 if key == "header":
                     message = value["summary"]
                     if value.get("parentCommit") not in (None, repo.branches[branch]):
-                        raise Refused(412, "A commit has happened since. Please refresh and try again.")
+                        raise RefusedError(412, "A commit has happened since. Please refresh and try again.")
                 elif key == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                 elif key == "lfsFile":
                     if value["oid"] not in self.hub.objects:
-                        raise Refused(400, f"{value['path']} was not uploaded")
+                        raise RefusedError(400, f"{value['path']} was not uploaded")
                     files[value["path"]] = value["oid"]
                 elif key == "deletedFile":
                     del files[value["path"]]
                 else:
-                    raise Refused(400, f"unknown key {key}")
+                    raise RefusedError(400, f"unknown key {key}")
             commit = repo.add(branch, message, files)
         self.send_json({"commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{commit.sha}", "commitOid": commit.sha})
 
@@ -306,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = self.commit(repo_id, revision)
         inside = {path for path in commit.files if path.startswith(f"{folder}/")} if folder else set(commit.files)
         if not inside:
-            raise Refused(404, f"{folder} does not exist on {revision}", "EntryNotFound")
+            raise RefusedError(404, f"{folder} does not exist on {revision}", "EntryNotFound")
         entries = [{"type": "file", "path": path, "size": 1, "oid": "0" * 40} for path in sorted(inside)]
         self.send_json(entries)
 
