@@ -154,7 +154,9 @@ class Recipe:
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.")
     keep_checkpoints: int = option(2, "How many of the newest are kept.")
 
-    push_to_hub: str | None = option(None, "Publish the best model in the end: its id on the Hub, your-name/captioner.")
+    push_to_hub: str | None = option(
+        None, "Publish the best model in the end, with four validation images: its id on the Hub."
+    )
     license: str | None = option(None, "Of its weights, for push_to_hub: apache-2.0, cc-by-nc-4.0, …")
 
     tracking: Literal["auto", "tensorboard", "wandb", "none"] = option(
@@ -556,7 +558,12 @@ def publish(
         split="validation",
         decoding=describe_decoding(model.generation_config, num_beams=recipe.final_num_beams),
     )
-    print(f"\nPublished: {push(model, processor, recipe.push_to_hub, evaluation, recipe=asdict(recipe))}")
+    try:
+        url = push(model, processor, recipe.push_to_hub, evaluation, recipe=asdict(recipe))
+    except OSError as e:
+        command = f"python -m hf_captioner.hub {recipe.output_dir} {recipe.push_to_hub}"
+        raise OSError(f"{e} The model is in {recipe.output_dir!r}; to push it: {command}") from e
+    print(f"\nPublished: {url}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,7 @@ from .pipeline_captioner import ImageCaptioningPipeline
 from .processing_captioner import CaptionerProcessor
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelCard
 
     from .evaluation import Evaluation
 
@@ -59,9 +60,9 @@ AUTO_CLASSES = {
 NUM_SAMPLES = 4
 SAMPLE_SIZE = 640  # pixels of the longer edge, at most
 # What an earlier version may have left behind: files of the kinds that are published, and weights of other formats.
-REPLACED = (
-    *("*.py", "*.safetensors", "*.safetensors.index.json", "samples/*", RECIPE),
-    *("*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle"),
+REPLACED = re.compile(
+    r"[^/]+\.(py|safetensors|safetensors\.index\.json|bin|bin\.index\.json|pt|pth|ckpt|pkl|pickle)"
+    rf"|samples/[^/]+\.png|{re.escape(RECIPE)}"
 )
 
 
@@ -261,9 +262,8 @@ def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:
 
 def _upload(api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
-    from huggingface_hub.utils import filter_repo_objects
 
-    ModelCard.load(folder / "README.md").validate()
+    _validate(ModelCard.load(folder / "README.md"))
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
@@ -275,19 +275,27 @@ def _upload(api: HfApi, folder: Path, repo_id: str, private: bool | None, revisi
         )
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
     old = [sibling.rfilename for sibling in before.siblings or [] if sibling.rfilename not in files]
-    gone = filter_repo_objects(old, allow_patterns=list(REPLACED))
     # Not upload_folder: where xet is installed, it publishes a folder in several commits.
     commit = api.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(name, str(file)) for name, file in files.items()),
-            *(CommitOperationDelete(name, is_folder=False) for name in gone),
+            *(CommitOperationDelete(name, is_folder=False) for name in old if REPLACED.fullmatch(name)),
         ],
         commit_message=message,
         revision=revision,
         parent_commit=before.sha,  # files of another version pushed meanwhile are not mixed with these
     )
     return str(commit.commit_url)
+
+
+def _validate(card: ModelCard) -> None:
+    """Ask the Hub whether the metadata is as it must be, before anything is made there."""
+    try:
+        card.validate()
+    except ValueError as e:
+        errors = ", ".join(re.findall(r'"message": *"((?:[^"\\]|\\.)*)"', str(e))) or str(e)
+        raise ValueError(f"The Hub refuses the model card: {errors}") from e
 
 
 @contextmanager
@@ -312,12 +320,14 @@ def _errors_in_one_line(repo_id: str) -> Iterator[None]:
             ) from e
         if status in (409, 412):
             raise ConnectionError(f"{repo_id!r} has changed meanwhile ({said}). Push again.") from e
-        raise ConnectionError(f"The Hub does not take {repo_id!r} ({status}: {said}). Nothing is published.") from e
-    except (httpx.HTTPError, RuntimeError) as e:  # a RuntimeError is huggingface_hub's for an upload that fails
-        reason = " ".join(str(e.__cause__ or e).split()) or type(e.__cause__ or e).__name__
         raise ConnectionError(
-            f"The connection to the Hub broke: {reason}. Nothing of this version of {repo_id!r} is published, and what "
-            "arrived is kept: push again to go on."
+            f"The Hub does not take {repo_id!r} ({status}: {said}). This version is not published."
+        ) from e
+    except (httpx.HTTPError, RuntimeError) as e:  # a RuntimeError is huggingface_hub's for an upload that fails
+        reason = " ".join(str(e.__cause__ or e).split()).rstrip(".") or type(e.__cause__ or e).__name__
+        raise ConnectionError(
+            f"The connection to the Hub broke: {reason}. {repo_id!r} is published whole or not at all, what arrived "
+            "is kept, and another push goes on from there."
         ) from e
 
 
@@ -387,7 +397,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    from hf_captioner.cli import run_main
-    from hf_captioner.hub import main as run  # that of the package
+    from .cli import run_main
 
-    run_main(run)
+    run_main(main)

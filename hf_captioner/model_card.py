@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .protocol import Protocol, describe_metrics, software
-
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
     from .configuration_captioner import CaptionerConfig
     from .evaluation import Evaluation
+    from .protocol import Protocol
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 RECIPE = "recipe.yaml"
@@ -98,6 +97,7 @@ class Facts:
         source = fields.get("dataset")
         fields = {name: value for name, value in fields.items() if name not in OF_THE_MACHINE}
         fields |= {name: Path(fields[name]).resolve().name for name in PATHS if _is_path(fields.get(name))}
+        fields |= {"license": license} if "license" in fields else {}
         return cls(license, [dataset_id(name) for name in names], language, base_model, fields, source, limits)
 
     def recipe_text(self) -> str:
@@ -158,6 +158,8 @@ class Scores:
         if not isinstance(record, dict):
             raise ValueError(f"{name} hold a {type(record).__name__}, not scores by name.")
         if isinstance(record.get("scores"), dict) and isinstance(record.get("protocol"), dict):
+            from .protocol import Protocol  # with the metrics, which importing this package is not to wait for
+
             protocol = Protocol.from_dict(record["protocol"] | {"dataset": dataset_id(record["protocol"]["dataset"])})
             return cls(record["scores"], protocol.line(), record.get("intervals", {}), protocol)
         values = {key: value for key, value in record.items() if isinstance(value, int | float)}
@@ -173,6 +175,8 @@ class Scores:
             dataset: that was scored, if the stamp doesn't say.
         """
         from huggingface_hub import EvalResult
+
+        from .protocol import describe_metrics
 
         stamp = asdict(self.protocol) if self.protocol else {}
         scored = stamp.get("dataset", dataset)
@@ -215,6 +219,8 @@ def model_card(
         samples: captions and pictures, the first of which the usage reads.
     """
     from huggingface_hub import ModelCard, ModelCardData
+
+    from .protocol import software
 
     eval_results = scores.eval_results(facts.datasets[0])
     data = ModelCardData(

@@ -80,7 +80,7 @@ class HubServer:
         requests: `(method, path, status)` of all that were answered, in this order.
         uploads: number of bytes that arrived, of each LFS upload that began, in this order.
         cut: called with the SHA-256 and the bytes that have arrived of an upload; true cuts the connection.
-        hold: uploads wait at their middle while it is set; `held` is set once one does.
+        hold: uploads wait at their middle while it is set, and are lost then; `held` is set once one does.
     """
 
     def __init__(self, tokens: dict[str, str]) -> None:
@@ -260,6 +260,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.held.set()
                 while self.hub.hold.is_set():
                     threading.Event().wait(0.02)
+                raise ConnectionAbortedError
         if hashlib.sha256(data).hexdigest() != sha:
             raise RefusedError(400, "not what was announced")
         self.hub.objects[sha] = data
