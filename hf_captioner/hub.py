@@ -25,7 +25,7 @@ from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
 from .decoders import DECODERS
 from .encoders import ENCODERS
-from .image_processing_captioner import ImageSource, open_image
+from .images import ImageSource, open_image
 from .model_card import RECIPE, Facts, Sample, Scores, model_card
 from .modeling_captioner import CaptionerModel
 from .pipeline_captioner import ImageCaptioningPipeline
