@@ -5,6 +5,7 @@
     python examples/caption.py outputs/shapes photo.jpg --attention attention/      # pictures of where it looked
     python examples/caption.py outputs/shapes holidays/ --attention attention/ --attention_format overlay gif html
     python examples/caption.py outputs/shapes holidays/ --num_captions 3 --json captions.json --skip_broken
+    python examples/caption.py your-name/captioner photo.jpg --revision v1.0                # of the Hub
 
 A line for each caption goes to standard output: the image, the caption and, with --attention, its pictures, with tabs
 between them. Progress and complaints go to standard error. The web page is one for all images, `index.html`.
@@ -28,7 +29,7 @@ from transformers import pipeline
 
 from hf_captioner import open_image
 from hf_captioner.attention_page import page_figure, page_of_figures
-from hf_captioner.cli import load_captioner, run_main
+from hf_captioner.cli import add_hub_arguments, hub_arguments, load_captioner, run_main
 from hf_captioner.overlay import attention_animation, attention_overlay
 from hf_captioner.visualization import attention_figure
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     if arguments.json is not None:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
     gallery = arguments.attention and Gallery(arguments.attention, arguments.attention_format)
-    captioner = build_captioner(arguments.folder, arguments.device)
+    captioner = build_captioner(arguments.folder, arguments.device, **hub_arguments(arguments))
 
     records: list[dict[str, Any]] = []
     opened: deque[tuple[str, Image.Image]] = deque()  # handed to the captioner, which answers in this order
@@ -129,13 +130,13 @@ def find_images(names: Sequence[str]) -> Iterator[str]:
             raise FileNotFoundError(f"There is no image or folder {name!r}.")
 
 
-def build_captioner(folder: str, device: str | None) -> Any:
-    """The pipeline of a saved captioner.
+def build_captioner(folder: str, device: str | None, **hub: str) -> Any:
+    """The pipeline of a saved captioner; see `load_captioner`.
 
     Raises:
         ValueError: no captioner can be loaded, or there is no such device.
     """
-    model, processor = load_captioner(folder)
+    model, processor = load_captioner(folder, **hub)
     try:
         return pipeline("image-captioning", model=model, processor=processor, device=device)
     except (RuntimeError, AssertionError) as e:  # torch's ways to say so
@@ -211,6 +212,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", type=Path, metavar="FILE", help="also write captions and their scores to this file")
     add("--device", help="cpu, cuda, cuda:1, mps, … (default: the first accelerator there is)")
     add("--skip_broken", "--skip-broken", action="store_true", help="go on without unreadable images, naming each")
+    add_hub_arguments(parser)
     arguments = parser.parse_args(argv)
     if arguments.attention_format and arguments.attention is None:
         parser.error("--attention_format needs a folder to draw to; give one with --attention DIR")

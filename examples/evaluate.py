@@ -27,7 +27,7 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from hf_captioner import load_captions
-from hf_captioner.cli import build_accelerator, load_captioner, run_main
+from hf_captioner.cli import add_hub_arguments, build_accelerator, hub_arguments, load_captioner, run_main
 from hf_captioner.data import check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.evaluation import (
     Evaluation,
@@ -40,11 +40,8 @@ from hf_captioner.evaluation import (
     read_predictions,
 )
 from hf_captioner.metrics.resampling import NUM_RESAMPLES, compare
+from hf_captioner.protocol import describe_decoding
 from hf_captioner.report_page import report_page
-
-# Settings of generate() that say how captions were searched for.
-DECODING = ("num_beams", "do_sample", "length_penalty", "early_stopping", "max_length", "min_length",
-            "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids", "temperature", "top_k", "top_p")  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> None:
@@ -106,10 +103,10 @@ def caption(
     """A system's captions of all images, and how it searched for them if it is one of this package's."""
     if Path(system).is_file():
         return read_predictions(system, rows, report=accelerator.print), None
-    model, processor = load_captioner(system)
+    model, processor = load_captioner(system, **hub_arguments(arguments))
     model.to(accelerator.device)
     search = {"num_beams": arguments.num_beams}
-    decoding = {name: getattr(model.generation_config, name, None) for name in DECODING} | search
+    decoding = describe_decoding(model.generation_config, **search)
     predictions = decode_captions(
         model,
         processor,
@@ -173,11 +170,14 @@ def report_comparison(
 
 
 def default_folder(systems: Sequence[str]) -> Path:
-    """`FOLDER/evaluation` for a captioner, `NAME_evaluation` beside a file, `comparison` for two."""
+    """`FOLDER/evaluation`, `NAME_evaluation` beside a file, and here for a name on the Hub; `comparison` for two."""
     if len(systems) == 2:
         return Path("comparison")
     path = Path(systems[0])
-    return path.with_name(f"{path.stem}_evaluation") if path.is_file() else path / "evaluation"
+    if path.is_dir():
+        return path / "evaluation"
+    # A folder called like an id on the Hub would be taken for the captioner the next time.
+    return path.with_name(f"{path.stem}_evaluation") if path.is_file() else Path(f"{path.name}_evaluation")
 
 
 def folders(output_dir: Path, systems: Sequence[str]) -> list[Path]:
@@ -198,7 +198,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--num_beams", "--num-beams", type=int, default=5, help="beams (default: %(default)s)")
     add("--batch_size", "--batch-size", type=int, default=32, help="images at once (default: %(default)s)")
     add("--output_dir", "--output-dir", help="where the files go (default: SYSTEM/evaluation, FILE_evaluation beside "
-        "a file, comparison for two)")  # fmt: skip
+        "a file, NAME_evaluation for a captioner on the Hub, comparison for two)")  # fmt: skip
     add("--max_images", "--max-images", type=int, help="score only the first so many images")
     add("--skip_broken", "--skip-broken", action="store_true", help="go on without unreadable images, naming each")
     add("--java", action="store_true", help="METEOR and SPICE too, if Java and pycocoevalcap are here")
@@ -207,6 +207,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--num_resamples", "--num-resamples", type=int, default=NUM_RESAMPLES, help="bootstrap samples behind the "
         "intervals (default: %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of these samples (default: %(default)s)")
+    add_hub_arguments(parser)
     return parser.parse_args(argv)
 
 

@@ -4,6 +4,7 @@
     accelerate launch examples/train.py examples/recipes/flickr8k.yaml           # Flickr8k from the Hub
     accelerate launch examples/train.py RECIPE.yaml --epochs 5 --output_dir out  # any field, overridden
     accelerate launch examples/train.py RECIPE.yaml --resume                     # go on where it was interrupted
+    accelerate launch examples/train.py RECIPE.yaml --push_to_hub your-name/captioner --license cc-by-nc-4.0
 
 The output folder holds the best model so far (`AutoModel.from_pretrained(folder)`), `log.jsonl` with a line an epoch,
 `curves.png` and `checkpoints/` to resume from; at the end also `scores.json`, `predictions.json` and `attention.png`.
@@ -28,15 +29,31 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from transformers import pipeline
 
-from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
+from hf_captioner import (
+    CaptionerImageProcessor,
+    CaptionerModel,
+    CaptionerProcessor,
+    build_tokenizer,
+    load_captions,
+    push,
+)
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import cached_cells
 from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
-from hf_captioner.evaluation import Prediction, collapse_warnings, decode_captions, prediction_records, score_captions
+from hf_captioner.evaluation import (
+    Prediction,
+    collapse_warnings,
+    decode_captions,
+    evaluate_predictions,
+    prediction_records,
+    score_captions,
+)
+from hf_captioner.hub import check_push
 from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.protocol import describe_decoding
 from hf_captioner.rewards import CaptionReward, Rewards
 from hf_captioner.tracking import log_epoch, start_trackers, tracker_names
 from hf_captioner.training import EncoderTraining, Likelihood, Optimization, Run, Stage
@@ -137,6 +154,11 @@ class Recipe:
     checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.")
     keep_checkpoints: int = option(2, "How many of the newest are kept.")
 
+    push_to_hub: str | None = option(
+        None, "Publish the best model in the end, with four validation images: its id on the Hub."
+    )
+    license: str | None = option(None, "Of its weights, for push_to_hub: apache-2.0, cc-by-nc-4.0, …")
+
     tracking: Literal["auto", "tensorboard", "wandb", "none"] = option(
         "auto", "Where figures, captions and pictures of each epoch go; auto is TensorBoard where it is installed."
     )
@@ -151,7 +173,7 @@ class Recipe:
 # Fields that do not change what is trained, and so may differ when a run is resumed.
 MAY_CHANGE = (
     *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
-    *("tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
+    *("push_to_hub", "license", "tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
 )
 
 
@@ -191,6 +213,8 @@ def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Int
     once = functools.cache(say)  # what is said of a whole data set
     splits = {name: Split(load_split(recipe, name, accelerator, once)) for name in ("train", "validation")}
     model, processor = build_captioner(recipe, splits["train"].rows["captions"], report=say)
+    if recipe.push_to_hub and accelerator.is_main_process:
+        check_push(model.config, recipe.push_to_hub, recipe=asdict(recipe))  # now, not after hours of training
     model.to(accelerator.device)
     say(
         f"{recipe.dataset}: {len(splits['train'].rows)} images to train on, {len(splits['validation'].rows)} to "
@@ -236,6 +260,8 @@ def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Int
     if accelerator.is_main_process:
         report(recipe, output_dir, predictions, splits["validation"].rows)
         print(f"\n{summary(run, recipe.select_by)}")
+        if recipe.push_to_hub:
+            publish(recipe, best, processor, predictions)
 
 
 def find_checkpoint(recipe: Recipe, checkpoints: Checkpoints, accelerator: Accelerator) -> Checkpoint | None:
@@ -518,6 +544,26 @@ def report(recipe: Recipe, output_dir: Path, predictions: list[Prediction], rows
     figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
     figure.savefig(output_dir / "attention.png")
     print(f"\nModel: {output_dir}\nAttention picture: {output_dir / 'attention.png'}")
+
+
+def publish(
+    recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, predictions: list[Prediction]
+) -> None:
+    """Push the best model, its scores stamped with their protocol."""
+    assert recipe.push_to_hub
+    evaluation = evaluate_predictions(
+        predictions,
+        system=recipe.push_to_hub,
+        dataset=recipe.dataset,
+        split="validation",
+        decoding=describe_decoding(model.generation_config, num_beams=recipe.final_num_beams),
+    )
+    try:
+        url = push(model, processor, recipe.push_to_hub, evaluation, recipe=asdict(recipe))
+    except OSError as e:
+        command = f"python -m hf_captioner.hub {recipe.output_dir} {recipe.push_to_hub}"
+        raise OSError(f"{e} The model is in {recipe.output_dir!r}; to push it: {command}") from e
+    print(f"\nPublished: {url}")
 
 
 if __name__ == "__main__":

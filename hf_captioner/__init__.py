@@ -15,6 +15,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .captions import build_tokenizer
 from .configuration_captioner import CaptionerConfig
 from .data import load_captions
+from .hub import push
 from .image_processing_captioner import CaptionerImageProcessor
 from .images import open_image
 from .modeling_captioner import CaptionerModel, CaptionerOutput
@@ -33,6 +34,7 @@ __all__ = [
     "build_tokenizer",
     "load_captions",
     "open_image",
+    "push",
 ]
 
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)

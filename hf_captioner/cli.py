@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -79,21 +80,41 @@ def _known_fields(kind: type) -> str:
     return f"Known: {', '.join(field.name for field in fields(kind))}."
 
 
-def load_captioner(folder: str | Path) -> tuple[CaptionerModel, CaptionerProcessor]:
+def add_hub_arguments(parser: ArgumentParser) -> None:
+    """Where on the Hub, or in its cache, a captioner is read."""
+    group = parser.add_argument_group("a captioner on the Hub")
+    group.add_argument("--revision", help="its branch, tag or commit (default: main)")
+    group.add_argument("--subfolder", help="where it lies in its repository, or in its folder")
+    group.add_argument("--token", help="of a user who may read it (default: HF_TOKEN, or the one logged in)")
+    group.add_argument("--cache_dir", "--cache-dir", help="keep downloads there (default: the Hub's own cache)")
+
+
+def hub_arguments(arguments: Namespace) -> dict[str, str]:
+    """Those of `add_hub_arguments` that were given, for `from_pretrained`."""
+    values = {name: getattr(arguments, name) for name in ("revision", "subfolder", "token", "cache_dir")}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, CaptionerProcessor]:
     """A saved captioner and its processor, from a folder or the Hub.
+
+    Args:
+        folder: where it was saved, or its id.
+        hub: what `from_pretrained` takes of `revision`, `subfolder`, `token` and `cache_dir`.
 
     Raises:
         ValueError: there is a model, but not a captioner, or none can be loaded.
         FileNotFoundError: a folder without a model.
     """
     path = Path(folder)
-    if path.exists() and not (path / "config.json").is_file():
+    if path.exists() and not (path / hub.get("subfolder", "") / "config.json").is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} holds no model: it has no config.json. Give the output folder of a training."
+            f"{str(path / hub.get('subfolder', ''))!r} holds no model: it has no config.json. Give the output folder "
+            "of a training."
         )
     try:
-        model = CaptionerModel.from_pretrained(folder)
-        processor = CaptionerProcessor.from_pretrained(folder)
+        model = CaptionerModel.from_pretrained(folder, **hub)
+        processor = CaptionerProcessor.from_pretrained(folder, **hub)
     except (OSError, ValueError) as e:
         line = str(e).strip().partition("\n")[0]
         raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {line}") from e

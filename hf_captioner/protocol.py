@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -38,6 +38,10 @@ METRIC_PROTOCOLS = (
     MetricProtocol("meteor", f"METEOR 1.5, {COCO}", PTB, None, "METEOR of captioning papers since 2014; not NLTK's"),
     MetricProtocol("spice", f"SPICE 1.0, {COCO}", PTB, None, "SPICE of captioning papers"),
 )  # fmt: skip
+
+# Settings of generate() that say how captions are searched for.
+DECODING = ("num_beams", "do_sample", "length_penalty", "early_stopping", "max_length", "min_length",
+            "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids", "temperature", "top_k", "top_p")  # fmt: skip
 
 # Splits on which there are published figures: images, references of each.
 PUBLISHED = {("flickr8k", "test"): (1000, 5), ("flickr30k", "test"): (1000, 5), ("coco", "test"): (5000, 5)}
@@ -73,6 +77,18 @@ class Protocol:
     interval: dict[str, Any]
     software: dict[str, str]
 
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Protocol:
+        """The stamp that `as_dict` wrote.
+
+        Raises:
+            ValueError: it is not whole.
+        """
+        names = [field.name for field in fields(cls)]
+        if missing := [name for name in names if name not in record]:
+            raise ValueError(f"The protocol has no {', '.join(missing)}: it is not one of examples/evaluate.py.")
+        return cls(**{name: record[name] for name in names})
+
     def line(self) -> str:
         """Data set, split, images and decoding in a few words."""
         beams = "" if self.decoding is None else f", {self.decoding.get('num_beams', 1)} beams"
@@ -105,6 +121,11 @@ class Protocol:
 def hash_of_ids(image_ids: Sequence[str]) -> str:
     """SHA-256 of image ids in their order, as a JSON list."""
     return hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()
+
+
+def describe_decoding(settings: Any, **search: Any) -> dict[str, Any]:
+    """How captions are searched for: what a model's `generation_config` says, but for what `search` says."""
+    return {name: getattr(settings, name, None) for name in DECODING} | search
 
 
 def describe_metrics(names: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -100,7 +100,7 @@ def folder(captioner_folder: Path, photo_files: list[Path], tmp_path: Path) -> P
     scores = {"protocol": "shapes, validation, 400 images, 5 beams", "bleu_4": 0.9}
     (tmp_path / "outputs" / "shapes" / "scores.json").write_text(json.dumps(scores))
     Image.open(photo_files[0]).save(tmp_path / "photo.jpg")
-    shutil.copy(ROOT / "model_card.md", tmp_path)
+    shutil.copy(ROOT / "hf_captioner" / "model_card.md", tmp_path)
     return tmp_path
 
 
