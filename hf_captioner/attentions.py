@@ -311,7 +311,7 @@ class _AdditiveScore(torch.autograd.Function):
         ctx.save_for_backward(exponential, keys, vector)
         scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # (B, K, P)
         factors = vector.to(keys.dtype)
-        for rest, part in zip(_rests(exponential, keys), scores.split(_images_at_once(keys)), strict=True):
+        for rest, part in zip(_rests(exponential, keys), _parts(scores), strict=True):
             torch.matmul(rest, factors, out=part)
         return (vector.sum() - 2 * scores).to(query.dtype)
 
@@ -324,7 +324,7 @@ class _AdditiveScore(torch.autograd.Function):
         grad_query, grad_keys = torch.empty_like(exponential), torch.empty_like(keys)
         grad_vector = torch.zeros_like(vector, dtype=keys.dtype)
         whole = (by_query, by_query.unsqueeze(2), by_cell.unsqueeze(2), grad_query.unsqueeze(2), grad_keys.unsqueeze(2))
-        parts = (part.split(_images_at_once(keys)) for part in whole)
+        parts = map(_parts, whole)
         for rest, flat, rows, columns, to_query, to_keys in zip(_rests(exponential, keys), *parts, strict=True):
             grad_vector.addmv_(rest.flatten(0, 2).T, flat.flatten())
             slope = rest.addcmul_(rest, rest, value=-1)  # r - r² (b, K, P, A)
@@ -334,15 +334,16 @@ class _AdditiveScore(torch.autograd.Function):
         return grad_query.mul_(scale), grad_keys.mul_(scale), by_query.sum() - 2 * grad_vector
 
 
-def _images_at_once(keys: Tensor) -> int:
-    """A processor takes one image at a time, whose hidden layer stays in its cache; an accelerator takes all."""
-    return 1 if keys.device.type == "cpu" else len(keys)
+def _parts(images: Tensor) -> tuple[Tensor, ...]:
+    """For a processor one image at a time, whose hidden layer stays in its cache; all for others, and in graphs."""
+    one_by_one = images.device.type == "cpu" and not torch.compiler.is_compiling()
+    return images.split(1) if one_by_one else (images,)
 
 
 def _rests(exponential: Tensor, keys: Tensor) -> Iterator[Tensor]:
     """The r of b images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
-    size = _images_at_once(keys)
     one = torch.ones((), dtype=keys.dtype, device=keys.device)
-    rest = keys.new_empty(size, exponential.shape[1], *keys.shape[1:])
-    for query, key in zip(exponential.unsqueeze(2).split(size), keys.unsqueeze(1).split(size), strict=True):
-        yield torch.addcmul(one, query, key, out=rest).reciprocal_()
+    rest: Tensor | None = None
+    for query, key in zip(_parts(exponential.unsqueeze(2)), _parts(keys.unsqueeze(1)), strict=True):
+        rest = torch.addcmul(one, query, key, out=rest).reciprocal_()
+        yield rest

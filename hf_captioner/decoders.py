@@ -269,13 +269,14 @@ class RecurrentDecoder(nn.Module):
         num_images = memory.cells.shape[0]
         state = tuple(part.unflatten(0, (num_images, -1)) for part in state)  # (B, K, D)
         sizes = [b * k for b, k in blocks]
-        step = self._step(memory, sum(sizes), siblings)
+        is_one_word = len(sizes) == 1  # then sizes may be symbols of a graph, which none must be compared with
+        step = self._step(memory, 0 if is_one_word else sum(sizes), siblings)
         rows = zip(blocks, words.split(sizes), drives.split(sizes), strict=True)
         steps = []
         for (b, k), word, drive in rows:
-            if state[0].shape[:2] != (b, k):
+            if is_one_word or state[0].shape[:2] != (b, k):
                 state = tuple(part[:b, :k] for part in state)
-            if len(memory.cells) != b:
+            if is_one_word or len(memory.cells) != b:
                 memory = memory.take(slice(b))
             state, outputs = step(word.view(b, k, -1), drive.view(b, k, -1), memory, state)
             steps.append([part.flatten(0, 1) for part in outputs])
