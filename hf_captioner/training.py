@@ -1,4 +1,4 @@
-"""A training as an object whose state can be saved at any step: stages, epochs, and what a step does."""
+"""A training as an object whose state can be saved at any step: how stages, epochs and steps follow each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,112 +20,10 @@ from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_s
 from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
-from .objectives import IGNORED, sampling_probability
+from .objectives import IGNORED
+from .stages import Optimization, Stage
 
 TO_GO_ON = "Go on with the same command and --resume."
-
-
-class Objective(Protocol):
-    """What the steps of a stage minimise; `figure` names what is shown of it."""
-
-    figure: str
-
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end.
-
-        `share` of the stage's steps is done.
-        """
-
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
-
-        The parts of all batches of a step, on all processes, add up to the step's loss and figure.
-        """
-
-
-class Likelihood:
-    """The model's own loss on people's captions.
-
-    Args:
-        sampling: highest probability in [0, 1) with which words are read that the model draws (Bengio et al. 2015).
-        course: of that probability, see `objectives.sampling_probability`.
-
-    Raises:
-        ValueError: another probability.
-    """
-
-    figure = "loss"
-
-    def __init__(self, sampling: float = 0.0, course: str = "linear") -> None:
-        if not 0 <= sampling < 1:
-            raise ValueError(f"scheduled_sampling is {sampling}; it must be at least 0 and below 1, such as 0.25.")
-        self.sampling, self.course = sampling, course
-
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """The batch as the model takes it."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
-        return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
-
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """This batch's part of the loss, twice."""
-        model.train()
-        loss = model(**batch, num_words=num_words, num_captions=num_captions).loss
-        return loss, loss.detach()
-
-
-@dataclass(frozen=True)
-class EncoderTraining:
-    """How a stage trains the encoder.
-
-    Args:
-        learning_rate: the highest.
-        from_stage: the first of the encoder's stages that is trained; 0 is the stem.
-        freeze_batch_norm: keep batch norms as they are.
-    """
-
-    learning_rate: float
-    from_stage: int = 0
-    freeze_batch_norm: bool = True
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a training with an objective of its own.
-
-    Args:
-        name: for the progress bar and the log.
-        epochs: passes over the training images.
-        learning_rate: the highest, of the decoder.
-        objective: what it minimises.
-        encoder: how the encoder is trained; None to freeze it.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    objective: Objective
-    encoder: EncoderTraining | None = None
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How steps are taken, in all stages.
-
-    Args:
-        schedule: transformers' name of the course of the learning rate.
-        warmup: share of a stage's steps in which it rises.
-        weight_decay: of AdamW.
-        max_grad_norm: longer gradients are scaled down.
-        ema_decay: of the running average of the weights; 0 for none.
-        patience: epochs without a better score after which a stage ends.
-    """
-
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 5.0
-    ema_decay: float = 0.0
-    patience: int = 5
 
 
 @dataclass

@@ -23,7 +23,8 @@ from hf_captioner.evaluation import decode_captions, score_captions
 from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
 from hf_captioner.rewards import CaptionReward, Rewards
-from hf_captioner.training import Likelihood, Optimization, Run, Stage
+from hf_captioner.stages import Likelihood, Optimization, Stage
+from hf_captioner.training import Run
 
 DATA_CONFIG = {
     "input_size": (3, 64, 64), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9,
