@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from .interruption import Interrupted
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
+from .sharding import shard_as_one
 
 Arguments = TypeVar("Arguments")
 
@@ -147,11 +148,13 @@ def build_accelerator(
         **kwargs,
     )
     kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
         raise ValueError(
             f"Accelerate is configured for {kind.value}, which splits a model among processes. A captioner fits on one "
             "device: run `accelerate config` again and choose plain data parallelism."
         )
+    if kind == DistributedType.FSDP:
+        shard_as_one(accelerator)
     if accelerator.device.type == "cpu":
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))

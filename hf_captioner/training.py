@@ -21,6 +21,7 @@ from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
 from .objectives import IGNORED
+from .sharding import ShardedCaptioner, deal_out_state, gather_state, gather_weights
 from .stages import Optimization, Stage
 
 TO_GO_ON = "Go on with the same command and --resume."
@@ -127,15 +128,17 @@ class Run:
     def _build_stage(self) -> None:
         assert self.stage is not None
         settings, encoder = self.optimization, self.stage.encoder
-        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
         if encoder is None:
             self.model.freeze_encoder()
         else:
             self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
-            trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
-            groups.append({"params": trained, "lr": encoder.learning_rate})
+        trained = ShardedCaptioner(self.model) if self.accelerator.is_fsdp2 else self.model
+        groups: list[dict[str, Any]] = [{"params": [*trained.decoder.parameters()], "lr": self.stage.learning_rate}]
+        if encoder is not None:
+            parameters = [parameter for parameter in trained.encoder.parameters() if parameter.requires_grad]
+            groups.append({"params": parameters, "lr": encoder.learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped, self.optimizer = self.accelerator.prepare(trained, optimizer)
         num_steps = self.stage.epochs * self.num_steps
         self.scheduler = get_scheduler(settings.schedule, self.optimizer, int(settings.warmup * num_steps), num_steps)
 
@@ -206,6 +209,7 @@ class Run:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        gather_weights(self.wrapped, self.model)
         progress.step += 1
         if self.average is not None:
             self.average.update(self.model, step=progress.epoch * self.num_steps + progress.step)
@@ -282,6 +286,7 @@ class Run:
         accelerator = self.accelerator
         with self.interruption.deferred():
             states = gather_object([random_state(accelerator.device)])
+            optimizer = None if self.stage is None else gather_state(self.optimizer.state_dict())
             problem: list[Any] = [None]
             if accelerator.is_main_process:
                 weights: dict[str, nn.Module] = {"model": self.model}
@@ -289,7 +294,7 @@ class Run:
                 if self.average is not None:
                     weights["average"] = self.average.module
                 if self.stage is not None:
-                    tensors["optimizer"] = self.optimizer.state_dict()
+                    tensors["optimizer"] = optimizer
                     tensors["scheduler"] = self.scheduler.state_dict()
                     tensors["scaler"] = accelerator.scaler and accelerator.scaler.state_dict()
                 try:
@@ -322,7 +327,7 @@ class Run:
         tensors = checkpoint.tensors()
         if self.stage is not None:
             self._build_stage()
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.optimizer.load_state_dict(deal_out_state(tensors["optimizer"], self.optimizer))
             self.scheduler.load_state_dict(tensors["scheduler"])
             if tensors["scaler"]:
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])

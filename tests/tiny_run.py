@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
 from conftest import CAPTIONS
 from datasets import Dataset
 
@@ -99,6 +101,20 @@ class Tiny:
         return {**self.model.state_dict(), **{f"average {name}": tensor for name, tensor in average.items()}}
 
 
+def shard_on_cpus() -> None:
+    """Let Accelerate shard weights between processes on CPUs, as PyTorch can; by itself it does so on devices alone."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    init = AcceleratorState.__init__
+
+    def init_sharded(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init_sharded  # type: ignore[method-assign]
+
+
 def main() -> None:
     """Losses of the steps, then captions and scores."""
     parser = argparse.ArgumentParser()
@@ -106,7 +122,10 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--fsdp", action="store_true")
     arguments = parser.parse_args()
+    if arguments.fsdp:
+        shard_on_cpus()
     tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=12)
     run = tiny.run
     run.start_stage()
