@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import first_line
 from .images import open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
@@ -197,7 +198,7 @@ def open_row(row: Row) -> Image:
         return open_image(file["bytes"] if file["bytes"] is not None else file["path"])
     except (ValueError, OSError) as e:
         raise ValueError(
-            f"Image {row['image_id']!r} can't be read: {_first_line(e)} "
+            f"Image {row['image_id']!r} can't be read: {first_line(e)} "
             "Mend or remove it, or go on without it with --skip-broken."
         ) from e
 
@@ -211,7 +212,7 @@ def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = prin
         try:
             open_row(row)
         except ValueError as e:
-            report(f"Left out: {_first_line(e)}")
+            report(f"Left out: {first_line(e)}")
         else:
             kept.append(index)
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
@@ -286,11 +287,6 @@ def _augmentation() -> Callable[[Image, Row], Image]:
 def _generator(row: Row) -> np.random.Generator:
     """What is drawn for an image as it is shown this once."""
     return np.random.default_rng(row["draw"] if "draw" in row else int(torch.randint(2**62, ())))
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if line.endswith(".") else line + "."
 
 
 def main(argv: Sequence[str]) -> int:

@@ -8,14 +8,12 @@ itself goes as it does elsewhere.
 from __future__ import annotations
 
 import copy
-import os
+import warnings
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
@@ -51,22 +49,20 @@ class ShardedCaptioner(nn.Module):
         return self.captioner(**inputs)
 
 
-def shard_as_one(accelerator: Accelerator) -> None:
+def shard_as_one(plugin: FullyShardedDataParallelPlugin) -> None:
     """Set FSDP up for a `ShardedCaptioner`, whatever else `accelerate config` says.
 
     Raises:
         ValueError: the first version of FSDP.
     """
-    plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(
             "Accelerate is configured for FSDP version 1, which PyTorch has replaced: set fsdp_version to 2 in "
-            "`accelerate config`, or with `accelerate launch --fsdp_version 2`."
+            "`accelerate config`, or give `accelerate launch` the argument --fsdp_version 2."
         )
     plugin.auto_wrap_policy = None
-    # Else transformers reads saved weights on one process only. All of them need the whole.
-    plugin.cpu_ram_efficient_loading = False
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    # Logits are a view, and nothing writes into them.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
 
 @torch.no_grad()
@@ -77,12 +73,9 @@ def gather_weights(prepared: nn.Module, whole: CaptionerModel) -> None:
     """
     if not isinstance(prepared, ShardedCaptioner):
         return
-    assert isinstance(prepared, FSDPModule)
-    prepared.unshard()
     for ours, theirs in zip(whole.parameters(), prepared.captioner.parameters(), strict=True):
         if ours.requires_grad:
-            ours.copy_(theirs)
-    prepared.reshard()
+            ours.copy_(theirs.full_tensor())  # type: ignore[attr-defined]
     for ours, theirs in zip(whole.buffers(), prepared.captioner.buffers(), strict=True):
         theirs.copy_(broadcast(theirs))
         ours.copy_(theirs)

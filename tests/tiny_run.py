@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
 from conftest import CAPTIONS
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.checkpoints import Checkpoints
@@ -108,11 +109,21 @@ def shard_on_cpus() -> None:
 
     def init_sharded(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
+        if self.num_processes == 1:
+            return
+        if self.mixed_precision != "no":
+            plugin.set_mixed_precision(self.mixed_precision)
         self.distributed_type = DistributedType.FSDP
         self.fsdp_plugin = plugin
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
     AcceleratorState.__init__ = init_sharded  # type: ignore[method-assign]
+
+
+def held(run: Run) -> int:
+    """Numbers of the optimizer's state that this process holds."""
+    states = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in states)
 
 
 def main() -> None:
@@ -144,7 +155,7 @@ def main() -> None:
         result = {
             "num_processes": tiny.accelerator.num_processes, "losses": losses[: arguments.num_steps],
             "captions": [p.caption for p in predictions], "scores": score_captions(predictions),
-            "shown": run.progress.totals["captions"], "steps": tiny.loader.num_steps,
+            "shown": run.progress.totals["captions"], "steps": tiny.loader.num_steps, "held": held(run),
         }  # fmt: skip
         arguments.out.write_text(json.dumps(result))
     tiny.accelerator.end_training()
