@@ -36,7 +36,7 @@ from hf_captioner import (
 )
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import Split, cached_cells
-from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files
+from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files, said_if_full
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
@@ -183,7 +183,7 @@ def main(argv: Sequence[str]) -> None:
         recipe.mixed_precision,
         recipe.num_threads,
         recipe.gradient_accumulation_steps,
-        log_with=tracker_names(recipe.tracking),
+        log_with=tracker_names(recipe.tracking) or None,
         project_dir=recipe.output_dir,
     )
     with Interruption() as interruption:
@@ -349,7 +349,8 @@ def train(
     output_dir = Path(recipe.output_dir)
     accelerator, say = run.accelerator, run.accelerator.print
     if accelerator.is_main_process:
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
+        with said_if_full("The recipe", output_dir):
+            (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
         write_log(output_dir, run)
     while run.stage is not None:
         if not run.is_under_way:

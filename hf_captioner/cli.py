@@ -177,5 +177,7 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
         print(e, file=sys.stderr)
         sys.exit(128 + e.signal_number)
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        # Python puts a number before the text of its OSErrors, and their file behind it.
+        text = str(e) if getattr(e, "filename", None) else getattr(e, "strerror", None) or str(e)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .checkpoints import said_if_full
 from .data import open_row
 from .evaluation import Prediction, prediction_records, score_captions
 from .training import Run
@@ -23,10 +24,11 @@ def write_log(folder: Path, run: Run) -> None:
     from .visualization import curves_figure
 
     partial = folder / ".log.partial"
-    partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
-    os.replace(partial, folder / "log.jsonl")
-    if run.progress.log:
-        curves_figure(run.progress.log).savefig(folder / "curves.png")
+    with said_if_full("The log", folder):
+        partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
+        os.replace(partial, folder / "log.jsonl")
+        if run.progress.log:
+            curves_figure(run.progress.log).savefig(folder / "curves.png")
 
 
 def epoch_line(run: Run, *, is_best: bool) -> str:
@@ -70,10 +72,10 @@ def report_best(folder: Path, predictions: Sequence[Prediction], rows: Dataset, 
     from .visualization import attention_figure
 
     scores = score_captions(predictions)
-    (folder / "scores.json").write_text(json.dumps({"protocol": protocol, **scores}, indent=2) + "\n")
-    (folder / "predictions.json").write_text(
-        json.dumps(prediction_records(predictions), indent=1, ensure_ascii=False) + "\n"
-    )
+    files = {"scores.json": {"protocol": protocol, **scores}, "predictions.json": prediction_records(predictions)}
+    with said_if_full("Scores and captions", folder):
+        for name, content in files.items():
+            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     print(f"\nScores of the best model on {protocol}:")
     for name, value in scores.items():
         print(f"  {name:<18} {value:.4f}")
@@ -85,5 +87,6 @@ def report_best(folder: Path, predictions: Sequence[Prediction], rows: Dataset, 
     captioner = pipeline("image-captioning", model=str(folder), device="cpu")
     caption = captioner(image, return_attentions=True)[0]
     figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
-    figure.savefig(folder / "attention.png")
+    with said_if_full("The attention picture", folder):
+        figure.savefig(folder / "attention.png")
     print(f"\nModel: {folder}\nAttention picture: {folder / 'attention.png'}")
