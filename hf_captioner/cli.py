@@ -174,7 +174,8 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except Interrupted as e:
-        print(e, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all of a run's processes stop alike
+            print(e, file=sys.stderr)
         sys.exit(128 + e.signal_number)
     except (ValueError, OSError, FloatingPointError) as e:
         # Python puts a number before the text of its OSErrors, and their file behind it.
