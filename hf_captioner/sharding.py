@@ -81,13 +81,13 @@ def gather_weights(prepared: nn.Module, whole: CaptionerModel) -> None:
         ours.copy_(theirs)
 
 
-def gather_state(state: dict[str, Any]) -> dict[str, Any]:
-    """The whole state of an optimizer, on every process; all have to ask."""
-    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), state)
+def gathered(values: Any) -> Any:
+    """Tensors, such as those of an optimizer's state, whole on every process; all have to ask."""
+    return tree_map_only(DTensor, lambda tensor: tensor.full_tensor(), values)
 
 
 def deal_out_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What `gather_state` made whole, for this process: each tensor shared out as its parameter is."""
+    """What `gathered` made whole, for this process: each tensor shared out as its parameter is."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     def deal_out(value: Any, parameter: Tensor) -> Any:

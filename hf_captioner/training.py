@@ -21,7 +21,7 @@ from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
 from .objectives import IGNORED
-from .sharding import ShardedCaptioner, deal_out_state, gather_state, gather_weights
+from .sharding import ShardedCaptioner, deal_out_state, gather_weights, gathered
 from .stages import Optimization, Stage
 
 TO_GO_ON = "Go on with the same command and --resume."
@@ -200,7 +200,7 @@ class Run:
                 # Accelerate divides by the batches of a step, and takes the mean over processes: here they add up.
                 accelerator.backward(part[0] * len(batches) * accelerator.num_processes)
             parts.append(torch.stack(part).detach())
-        length = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm)
+        length = gathered(accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm))
         is_due = accelerator.is_main_process and time.monotonic() - self._saved_at > self.minutes * 60
         is_asked = self.interruption.asked is not None
         loss, figure, must_stop, must_save = self._sum(*torch.stack(parts).sum(0), is_asked, is_due)
@@ -286,7 +286,7 @@ class Run:
         accelerator = self.accelerator
         with self.interruption.deferred():
             states = gather_object([random_state(accelerator.device)])
-            optimizer = None if self.stage is None else gather_state(self.optimizer.state_dict())
+            optimizer = None if self.stage is None else gathered(self.optimizer.state_dict())
             problem: list[Any] = [None]
             if accelerator.is_main_process:
                 weights: dict[str, nn.Module] = {"model": self.model}

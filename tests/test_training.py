@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from processes import Program
 from tiny_run import Tiny
 
 from hf_captioner.checkpoints import Checkpoint
+from hf_captioner.cli import build_accelerator
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.loading import StepSampler
 from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
+from hf_captioner.sharding import shard_as_one
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -203,3 +207,14 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
         assert other["losses"] == pytest.approx(one["losses"], abs=1e-5, rel=0)
         assert other["captions"] == one["captions"] and other["scores"] == one["scores"]
         assert other["shown"] == one["shown"]
+
+
+def test_the_first_fsdp_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"FSDP version 1.* set fsdp_version to 2"):
+        shard_as_one(FullyShardedDataParallelPlugin(fsdp_version=1))
+
+
+def test_deepspeed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"configured for DEEPSPEED, which takes the optimizer's steps itself"):
+        build_accelerator("no", 1)
