@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 NUM_CAPTIONS = 8
 NUM_PICTURES = 2
+OF_TRAINING = ("loss", "reward", "learning_rate", "captions_per_second", "train_seconds")
 CHOICES = {"auto": ("tensorboard",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "none": ()}
 
 
@@ -60,7 +61,10 @@ def log_epoch(
         return
     record = run.progress.log[-1]
     step = record["epoch"]
-    accelerator.log({name: value for name, value in record.items() if not isinstance(value, str)}, step=step)
+    figures = {name: value for name, value in record.items() if name not in ("epoch", "stage")}
+    # What stands before the slash becomes a section of the page.
+    sections = {name: "train" if name in OF_TRAINING else "validation" for name in figures}
+    accelerator.log({f"{sections[name]}/{name}": value for name, value in figures.items()}, step=step)
     chosen = predictions[:: max(1, len(predictions) // NUM_CAPTIONS)][:NUM_CAPTIONS]
     lines = [f"- {prediction.image_id}: {prediction.caption}" for prediction in chosen]
     shown = [prediction for prediction in chosen if prediction.caption][:NUM_PICTURES]
