@@ -46,6 +46,7 @@ from hf_captioner.evaluation import (
     evaluate_predictions,
     score_captions,
 )
+from hf_captioner.hub import check_push
 from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
 from hf_captioner.protocol import describe_decoding
