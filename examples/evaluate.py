@@ -141,7 +141,7 @@ def write(evaluation: Evaluation, rows: Dataset, output_dir: Path, say: Callable
     output_dir.mkdir(parents=True, exist_ok=True)
     results, captions, report = (output_dir / n for n in ("results.json", "predictions.jsonl", "report.html"))
     results.write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n", encoding="utf-8")
-    scores = evaluation.image_scores()
+    scores = evaluation.image_scores
     with captions.open("w", encoding="utf-8") as file:
         for index, record in enumerate(prediction_records(evaluation.predictions)):
             record["scores"] = {name: column[index] for name, column in scores.items()}

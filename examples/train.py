@@ -14,8 +14,6 @@ On several machines it must be a folder that all of them see.
 from __future__ import annotations
 
 import functools
-import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +25,6 @@ import yaml
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset
-from transformers import pipeline
 
 from hf_captioner import (
     CaptionerImageProcessor,
@@ -38,16 +35,15 @@ from hf_captioner import (
     push,
 )
 from hf_captioner.captions import bad_endings
-from hf_captioner.cells import cached_cells
-from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files
+from hf_captioner.cells import Split, cached_cells
+from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files, said_if_full
 from hf_captioner.cli import build_accelerator, parse_recipe, run_main
-from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
+from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
     Prediction,
     collapse_warnings,
     decode_captions,
     evaluate_predictions,
-    prediction_records,
     score_captions,
 )
 from hf_captioner.hub import check_push
@@ -55,9 +51,10 @@ from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
 from hf_captioner.protocol import describe_decoding
 from hf_captioner.rewards import CaptionReward, Rewards
+from hf_captioner.stages import EncoderTraining, Likelihood, Optimization, Stage
 from hf_captioner.tracking import log_epoch, start_trackers, tracker_names
-from hf_captioner.training import EncoderTraining, Likelihood, Optimization, Run, Stage
-from hf_captioner.visualization import attention_figure, curves_figure
+from hf_captioner.training import Run
+from hf_captioner.training_report import epoch_line, report_best, summary, write_log
 from hf_captioner.word_vectors import load_word_vectors
 
 
@@ -75,8 +72,11 @@ class Recipe:
     output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
     seed: int = option(0, "Seed of weights, shuffling and dropout.")
 
-    encoder_name: str = option("test_resnet", "Any timm model that gives a grid of cells, such as resnet101.")
-    encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of timm.create_model, as YAML.")
+    encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
+    encoder_name: str = option("test_resnet", "Architecture for that encoder, for timm one such as resnet101.")
+    encoder_kwargs: str = option(
+        "{output_stride: 16}", "Further arguments of the encoder, for timm those of timm.create_model, as YAML."
+    )
     pretrained: bool = option(False, "Start from timm's weights for the encoder.")
     encoder_weights: str | None = option(None, "Safetensors file with these weights, instead of the Hub.")
     data_config: str = option(
@@ -177,15 +177,6 @@ MAY_CHANGE = (
 )
 
 
-@dataclass
-class Split:
-    """A split ready to be read: rows with unopened images, and their cells if these are cached."""
-
-    rows: Dataset
-    cells: np.ndarray | None = None
-    mirrored_cells: np.ndarray | None = None
-
-
 def main(argv: Sequence[str]) -> None:
     """Train, validate, keep the best, and show what came out."""
     recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
@@ -193,7 +184,7 @@ def main(argv: Sequence[str]) -> None:
         recipe.mixed_precision,
         recipe.num_threads,
         recipe.gradient_accumulation_steps,
-        log_with=tracker_names(recipe.tracking),
+        log_with=tracker_names(recipe.tracking) or None,
         project_dir=recipe.output_dir,
     )
     with Interruption() as interruption:
@@ -258,7 +249,8 @@ def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Int
         num_beams=recipe.final_num_beams,
     )
     if accelerator.is_main_process:
-        report(recipe, output_dir, predictions, splits["validation"].rows)
+        protocol = f"{recipe.dataset}, validation, {len(predictions)} images, {recipe.final_num_beams} beams"
+        report_best(output_dir, predictions, splits["validation"].rows, protocol)
         print(f"\n{summary(run, recipe.select_by)}")
         if recipe.push_to_hub:
             publish(recipe, best, processor, predictions)
@@ -301,6 +293,25 @@ def load_split(recipe: Recipe, name: str, accelerator: Accelerator, report: Call
     return undecoded(dataset)
 
 
+MODEL_FIELDS = (
+    "encoder_type",
+    "attention_type",
+    "attention_size",
+    "decoder_type",
+    "embedding_size",
+    "hidden_size",
+    "gate",
+    "deep_output",
+    "memory_dropout",
+    "embedding_dropout",
+    "output_dropout",
+    "label_smoothing",
+    "doubly_stochastic_weight",
+    "doubly_stochastic_reduction",
+)
+MODEL_FIELDS_AS_YAML = ("encoder_kwargs", "attention_kwargs", "decoder_kwargs")
+
+
 def build_captioner(
     recipe: Recipe, captions: Sequence[Sequence[str]], report: Callable[[str], None] = print
 ) -> tuple[CaptionerModel, CaptionerProcessor]:
@@ -332,45 +343,6 @@ def build_captioner(
     return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
 
 
-def cache_cells(
-    recipe: Recipe,
-    model: CaptionerModel,
-    processor: CaptionerProcessor,
-    rows: Dataset,
-    accelerator: Accelerator,
-    *,
-    mirrored: bool = False,
-) -> np.ndarray:
-    """Cells of a frozen encoder, computed by one process of each machine."""
-    with accelerator.local_main_process_first():
-        return cached_cells(
-            model.encoder,
-            processor.image_processor,
-            rows,
-            mirrored=mirrored,
-            cache_dir=recipe.cache_dir,
-            show_progress=accelerator.is_local_main_process,
-        )
-
-
-MODEL_FIELDS = (
-    "attention_type",
-    "attention_size",
-    "decoder_type",
-    "embedding_size",
-    "hidden_size",
-    "gate",
-    "deep_output",
-    "memory_dropout",
-    "embedding_dropout",
-    "output_dropout",
-    "label_smoothing",
-    "doubly_stochastic_weight",
-    "doubly_stochastic_reduction",
-)
-MODEL_FIELDS_AS_YAML = ("encoder_kwargs", "attention_kwargs", "decoder_kwargs")
-
-
 def train(
     recipe: Recipe, run: Run, sampler: StepSampler, processor: CaptionerProcessor, splits: dict[str, Split]
 ) -> None:
@@ -378,7 +350,8 @@ def train(
     output_dir = Path(recipe.output_dir)
     accelerator, say = run.accelerator, run.accelerator.print
     if accelerator.is_main_process:
-        (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
+        with said_if_full("The recipe", output_dir):
+            (output_dir / "recipe.yaml").write_text(yaml.safe_dump(asdict(recipe), sort_keys=False))
         write_log(output_dir, run)
     while run.stage is not None:
         if not run.is_under_way:
@@ -392,7 +365,6 @@ def train(
             is_best = run.end_epoch(scores, scores[recipe.select_by])
             if accelerator.is_main_process:
                 write_log(output_dir, run)
-                curves_figure(run.progress.log).savefig(output_dir / "curves.png")
                 if is_best:
                     replace_files(output_dir, lambda folder: save_captioner(folder, run.kept, processor))
                 log_epoch(accelerator, run, processor, predictions, splits["validation"].rows)
@@ -426,13 +398,6 @@ def validate(
     return predictions, {**score_captions(predictions), "validation_seconds": time.monotonic() - started}
 
 
-def write_log(output_dir: Path, run: Run) -> None:
-    """The log, a line an epoch, whole or as it was."""
-    partial = output_dir / ".log.partial"
-    partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
-    os.replace(partial, output_dir / "log.jsonl")
-
-
 def save_captioner(folder: Path, model: CaptionerModel, processor: CaptionerProcessor) -> None:
     """Model and processor, as `from_pretrained` reads them."""
     model.save_pretrained(folder)
@@ -442,13 +407,23 @@ def save_captioner(folder: Path, model: CaptionerModel, processor: CaptionerProc
 def cache_what_is_frozen(recipe: Recipe, run: Run, processor: CaptionerProcessor, splits: dict[str, Split]) -> None:
     """The cells of an encoder that the stage leaves as it is; none for one that it trains."""
     assert run.stage is not None
-    is_cached = run.stage.encoder is None and recipe.cache_cells
+    accelerator, is_cached = run.accelerator, run.stage.encoder is None and recipe.cache_cells
+
+    def cache(split: Split, *, mirrored: bool = False) -> np.ndarray:
+        with accelerator.local_main_process_first():  # one process of each machine computes them
+            return cached_cells(
+                run.model.encoder,
+                processor.image_processor,
+                split.rows,
+                mirrored=mirrored,
+                cache_dir=recipe.cache_dir,
+                show_progress=accelerator.is_local_main_process,
+            )
+
     for split in splits.values():
-        split.cells = cache_cells(recipe, run.model, processor, split.rows, run.accelerator) if is_cached else None
+        split.cells = cache(split) if is_cached else None
     train = splits["train"]
-    train.mirrored_cells = None
-    if is_cached and recipe.mirror:
-        train.mirrored_cells = cache_cells(recipe, run.model, processor, train.rows, run.accelerator, mirrored=True)
+    train.mirrored_cells = cache(train, mirrored=True) if is_cached and recipe.mirror else None
 
 
 def build_loader(
@@ -494,56 +469,6 @@ def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProc
         joint = None if recipe.freeze_encoder else encoder(rate)
         stages.append(Stage("Rewards", recipe.reward_epochs, rate, rewards, joint))
     return stages
-
-
-def epoch_line(run: Run, *, is_best: bool) -> str:
-    """The last epoch in one line."""
-    assert run.stage is not None
-    record, figure = run.progress.log[-1], run.stage.objective.figure
-    scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
-    return (
-        f"{run.stage.name} {run.progress.epoch:>2}/{run.stage.epochs}  {figure} {record[figure]:.3f}  {scores}  "
-        f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if is_best else ''}"
-    )
-
-
-def summary(run: Run, select_by: str) -> str:
-    """A table of the stages: epochs, the best of them, its scores, and the time."""
-    rows = [("stage", "epochs", "best", "BLEU-4", "CIDEr", "captions/s", "minutes")]
-    for stage in run.stages:
-        records = [record for record in run.progress.log if record["stage"] == stage.name]
-        if not records:
-            continue
-        best = max(records, key=lambda record: record[select_by])
-        seconds = sum(record["train_seconds"] + record["validation_seconds"] for record in records)
-        speed = sum(record["captions_per_second"] for record in records) / len(records)
-        scores = f"{best['bleu_4']:.3f}", f"{best['cider']:.3f}"
-        rows.append((stage.name, str(len(records)), str(best["epoch"]), *scores, f"{speed:.0f}", f"{seconds / 60:.1f}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
-
-
-def report(recipe: Recipe, output_dir: Path, predictions: list[Prediction], rows: Dataset) -> None:
-    """Scores, a few captions and an attention picture of the best model."""
-    scores = score_captions(predictions)
-    protocol = f"{recipe.dataset}, validation, {len(predictions)} images, {recipe.final_num_beams} beams"
-    (output_dir / "scores.json").write_text(json.dumps({"protocol": protocol, **scores}, indent=2) + "\n")
-    (output_dir / "predictions.json").write_text(
-        json.dumps(prediction_records(predictions), indent=1, ensure_ascii=False) + "\n"
-    )
-    print(f"\nScores of the best model on {protocol}:")
-    for name, value in scores.items():
-        print(f"  {name:<18} {value:.4f}")
-    print("\nA few captions:")
-    for prediction in predictions[:: max(1, len(predictions) // 5)][:5]:
-        print(f"  {prediction.image_id}: {prediction.caption}")
-
-    image = open_row(rows[0])
-    captioner = pipeline("image-captioning", model=str(output_dir), device="cpu")
-    caption = captioner(image, return_attentions=True)[0]
-    figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
-    figure.savefig(output_dir / "attention.png")
-    print(f"\nModel: {output_dir}\nAttention picture: {output_dir / 'attention.png'}")
 
 
 def publish(

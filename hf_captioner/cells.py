@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,21 @@ if TYPE_CHECKING:
 # the 0.05 % that rounding does.
 DTYPE = np.dtype(np.float16)
 SPARE_BYTES = 256 * 2**20  # left free on the disk
+
+
+@dataclass
+class Split:
+    """A split ready to be read.
+
+    Args:
+        rows: undecoded, images unopened.
+        cells: `(images, P, C)` of them, where these are cached.
+        mirrored_cells: of the images mirrored.
+    """
+
+    rows: Dataset
+    cells: np.ndarray | None = None
+    mirrored_cells: np.ndarray | None = None
 
 
 def default_cache_dir() -> Path:

@@ -9,7 +9,8 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -169,23 +170,31 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
     """
     partial = folder / ".partial"
     try:
+        with said_if_full("The model", folder):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write(partial)
+            files = sorted(partial.iterdir())
+            for file in files:
+                _sync(file)
+            for file in files:
+                os.replace(file, folder / file.name)
+            _sync(folder)
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write(partial)
-        files = sorted(partial.iterdir())
-        for file in files:
-            _sync(file)
-        for file in files:
-            os.replace(file, folder / file.name)
-        _sync(folder)
+
+
+@contextmanager
+def said_if_full(what: str, folder: Path) -> Iterator[None]:
+    """Within, what can't be written raises an OSError that says so, and what to do."""
+    try:
+        yield
     except (OSError, SafetensorError) as e:
         reason = getattr(e, "strerror", None) or str(e)
         raise OSError(
-            f"The model can't be written to {str(folder)!r}: {reason}. The one there before is as it was. Make room, "
+            f"{what} can't be written to {str(folder)!r}: {reason}. What the run saved before is as it was. Make room, "
             "then go on with --resume."
         ) from e
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -16,11 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
+from .errors import first_line
 from .interruption import Interrupted
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
+from .sharding import shard_as_one
 
 Arguments = TypeVar("Arguments")
+
+TAKES_STEPS_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str) -> Arguments:
@@ -116,8 +120,7 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
         model = CaptionerModel.from_pretrained(folder, **hub)
         processor = CaptionerProcessor.from_pretrained(folder, **hub)
     except (OSError, ValueError) as e:
-        line = str(e).strip().partition("\n")[0]
-        raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {line}") from e
+        raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {first_line(e)}") from e
     return model.eval(), processor  # type: ignore[return-value]
 
 
@@ -137,8 +140,10 @@ def build_accelerator(
         kwargs: further arguments of `Accelerator`.
 
     Raises:
-        ValueError: Accelerate is to split the model itself among processes.
+        ValueError: Accelerate is configured for DeepSpeed, Megatron-LM or the first version of FSDP.
     """
+    # Else FSDP has transformers read saved weights on one process only. All of them need the whole.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     accelerator = Accelerator(
         # Several processes without an accelerator only find each other if Accelerate is told of the CPU.
         cpu=not torch.accelerator.is_available(),
@@ -146,12 +151,14 @@ def build_accelerator(
         gradient_accumulation_steps=gradient_accumulation_steps,
         **kwargs,
     )
-    kind = accelerator.distributed_type
-    if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+    if accelerator.distributed_type in TAKES_STEPS_ITSELF:
         raise ValueError(
-            f"Accelerate is configured for {kind.value}, which splits a model among processes. A captioner fits on one "
-            "device: run `accelerate config` again and choose plain data parallelism."
+            f"Accelerate is configured for {accelerator.distributed_type.value}, which takes the optimizer's steps "
+            "itself: a loss that is no number could not be refused, nor a run resumed exactly. FSDP shards as much: "
+            "run `accelerate config` again and choose it, version 2, or neither."
         )
+    if accelerator.distributed_type == DistributedType.FSDP:
+        shard_as_one(accelerator.state.fsdp_plugin)
     if accelerator.device.type == "cpu":
         num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
@@ -167,8 +174,11 @@ def run_main(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except Interrupted as e:
-        print(e, file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # all of a run's processes stop alike
+            print(e, file=sys.stderr)
         sys.exit(128 + e.signal_number)
     except (ValueError, OSError, FloatingPointError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        # Python puts a number before the text of its OSErrors, and their file behind it.
+        text = str(e) if getattr(e, "filename", None) else getattr(e, "strerror", None) or str(e)
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,7 @@ from torch import Tensor
 from .captions import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, tokenizer_of_words
 from .cli import run_main
 from .configuration_captioner import CaptionerConfig
+from .errors import first_line
 from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
@@ -116,7 +117,7 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
             f"python -c {shlex.quote(script)}"
         ) from e
     except (RuntimeError, EOFError, ValueError) as e:  # no file of torch.save, or half of one
-        raise ValueError(f"{str(path)!r} is no file of torch.save, or not a whole one: {_first_line(e)}") from e
+        raise ValueError(f"{str(path)!r} is no file of torch.save, or not a whole one: {first_line(e)}") from e
     parts: dict[str, Weights] = {}
     for part in ("encoder", "decoder"):
         weights = content.get(part) if isinstance(content, Mapping) else None
@@ -142,7 +143,7 @@ def read_word_map(path: Path) -> list[str]:
     try:
         word_map = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
-        raise ValueError(f"The word map {str(path)!r} is not JSON: {_first_line(e)}") from e
+        raise ValueError(f"The word map {str(path)!r} is not JSON: {first_line(e)}") from e
     ids = list(word_map.values()) if isinstance(word_map, dict) else []
     if not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
         raise ValueError(f"The word map {str(path)!r} does not give each word an id of its own, from 0 on.")
@@ -267,10 +268,6 @@ def _differences(unknown: Any, missing: Any, wrong: Any = ()) -> str:
         if names
     ]
     return "; ".join(found) + "."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .errors import first_line
 from .images import open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
@@ -197,7 +198,7 @@ def open_row(row: Row) -> Image:
         return open_image(file["bytes"] if file["bytes"] is not None else file["path"])
     except (ValueError, OSError) as e:
         raise ValueError(
-            f"Image {row['image_id']!r} can't be read: {_first_line(e)} "
+            f"Image {row['image_id']!r} can't be read: {first_line(e)} "
             "Mend or remove it, or go on without it with --skip-broken."
         ) from e
 
@@ -211,7 +212,7 @@ def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = prin
         try:
             open_row(row)
         except ValueError as e:
-            report(f"Left out: {_first_line(e)}")
+            report(f"Left out: {first_line(e)}")
         else:
             kept.append(index)
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
@@ -249,7 +250,7 @@ class CaptionCollator:
         self.mirrored_cells = mirrored_cells
         self.cells = cells
         self.max_words = max_words
-        self.augment = _augmentation() if augment and cells is None else None
+        self.augment = augment and cells is None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows with `captions` and `image` or `index`, or both."""
@@ -262,35 +263,27 @@ class CaptionCollator:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
             cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
             return batch | {"cells": torch.from_numpy(cells).float()}
-        images = [open_row(row) if self.augment is None else self.augment(open_row(row), row) for row in rows]
+        images = [_augment(open_row(row), row) if self.augment else open_row(row) for row in rows]
         pixel_values = self.processor(images=images)["pixel_values"]
         pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
 
 
-def _augmentation() -> Callable[[Image, Row], Image]:
+def _augment(image: Image, row: Row) -> Image:
+    """The image as its draw has it; a function of the module, which processes that read images can be sent."""
     from torchvision.transforms import v2
 
-    # Mild: what a caption names must stay in sight and keep its colour.
-    change_colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
-
-    def augment(image: Image, row: Row) -> Image:
-        with torch.random.fork_rng(devices=[]):  # what is drawn here is the image's own affair
-            torch.manual_seed(int(_generator(row).integers(2**62)))
-            sizes = torch.tensor([image.height, image.width]) * (0.8 + 0.2 * torch.rand(2))
-            return change_colours(v2.RandomCrop(sizes.ceil().int().tolist())(image))
-
-    return augment
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is the image's own affair
+        torch.manual_seed(int(_generator(row).integers(2**62)))
+        sizes = torch.tensor([image.height, image.width]) * (0.8 + 0.2 * torch.rand(2))
+        # Mild: what a caption names must stay in sight and keep its colour.
+        change_colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
+        return change_colours(v2.RandomCrop(sizes.ceil().int().tolist())(image))
 
 
 def _generator(row: Row) -> np.random.Generator:
     """What is drawn for an image as it is shown this once."""
     return np.random.default_rng(row["draw"] if "draw" in row else int(torch.randint(2**62, ())))
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if line.endswith(".") else line + "."
 
 
 def main(argv: Sequence[str]) -> int:

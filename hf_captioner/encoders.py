@@ -13,8 +13,6 @@ they want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import timm
@@ -24,6 +22,7 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .modes import in_evaluation
 from .registry import Registry
 
 Box = tuple[float, float, float, float]
@@ -75,7 +74,7 @@ class TimmEncoder(nn.Module):
         if size not in self._grids:
             try:
                 parameter = next(self.body.parameters())
-                with self._in_evaluation(), torch.no_grad():
+                with in_evaluation(self), torch.no_grad():
                     features = self.body.forward_features(parameter.new_zeros(1, 3, height, width))  # type: ignore[operator]
             except (AssertionError, RuntimeError) as e:
                 raise ValueError(f"Encoder {self.name!r} can't take images of {height}x{width} pixels: {e}") from e
@@ -98,20 +97,10 @@ class TimmEncoder(nn.Module):
         if size not in self._boxes:
             rows, columns = self.grid_size(height, width)
             # Pipelines run without gradients.
-            with self._in_evaluation(), torch.inference_mode(False), torch.enable_grad():
+            with in_evaluation(self), torch.inference_mode(False), torch.enable_grad():
                 down, across = self._displacement(height, width, rows, columns)
             self._boxes[size] = (across, down, width + across, height + down)
         return self._boxes[size]
-
-    @contextmanager
-    def _in_evaluation(self) -> Iterator[None]:
-        """Within, batch statistics see nothing of what is tried out."""
-        was_training = self.training
-        self.eval()
-        try:
-            yield
-        finally:
-            self.train(was_training)
 
     def _displacement(self, height: int, width: int, rows: int, columns: int) -> tuple[float, float]:
         """How far down and to the right of their places in the image the middle cells look, in pixels."""

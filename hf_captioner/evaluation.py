@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from .metrics.resampling import NUM_RESAMPLES, Difference, intervals
 from .metrics.scores import Tally, diversity
 from .metrics.tokenization import tokenize_ptb
 from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from .modes import in_evaluation
 from .processing_captioner import CaptionerProcessor
 from .protocol import Protocol, describe_interval, describe_metrics, hash_of_ids, software
 
@@ -89,8 +91,6 @@ def decode_captions(
     """
     if shown := [name for name in TEACHER_FORCING if name in generate_kwargs]:
         raise ValueError(f"{shown[0]} is given: teacher-forced captions are not scored. Let the model find its words.")
-    was_training = model.training
-    model.eval()
     mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     texts = dataset.select_columns(["image_id", "captions"])
     predictions: list[Prediction] = []
@@ -105,7 +105,8 @@ def decode_captions(
         else:
             images = [open_row(dataset[i]) for i in indices]
             inputs = {"pixel_values": processor(images=images)["pixel_values"].to(accelerator.device, model.dtype)}
-        sequences = model.generate(**inputs, **generate_kwargs).cpu()
+        with in_evaluation(model):
+            sequences = model.generate(**inputs, **generate_kwargs).cpu()
         ended = (sequences == processor.tokenizer.eos_token_id).any(1).tolist()
         captions = processor.batch_decode(sequences)
         for index, caption, end in zip(indices, captions, ended, strict=True):
@@ -113,7 +114,6 @@ def decode_captions(
             predictions.append(Prediction(index, text["image_id"], caption, end, text["captions"]))
         bar.update(len(indices))
     bar.close()
-    model.train(was_training)
     gathered = gather_object(predictions) if accelerator.num_processes > 1 else predictions
     predictions = sorted(gathered, key=lambda prediction: prediction.index)
     assert [prediction.index for prediction in predictions] == list(range(len(dataset)))
@@ -221,6 +221,7 @@ class Evaluation:
         """For JSON: scores, intervals and the stamp."""
         return {"scores": self.scores, "intervals": self.intervals, "protocol": self.protocol.as_dict()}
 
+    @cached_property
     def image_scores(self) -> dict[str, list[float]]:
         """Scores of each image, by the names of the scores."""
         columns = {name: column for tally in self.tallies for name, column in tally.of_images().items()}

@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -145,11 +146,17 @@ class Registry:
     def _plugins(self) -> dict[str, list[EntryPoint]]:
         """Entry points by name; the same one found twice, as in two places of `sys.path`, counts once."""
         plugins: dict[str, list[EntryPoint]] = {}
-        for point in entry_points(group=self.group):
+        for point in _entry_points(self.group, tuple(sys.path)):
             points = plugins.setdefault(point.name, [])
             if point.value not in [other.value for other in points]:
                 points.append(point)
         return plugins
+
+
+@cache
+def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Those of a group, looked for once in what was then `sys.path`: to scan all packages takes milliseconds."""
+    return tuple(entry_points(group=group))
 
 
 def _load(place: str) -> Any:

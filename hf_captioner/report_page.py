@@ -66,7 +66,7 @@ def report_page(
         seed: of the choice of the others.
     """
     protocol = evaluation.protocol
-    cider = evaluation.image_scores()["cider"]
+    cider = evaluation.image_scores["cider"]
     ranked = sorted(range(len(cider)), key=lambda index: (-cider[index], index))
     num_images = min(num_images, len(ranked))
     chosen = {

@@ -11,6 +11,8 @@ from accelerate import Accelerator
 
 from .data import open_row
 from .evaluation import Prediction
+from .modes import in_evaluation
+from .pipeline_captioner import ImageCaptioningPipeline
 from .processing_captioner import CaptionerProcessor
 from .training import Run
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 NUM_CAPTIONS = 8
 NUM_PICTURES = 2
+OF_TRAINING = ("loss", "reward", "learning_rate", "captions_per_second", "train_seconds")
 CHOICES = {"auto": ("tensorboard",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "none": ()}
 
 
@@ -58,11 +61,16 @@ def log_epoch(
         return
     record = run.progress.log[-1]
     step = record["epoch"]
-    accelerator.log({name: value for name, value in record.items() if not isinstance(value, str)}, step=step)
+    figures = {name: value for name, value in record.items() if name not in ("epoch", "stage")}
+    # What stands before the slash becomes a section of the page.
+    sections = {name: "train" if name in OF_TRAINING else "validation" for name in figures}
+    accelerator.log({f"{sections[name]}/{name}": value for name, value in figures.items()}, step=step)
     chosen = predictions[:: max(1, len(predictions) // NUM_CAPTIONS)][:NUM_CAPTIONS]
     lines = [f"- {prediction.image_id}: {prediction.caption}" for prediction in chosen]
     shown = [prediction for prediction in chosen if prediction.caption][:NUM_PICTURES]
-    pictures = [_attention_picture(run, processor, rows[prediction.index]) for prediction in shown]
+    with in_evaluation(run.kept):
+        captioner = ImageCaptioningPipeline(run.kept, processor=processor, device=accelerator.device)
+        pictures = [_attention_picture(captioner, rows[prediction.index]) for prediction in shown]
     for tracker in accelerator.trackers:
         tracker.log({"captions": "\n".join(lines)}, step=step)
         for prediction, picture in zip(shown, pictures, strict=True):
@@ -70,18 +78,14 @@ def log_epoch(
             tracker.log_images({f"attention/{prediction.image_id}": picture[None]}, step=step, **layout)
 
 
-def _attention_picture(run: Run, processor: CaptionerProcessor, row: dict[str, Any]) -> np.ndarray:
+def _attention_picture(captioner: ImageCaptioningPipeline, row: dict[str, Any]) -> np.ndarray:
     """`(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    from .pipeline_captioner import ImageCaptioningPipeline
     from .visualization import attention_figure
 
-    was_training = run.kept.training
-    captioner = ImageCaptioningPipeline(run.kept, processor=processor, device=run.accelerator.device)
     image = open_row(row)
     caption = captioner(image, return_attentions=True, num_beams=1)[0]
-    run.kept.train(was_training)
     figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -1,4 +1,4 @@
-"""A training as an object whose state can be saved at any step: stages, epochs, and what a step does."""
+"""A training as an object whose state can be saved at any step: how stages, epochs and steps follow each other."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -20,112 +20,11 @@ from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_s
 from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
-from .objectives import IGNORED, sampling_probability
+from .objectives import IGNORED
+from .sharding import ShardedCaptioner, deal_out_state, gather_weights, gathered
+from .stages import Optimization, Stage
 
 TO_GO_ON = "Go on with the same command and --resume."
-
-
-class Objective(Protocol):
-    """What the steps of a stage minimise; `figure` names what is shown of it."""
-
-    figure: str
-
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end.
-
-        `share` of the stage's steps is done.
-        """
-
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
-
-        The parts of all batches of a step, on all processes, add up to the step's loss and figure.
-        """
-
-
-class Likelihood:
-    """The model's own loss on people's captions.
-
-    Args:
-        sampling: highest probability in [0, 1) with which words are read that the model draws (Bengio et al. 2015).
-        course: of that probability, see `objectives.sampling_probability`.
-
-    Raises:
-        ValueError: another probability.
-    """
-
-    figure = "loss"
-
-    def __init__(self, sampling: float = 0.0, course: str = "linear") -> None:
-        if not 0 <= sampling < 1:
-            raise ValueError(f"scheduled_sampling is {sampling}; it must be at least 0 and below 1, such as 0.25.")
-        self.sampling, self.course = sampling, course
-
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """The batch as the model takes it."""
-        inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
-        return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
-
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """This batch's part of the loss, twice."""
-        model.train()
-        loss = model(**batch, num_words=num_words, num_captions=num_captions).loss
-        return loss, loss.detach()
-
-
-@dataclass(frozen=True)
-class EncoderTraining:
-    """How a stage trains the encoder.
-
-    Args:
-        learning_rate: the highest.
-        from_stage: the first of the encoder's stages that is trained; 0 is the stem.
-        freeze_batch_norm: keep batch norms as they are.
-    """
-
-    learning_rate: float
-    from_stage: int = 0
-    freeze_batch_norm: bool = True
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A part of a training with an objective of its own.
-
-    Args:
-        name: for the progress bar and the log.
-        epochs: passes over the training images.
-        learning_rate: the highest, of the decoder.
-        objective: what it minimises.
-        encoder: how the encoder is trained; None to freeze it.
-    """
-
-    name: str
-    epochs: int
-    learning_rate: float
-    objective: Objective
-    encoder: EncoderTraining | None = None
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How steps are taken, in all stages.
-
-    Args:
-        schedule: transformers' name of the course of the learning rate.
-        warmup: share of a stage's steps in which it rises.
-        weight_decay: of AdamW.
-        max_grad_norm: longer gradients are scaled down.
-        ema_decay: of the running average of the weights; 0 for none.
-        patience: epochs without a better score after which a stage ends.
-    """
-
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    weight_decay: float = 0.0
-    max_grad_norm: float = 5.0
-    ema_decay: float = 0.0
-    patience: int = 5
 
 
 @dataclass
@@ -229,15 +128,17 @@ class Run:
     def _build_stage(self) -> None:
         assert self.stage is not None
         settings, encoder = self.optimization, self.stage.encoder
-        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
         if encoder is None:
             self.model.freeze_encoder()
         else:
             self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
-            trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
-            groups.append({"params": trained, "lr": encoder.learning_rate})
+        trained = ShardedCaptioner(self.model) if self.accelerator.is_fsdp2 else self.model
+        groups: list[dict[str, Any]] = [{"params": [*trained.decoder.parameters()], "lr": self.stage.learning_rate}]
+        if encoder is not None:
+            parameters = [parameter for parameter in trained.encoder.parameters() if parameter.requires_grad]
+            groups.append({"params": parameters, "lr": encoder.learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        self.wrapped, self.optimizer = self.accelerator.prepare(trained, optimizer)
         num_steps = self.stage.epochs * self.num_steps
         self.scheduler = get_scheduler(settings.schedule, self.optimizer, int(settings.warmup * num_steps), num_steps)
 
@@ -299,7 +200,7 @@ class Run:
                 # Accelerate divides by the batches of a step, and takes the mean over processes: here they add up.
                 accelerator.backward(part[0] * len(batches) * accelerator.num_processes)
             parts.append(torch.stack(part).detach())
-        length = accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm)
+        length = gathered(accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm))
         is_due = accelerator.is_main_process and time.monotonic() - self._saved_at > self.minutes * 60
         is_asked = self.interruption.asked is not None
         loss, figure, must_stop, must_save = self._sum(*torch.stack(parts).sum(0), is_asked, is_due)
@@ -308,6 +209,7 @@ class Run:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        gather_weights(self.wrapped, self.model)
         progress.step += 1
         if self.average is not None:
             self.average.update(self.model, step=progress.epoch * self.num_steps + progress.step)
@@ -384,6 +286,7 @@ class Run:
         accelerator = self.accelerator
         with self.interruption.deferred():
             states = gather_object([random_state(accelerator.device)])
+            optimizer = None if self.stage is None else gathered(self.optimizer.state_dict())
             problem: list[Any] = [None]
             if accelerator.is_main_process:
                 weights: dict[str, nn.Module] = {"model": self.model}
@@ -391,7 +294,7 @@ class Run:
                 if self.average is not None:
                     weights["average"] = self.average.module
                 if self.stage is not None:
-                    tensors["optimizer"] = self.optimizer.state_dict()
+                    tensors["optimizer"] = optimizer
                     tensors["scheduler"] = self.scheduler.state_dict()
                     tensors["scaler"] = accelerator.scaler and accelerator.scaler.state_dict()
                 try:
@@ -424,7 +327,7 @@ class Run:
         tensors = checkpoint.tensors()
         if self.stage is not None:
             self._build_stage()
-            self.optimizer.load_state_dict(tensors["optimizer"])
+            self.optimizer.load_state_dict(deal_out_state(tensors["optimizer"], self.optimizer))
             self.scheduler.load_state_dict(tensors["scheduler"])
             if tensors["scaler"]:
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])

@@ -20,7 +20,9 @@ PACKAGE = "hf_captioner"
 ALLOWED = {
     "registry": set(),
     "configuration_captioner": set(),
-    "encoders": {"registry"},
+    "modes": set(),
+    "errors": set(),
+    "encoders": {"registry", "modes"},
     "attentions": {"registry"},
     "recurrence": set(),
     "decoders": {"registry", "recurrence"},
@@ -34,7 +36,7 @@ ALLOWED = {
     "onnx_runner": {"images", "onnx_search"},
     "inspection": {"captions", "visualization"},
     "data": {
-        *("registry", "images", "inspection"),
+        *("registry", "errors", "images", "inspection"),
         *("layouts", "layouts.damage", "layouts.splits", "layouts.stored_tables"),
     },
     "shapes": set(),

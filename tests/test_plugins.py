@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hf_captioner import testing
 
@@ -187,6 +188,21 @@ def test_models_learn_and_come_back_where_the_plugins_are(trained: Path, with_pl
         config = json.loads((trained / kind / "config.json").read_text())
         assert config["packages"] == {f"{kind}s/{PARTS[kind]}": project(kind)["name"]}
     assert loaded(with_plugins, trained) == report["captions"]
+
+
+@pytest.mark.slow
+def test_a_recipe_chooses_a_plugin(with_plugins: Run, tmp_path: Path) -> None:
+    fields = {
+        "encoder_type": "two_scales", "encoder_kwargs": "{}", "attention_type": "sparse", "max_images": 8, "epochs": 1,
+        "batch_size": 4, "hidden_size": 16, "embedding_size": 16, "max_length": 6, "num_beams": 1,
+        "final_num_beams": 1, "tracking": "none", "output_dir": str(tmp_path / "out"),
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    result = with_plugins(str(ROOT / "examples" / "train.py"), str(tmp_path / "recipe.yaml"))
+    assert result.returncode == 0, result.stderr[-2000:]
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["encoder_type"], config["attention_type"]) == ("two_scales", "sparse")
+    assert config["packages"]["encoders/two_scales"] == project("encoder")["name"]
 
 
 @pytest.mark.slow

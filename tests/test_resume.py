@@ -15,21 +15,24 @@ import yaml
 from processes import Program
 from safetensors.torch import load_file
 
-# Everything at once that has a state: dropout, shuffling, mirrored images, batch statistics, an average, a schedule,
-# rewards drawn from the model.
+# Everything at once that has a state or is drawn: dropout, shuffling, mirrored and augmented images, words of the
+# model's own, batch statistics, an average, a schedule, rewards drawn from the model.
 RECIPE = {
     "max_images": 30, "epochs": 3, "batch_size": 2, "hidden_size": 16, "embedding_size": 16, "attention_size": 16,
     "max_length": 9, "num_beams": 1, "final_num_beams": 1, "ema_decay": 0.9, "mirror": True, "output_dropout": 0.3,
     "memory_dropout": 0.2, "embedding_dropout": 0.2, "data_config": "{input_size: [3, 64, 64]}", "num_threads": 1,
     "checkpoint_minutes": 0.002, "keep_checkpoints": 3, "reward_epochs": 1, "reward_samples": 2,
+    "scheduled_sampling": 0.4, "augment": True,
 }  # fmt: skip
 
 
-def start(recipe: Path, folder: Path, num_processes: int, *arguments: str, **fields: Any) -> Program:
+def start(
+    recipe: Path, folder: Path, num_processes: int, *arguments: str, script: str = "examples/train.py", **fields: Any
+) -> Program:
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     folder.mkdir(exist_ok=True)
     command = [recipe, "--output_dir", folder, *arguments, *options]
-    return Program("examples/train.py", command, folder.with_suffix(".out"), num_processes=num_processes)
+    return Program(script, command, folder.with_suffix(".out"), num_processes=num_processes)
 
 
 def wait_for_step(process: Program, folder: Path, step: int) -> None:
@@ -116,15 +119,23 @@ def test_stopped_by_signals_and_resumed(recipe: Path, whole: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_two_processes_killed_and_resumed(recipe: Path, tmp_path: Path) -> None:
-    start(recipe, tmp_path / "whole", 2, batch_size=1).finish()
-    process = start(recipe, tmp_path / "killed", 2, batch_size=1)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"mixed_precision": "bf16", "num_workers": 2},
+        {"script": "tests/sharded_train.py"},
+    ],
+    ids=["bf16 and readers", "sharded"],
+)
+def test_two_processes_killed_and_resumed(recipe: Path, fields: dict[str, Any], tmp_path: Path) -> None:
+    start(recipe, tmp_path / "whole", 2, batch_size=1, **fields).finish()
+    process = start(recipe, tmp_path / "killed", 2, batch_size=1, **fields)
     wait_for_step(process, tmp_path / "killed", random.Random(2).randrange(3, 55))
     process.send(signal.SIGKILL)
     process.finish(-signal.SIGKILL)
-    refused = start(recipe, tmp_path / "killed", 1, "--resume", batch_size=1).finish(2)
+    refused = start(recipe, tmp_path / "killed", 1, "--resume", batch_size=1, **fields).finish(2)
     assert "number of processes was 2 and is now 1" in refused
-    start(recipe, tmp_path / "killed", 2, "--resume", batch_size=1).finish()
+    start(recipe, tmp_path / "killed", 2, "--resume", batch_size=1, **fields).finish()
     assert_same(tmp_path / "killed", tmp_path / "whole")
 
 

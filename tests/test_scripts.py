@@ -69,6 +69,23 @@ def test_training_leaves_model_log_and_pictures(trained: tuple[Path, str]) -> No
     assert generation_config.num_beams == 5 and len(generation_config.bad_words_ids) > 5
 
 
+def test_training_can_be_watched(trained: tuple[Path, str]) -> None:
+    """What TensorBoard reads: figures in two sections, captions, and attention pictures, each epoch."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    pages = events.EventAccumulator(str(trained[0] / "logs"))
+    pages.Reload()
+    log = [json.loads(line) for line in (trained[0] / "log.jsonl").read_text().splitlines()]
+    for name in ("validation/cider", "train/captions_per_second"):
+        found = [(event.step, event.value) for event in pages.Scalars(name)]
+        assert found == [(row["epoch"], pytest.approx(row[name.partition("/")[2]])) for row in log]
+    captions = json.loads((trained[0] / "predictions.json").read_text())
+    text = pages.Tensors("captions/text_summary")
+    assert [event.step for event in text] == [1, 2, 3]
+    assert f"- {captions[0]['image_id']}: ".encode() in text[0].tensor_proto.string_val[0]
+    pictures = [name for name in pages.Tags()["images"] if name.startswith("attention/")]
+    assert pictures and all(pages.Images(name)[-1].width > 100 for name in pictures)
+
+
 def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = trained
     arguments = ["--dataset", "shapes", "--num-beams", 2, "--max-images", 24, "--output-dir", tmp_path]

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from processes import Program
 from tiny_run import Tiny
 
 from hf_captioner.checkpoints import Checkpoint
+from hf_captioner.cli import build_accelerator
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.loading import StepSampler
 from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
+from hf_captioner.sharding import shard_as_one
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -183,7 +187,8 @@ def test_losses_of_parts_add_up() -> None:
 
 
 def launch(out: Path, num_processes: int, **fields: Any) -> dict[str, Any]:
-    options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
+    options = [word for name, value in fields.items() for word in (f"--{name}", str(value)) if value is not True]
+    options += [f"--{name}" for name, value in fields.items() if value is True]
     Program("tests/tiny_run.py", [out, *options], out.with_suffix(".txt"), num_processes=num_processes).finish()
     return json.loads(out.read_text())
 
@@ -193,10 +198,23 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
     one = launch(tmp_path / "one.json", 1, batch_size=8)
     two = launch(tmp_path / "two.json", 2, batch_size=4)
     accumulated = launch(tmp_path / "accumulated.json", 1, batch_size=4, accumulation=2)
+    sharded = launch(tmp_path / "sharded.json", 2, batch_size=4, fsdp=True)
     assert (one["num_processes"], two["num_processes"], one["steps"]) == (1, 2, 4)
+    assert sharded["held"] == pytest.approx(one["held"] / 2, rel=0.1) and two["held"] == one["held"]
     assert one["losses"][-1] < one["losses"][0] - 0.5 and len(one["losses"]) == 20
     assert len(set(one["captions"])) > 3
-    for other in (two, accumulated):
+    for other in (two, accumulated, sharded):
         assert other["losses"] == pytest.approx(one["losses"], abs=1e-5, rel=0)
         assert other["captions"] == one["captions"] and other["scores"] == one["scores"]
         assert other["shown"] == one["shown"]
+
+
+def test_the_first_fsdp_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"FSDP version 1.* set fsdp_version to 2"):
+        shard_as_one(FullyShardedDataParallelPlugin(fsdp_version=1))
+
+
+def test_deepspeed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
+    with pytest.raises(ValueError, match=r"configured for DEEPSPEED, which takes the optimizer's steps itself"):
+        build_accelerator("no", 1)

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate.utils import set_seed
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
 from conftest import CAPTIONS
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.checkpoints import Checkpoints
@@ -23,7 +26,8 @@ from hf_captioner.evaluation import decode_captions, score_captions
 from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
 from hf_captioner.rewards import CaptionReward, Rewards
-from hf_captioner.training import Likelihood, Optimization, Run, Stage
+from hf_captioner.stages import Likelihood, Optimization, Stage
+from hf_captioner.training import Run
 
 DATA_CONFIG = {
     "input_size": (3, 64, 64), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9,
@@ -98,6 +102,30 @@ class Tiny:
         return {**self.model.state_dict(), **{f"average {name}": tensor for name, tensor in average.items()}}
 
 
+def shard_on_cpus() -> None:
+    """Let Accelerate shard weights between processes on CPUs, as PyTorch can; by itself it does so on devices alone."""
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    init = AcceleratorState.__init__
+
+    def init_sharded(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        if self.num_processes == 1:
+            return
+        if self.mixed_precision != "no":
+            plugin.set_mixed_precision(self.mixed_precision)
+        self.distributed_type = DistributedType.FSDP
+        self.fsdp_plugin = plugin
+        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init_sharded  # type: ignore[method-assign]
+
+
+def held(run: Run) -> int:
+    """Numbers of the optimizer's state that this process holds."""
+    states = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in states)
+
+
 def main() -> None:
     """Losses of the steps, then captions and scores."""
     parser = argparse.ArgumentParser()
@@ -105,7 +133,10 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--fsdp", action="store_true")
     arguments = parser.parse_args()
+    if arguments.fsdp:
+        shard_on_cpus()
     tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=12)
     run = tiny.run
     run.start_stage()
@@ -124,7 +155,7 @@ def main() -> None:
         result = {
             "num_processes": tiny.accelerator.num_processes, "losses": losses[: arguments.num_steps],
             "captions": [p.caption for p in predictions], "scores": score_captions(predictions),
-            "shown": run.progress.totals["captions"], "steps": tiny.loader.num_steps,
+            "shown": run.progress.totals["captions"], "steps": tiny.loader.num_steps, "held": held(run),
         }  # fmt: skip
         arguments.out.write_text(json.dumps(result))
     tiny.accelerator.end_training()
