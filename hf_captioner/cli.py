@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
 from .interruption import Interrupted
+from .loading import num_cores
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
 
@@ -153,8 +153,7 @@ def build_accelerator(
             "device: run `accelerate config` again and choose plain data parallelism."
         )
     if accelerator.device.type == "cpu":
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
+        torch.set_num_threads(num_threads or max(1, num_cores() // accelerator.num_processes))
     return accelerator
 
 
