@@ -48,7 +48,7 @@ from hf_captioner.evaluation import (
 )
 from hf_captioner.hub import check_push
 from hf_captioner.interruption import Interruption
-from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.loading import StepLoader, StepSampler, num_cores
 from hf_captioner.protocol import describe_decoding
 from hf_captioner.rewards import CaptionReward, Rewards
 from hf_captioner.stages import EncoderTraining, Likelihood, Optimization, Stage
@@ -107,8 +107,10 @@ class Recipe:
     memory_dropout: float = option(0.0, "Dropout on image cells.")
     embedding_dropout: float = option(0.0, "Dropout on word embeddings.")
     output_dropout: float = option(0.1, "Dropout before the last layer.")
-    min_count: int = option(1, "How often a word must occur in training captions to be in the vocabulary.")
-    max_words: int = option(30, "Longer training captions are cut.")
+    tokenizer: Literal["words", "bpe"] = option("words", "Words, or pieces (BPE) for languages without spaces.")
+    min_count: int = option(1, "How often a word (or two pieces in a row) must occur to be in the vocabulary.")
+    vocab_size: int | None = option(None, "Largest vocabulary; by default no limit for words and 4096 for BPE.")
+    max_words: int = option(30, "Longer training captions are cut after so many words, or pieces.")
 
     mirror: bool = option(False, "Train on mirrored images too. Not where captions tell left from right.")
     augment: bool = option(False, "Train on images cropped a little and of other light, where no cells are cached.")
@@ -164,7 +166,9 @@ class Recipe:
     )
     cache_cells: bool = option(True, "Keep a frozen encoder's cells on disk.")
     cache_dir: str | None = option(None, "Folder for these cells.")
-    num_workers: int = option(0, "Processes that read images.")
+    num_workers: int | None = option(
+        None, "Processes that read images; by default one a core, 8 at most, and none where cells are cached."
+    )
     num_threads: int | None = option(None, "Threads of each process on a CPU; all cores, shared out, by default.")
     skip_broken: bool = option(False, "Go on without unreadable images and empty captions, naming each.")
     max_images: int | None = option(None, "Use only so many images of each split, to try things out.")
@@ -209,7 +213,8 @@ def train_and_report(recipe: Recipe, accelerator: Accelerator, interruption: Int
     model.to(accelerator.device)
     say(
         f"{recipe.dataset}: {len(splits['train'].rows)} images to train on, {len(splits['validation'].rows)} to "
-        f"validate, {model.config.vocab_size} words. {recipe.encoder_name} with {recipe.decoder_type} decoder."
+        f"validate, a vocabulary of {len(processor.tokenizer)} ({recipe.tokenizer}). "
+        f"{recipe.encoder_name} with {recipe.decoder_type} decoder."
     )
     sampler = StepSampler(
         len(splits["train"].rows),
@@ -316,7 +321,17 @@ def build_captioner(
     recipe: Recipe, captions: Sequence[Sequence[str]], report: Callable[[str], None] = print
 ) -> tuple[CaptionerModel, CaptionerProcessor]:
     """A new captioner with the vocabulary of these captions."""
-    tokenizer = build_tokenizer((c for row in captions for c in row), min_count=recipe.min_count)
+    if recipe.word_vectors is not None and recipe.tokenizer != "words":
+        raise ValueError(
+            f"word_vectors is given and the tokenizer is {recipe.tokenizer!r}, whose pieces have no such vectors. "
+            "Use --tokenizer words, or no --word_vectors."
+        )
+    tokenizer = build_tokenizer(
+        (c for row in captions for c in row),
+        kind=recipe.tokenizer,
+        min_count=recipe.min_count,
+        vocab_size=recipe.vocab_size,
+    )
     model = CaptionerModel.from_encoder(
         recipe.encoder_name,
         pretrained=recipe.pretrained,
@@ -439,7 +454,10 @@ def build_loader(
         augment=recipe.augment,
     )
     rows = split.rows if split.cells is None else split.rows.select_columns("captions")
-    return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=recipe.num_workers)
+    num_workers = recipe.num_workers
+    if num_workers is None:
+        num_workers = 0 if split.cells is not None else min(8, max(1, num_cores() // accelerator.num_processes))
+    return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=num_workers)
 
 
 def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, split: Split) -> list[Stage]:

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import open_row
+from .data import read_pixels
+from .images import REDUCTION_GAP
+from .loading import read_ahead
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -98,6 +101,7 @@ def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset)
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     config = encoder.config
     parts = [config.encoder_type, config.encoder_name, config.encoder_kwargs, image_processor.to_dict(), str(DTYPE)]
+    parts.append(REDUCTION_GAP)  # decides the pixels too
     digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
     for row in dataset.select_columns("image"):
         file = row["image"]
@@ -121,30 +125,30 @@ def _encode(
 ) -> None:
     device = next(encoder.parameters()).device
 
-    def encode(rows: list[dict[str, Any]]) -> np.ndarray:
-        images = [open_row(row) for row in rows]
-        pixel_values = image_processor(images=images, return_tensors="pt")["pixel_values"]
+    def read(images: range) -> Tensor:
+        return read_pixels(dataset.__getitems__(list(images)), image_processor)
+
+    def encode(pixel_values: Tensor) -> np.ndarray:
         pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
         return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()
 
     description = "Encoding mirrored images" if mirrored else "Encoding images"
-    shape = (len(dataset), *encode([dataset[0]]).shape[1:])
+    shape = (len(dataset), *encode(read(range(1))).shape[1:])
     _refuse_if_full(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     try:
-        cells = np.lib.format.open_memmap(partial, mode="w+", dtype=DTYPE, shape=shape)
-        with tqdm(
-            total=len(dataset),
-            desc=description,
-            unit="image",
-            disable=not show_progress,
-        ) as bar:
-            for start in range(0, len(dataset), batch_size):
-                stop = min(start + batch_size, len(dataset))
-                cells[start:stop] = encode([dataset[i] for i in range(start, stop)])
-                bar.update(stop - start)
-        cells.flush()
+        batches = (range(shape[0])[start : start + batch_size] for start in range(0, shape[0], batch_size))
+        with (
+            open(partial, "wb") as output,
+            tqdm(total=shape[0], desc=description, unit="image", disable=not show_progress) as bar,
+        ):
+            header = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(output, header)
+            for pixel_values in read_ahead(read, batches):
+                cells = encode(pixel_values)
+                output.write(np.ascontiguousarray(cells).data)
+                bar.update(len(cells))
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

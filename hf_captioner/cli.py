@@ -18,6 +18,7 @@ from transformers import HfArgumentParser
 
 from .errors import first_line
 from .interruption import Interrupted
+from .loading import num_cores
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
 from .sharding import shard_as_one
@@ -160,8 +161,7 @@ def build_accelerator(
     if accelerator.distributed_type == DistributedType.FSDP:
         shard_as_one(accelerator.state.fsdp_plugin)
     if accelerator.device.type == "cpu":
-        num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        torch.set_num_threads(num_threads or max(1, num_cores // accelerator.num_processes))
+        torch.set_num_threads(num_threads or max(1, num_cores() // accelerator.num_processes))
     return accelerator
 
 

@@ -9,10 +9,12 @@ A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +24,8 @@ import torch
 from torch import Tensor
 
 from .errors import first_line
-from .images import open_image
+from .image_processing_captioner import CaptionerImageProcessor
+from .images import Size, open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
 from .layouts.damage import Damage
@@ -187,15 +190,35 @@ def undecoded(dataset: AnyDataset) -> AnyDataset:
     return dataset.cast_column("image", ImageFeature(decode=False))
 
 
-def open_row(row: Row) -> Image:
-    """Open the image of one row of `undecoded` rows.
+def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -> Image:
+    """Open the image of one row of `undecoded` rows; for `used_size` see `open_image`.
 
     Raises:
         ValueError: the image can't be read; the error names it.
     """
+    with _source(row) as source:
+        return open_image(source, used_size=used_size)
+
+
+def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -> Tensor:
+    """Pixel values `(B, 3, H, W)` of `undecoded` rows.
+
+    Raises:
+        ValueError: an image can't be read; the error names it.
+    """
+    pixel_values = image_processor.empty(len(rows))
+    for row, values in zip(rows, pixel_values, strict=True):
+        with _source(row) as source:
+            image_processor.read(source, values)
+    return pixel_values
+
+
+@contextmanager
+def _source(row: Row) -> Iterator[bytes | str]:
+    """What the image of a row is opened from; errors on the way get its name."""
     file = row["image"]
     try:
-        return open_image(file["bytes"] if file["bytes"] is not None else file["path"])
+        yield file["bytes"] if file["bytes"] is not None else file["path"]
     except (ValueError, OSError) as e:
         raise ValueError(
             f"Image {row['image_id']!r} can't be read: {first_line(e)} "
@@ -263,19 +286,31 @@ class CaptionCollator:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
             cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
             return batch | {"cells": torch.from_numpy(cells).float()}
-        images = [_augment(open_row(row), row) if self.augment else open_row(row) for row in rows]
-        pixel_values = self.processor(images=images)["pixel_values"]
+        image_processor = self.processor.image_processor
+        if self.augment:
+            pixel_values = image_processor([_augmented(row, image_processor) for row in rows])["pixel_values"]
+        else:
+            pixel_values = read_pixels(rows, image_processor)
         pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
 
 
-def _augment(image: Image, row: Row) -> Image:
-    """The image as its draw has it; a function of the module, which processes that read images can be sent."""
+LEAST_CROP = 0.8  # share of an image's width, and of its height, that augmentation leaves at least
+
+
+def _augmented(row: Row, image_processor: CaptionerImageProcessor) -> Image:
+    """The image of a row as its draw has it."""
     from torchvision.transforms import v2
 
+    def used_size(width: int, height: int) -> Size:
+        """An image of which a part will be resized is used as if it were resized to more."""
+        width, height = image_processor.resized_size(width, height)
+        return math.ceil(width / LEAST_CROP), math.ceil(height / LEAST_CROP)
+
+    image = open_row(row, used_size=used_size)
     with torch.random.fork_rng(devices=[]):  # what is drawn here is the image's own affair
         torch.manual_seed(int(_generator(row).integers(2**62)))
-        sizes = torch.tensor([image.height, image.width]) * (0.8 + 0.2 * torch.rand(2))
+        sizes = torch.tensor([image.height, image.width]) * (LEAST_CROP + (1 - LEAST_CROP) * torch.rand(2))
         # Mild: what a caption names must stay in sight and keep its colour.
         change_colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
         return change_colours(v2.RandomCrop(sizes.ceil().int().tolist())(image))

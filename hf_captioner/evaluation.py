@@ -14,9 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from .data import open_row
+from .captions import spaced
+from .data import read_pixels
+from .loading import read_ahead
 from .metrics import caption_metrics, caption_tallies
 from .metrics.resampling import NUM_RESAMPLES, Difference, intervals
 from .metrics.scores import Tally, diversity
@@ -94,17 +97,19 @@ def decode_captions(
     mine = range(accelerator.process_index, len(dataset), accelerator.num_processes)
     texts = dataset.select_columns(["image_id", "captions"])
     predictions: list[Prediction] = []
+
+    def read(indices: range) -> tuple[range, Tensor]:
+        if cells is not None:
+            return indices, torch.from_numpy(np.stack([cells[i] for i in indices]))
+        return indices, read_pixels(dataset.__getitems__(list(indices)), processor.image_processor)
+
+    batches = (mine[start : start + batch_size] for start in range(0, len(mine), batch_size))
     bar = tqdm(
         total=len(mine), desc=description, unit="image", disable=not accelerator.is_local_main_process, leave=False
     )
-    for start in range(0, len(mine), batch_size):
-        indices = list(mine[start : start + batch_size])
-        if cells is not None:
-            batch = torch.from_numpy(np.stack([cells[i] for i in indices])).to(accelerator.device, model.dtype)
-            inputs: dict[str, Any] = {"encoder_outputs": CaptionerEncoderOutput.of(batch)}
-        else:
-            images = [open_row(dataset[i]) for i in indices]
-            inputs = {"pixel_values": processor(images=images)["pixel_values"].to(accelerator.device, model.dtype)}
+    for indices, batch in read_ahead(read, batches):
+        batch = batch.to(accelerator.device, model.dtype)
+        inputs = {"pixel_values": batch} if cells is None else {"encoder_outputs": CaptionerEncoderOutput.of(batch)}
         with in_evaluation(model):
             sequences = model.generate(**inputs, **generate_kwargs).cpu()
         ended = (sequences == processor.tokenizer.eos_token_id).any(1).tolist()
@@ -188,9 +193,17 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
 
 
 def score_captions(predictions: Sequence[Prediction]) -> dict[str, float]:
-    """Scores of `caption_metrics`, with the share of captions without `<end>`."""
-    captions = [prediction.caption for prediction in predictions]
-    return caption_metrics(captions, [prediction.references for prediction in predictions], ended=_ends(predictions))
+    """Scores of `caption_metrics`, with the share of captions without `<end>`.
+
+    In scripts without spaces between words, characters are what is counted (see `captions.spaced`).
+    """
+    return caption_metrics(*_spaced(predictions), ended=_ends(predictions))
+
+
+def _spaced(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str]]]:
+    """Captions and references as metrics take them."""
+    captions = [spaced(prediction.caption) for prediction in predictions]
+    return captions, [[*map(spaced, prediction.references)] for prediction in predictions]
 
 
 def _ends(predictions: Sequence[Prediction]) -> list[bool] | None:
@@ -275,10 +288,9 @@ def evaluate_predictions(
         ValueError: no predictions, or what `caption_metrics` raises.
     """
     predictions = list(predictions)
-    captions = [prediction.caption for prediction in predictions]
-    references = [prediction.references for prediction in predictions]
+    captions, references = _spaced(predictions)
     tallies = caption_tallies(captions, references, java=java, report=report)
-    known = None if training is None else map(tokenize_ptb, training)
+    known = None if training is None else (tokenize_ptb(spaced(caption)) for caption in training)
     scores = {name: value for tally in tallies for name, value in tally.of_corpus().items()}
     scores |= diversity([*map(tokenize_ptb, captions)], training=known, ended=_ends(predictions))
     counts = [len(row) for row in references]

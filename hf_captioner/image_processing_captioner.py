@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
+import numpy as np
 import torch
+from PIL import Image
 from timm.data import create_transform
 from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import get_worker_info
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .images import Box, ImageSource, open_image, visible_box
+from .images import Box, ImageSource, Size, crop_start, open_as_used, resize_and_crop, visible_box
 
 # B: images, H: height, W: width
 
@@ -20,19 +25,23 @@ CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 
+# Cached outside the processor, which is saved as JSON.
 @functools.lru_cache(maxsize=16)
 def _eval_transform(
-    size: tuple[int, int],
-    interpolation: str,
-    crop_pct: float,
-    crop_mode: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Any:
-    """Build timm's transform once per set of values, outside the processor, which is saved as JSON."""
-    return create_transform(
-        (3, *size), interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode, mean=mean, std=std
+    size: tuple[int, int], crop_pct: float, crop_mode: str, mean: tuple[float, ...]
+) -> tuple[Callable[[Tensor], Tensor], Any]:
+    """How timm resizes, and how it crops or pads."""
+    # What it resizes here is a shape alone, which some interpolations would refuse.
+    transform = create_transform(
+        (3, *size), interpolation="bilinear", crop_pct=crop_pct, crop_mode=crop_mode, mean=mean
     )
+    return transform.transforms[0], transform.transforms[1]
+
+
+@functools.lru_cache(maxsize=1024)
+def _resized_size(resize: Callable[[Tensor], Tensor], width: int, height: int) -> Size:
+    resized = resize(torch.empty(3, height, width, device="meta"))  # computed without pixels
+    return resized.shape[2], resized.shape[1]
 
 
 class CaptionerImagesKwargs(TypedDict, total=False):
@@ -127,15 +136,13 @@ class CaptionerImageProcessor(BaseImageProcessor):
             image_std=data_config["std"],
         )
 
-    def _transform(self, interpolation: str) -> Any:
-        return _eval_transform(
-            (self.size["height"], self.size["width"]),
-            interpolation,
-            self.crop_pct,
-            self.crop_mode,
-            tuple(self.image_mean),
-            tuple(self.image_std),
-        )
+    def _geometry(self) -> tuple[Callable[[Tensor], Tensor], Any]:
+        size = self.size["height"], self.size["width"]
+        return _eval_transform(size, self.crop_pct, self.crop_mode, tuple(self.image_mean))
+
+    def resized_size(self, width: int, height: int) -> Size:
+        """Width and height to which an upright image of so many pixels is resized, before it is cropped or padded."""
+        return _resized_size(self._geometry()[0], width, height)
 
     def preprocess(
         self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt"
@@ -155,9 +162,55 @@ class CaptionerImageProcessor(BaseImageProcessor):
         sources = images if isinstance(images, list | tuple) else [cast(ImageSource, images)]
         if not sources:
             raise ValueError("images is empty; give at least one image.")
-        transform = self._transform(self.interpolation)
-        pixel_values = torch.stack([transform(open_image(source)) for source in sources])
+        pixel_values = self.empty(len(sources))
+        for source, values in zip(sources, pixel_values, strict=True):
+            self.read(source, values)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+    def empty(self, num_images: int) -> Tensor:
+        """Room for the pixel values `(B, 3, H, W)` of so many images, to be filled by `read`.
+
+        In a worker of a DataLoader it is in shared memory, where the batch would be copied to otherwise.
+        """
+        shape = (num_images, 3, self.size["height"], self.size["width"])
+        if get_worker_info() is None:
+            return torch.empty(shape)
+        num_bytes = math.prod(shape) * torch.float32.itemsize
+        storage = torch.UntypedStorage._new_shared(num_bytes, device="cpu")
+        return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
+
+    def read(self, source: ImageSource, values: Tensor) -> None:
+        """Open one image and write its pixel values.
+
+        This is timm's evaluation transform, but that nothing is computed that the crop takes away, and that large JPEG
+        files are decoded at reduced size (see `REDUCTION_GAP`).
+
+        Args:
+            source: anything that `open_image` reads.
+            values: `(3, H, W)` on the CPU, overwritten.
+
+        Raises:
+            ValueError: it is not readable; see `open_image` for its other errors.
+        """
+        image, size = open_as_used(source, self.resized_size)
+        resized = self.resized_size(*size)
+        crop = self.size["width"], self.size["height"]
+        left, top = (crop_start(*edges) for edges in zip(resized, crop, strict=True))
+        seen = max(left, 0), max(top, 0), min(left + crop[0], resized[0]), min(top + crop[1], resized[1])
+        part = resize_and_crop(
+            image, resized, seen, Image.Resampling[self.interpolation.upper()], is_reduced=image.size != size
+        )
+        if part.size != crop:
+            fill: Any = getattr(self._geometry()[1], "fill", (0, 0, 0))
+            padded = Image.new("RGB", crop, tuple(fill))
+            padded.paste(part, (max(-left, 0), max(-top, 0)))
+            part = padded
+        # By numpy, because a tensor's operations start threads of their own in every thread that reads images.
+        mean, std = (np.asarray(values, np.float64)[:, None, None] for values in (self.image_mean, self.image_std))
+        array = values.numpy()
+        array[:] = np.asarray(part).transpose(2, 0, 1)
+        array *= (1 / (255 * std)).astype(np.float32)
+        array -= (mean / std).astype(np.float32)
 
     def visible_box(self, width: int, height: int, part: Box | None = None) -> Box:
         """Where in the original image lies what the model sees, to draw attention maps on the original.
@@ -172,8 +225,5 @@ class CaptionerImageProcessor(BaseImageProcessor):
             `(left, top, right, bottom)` in pixels of the original, (0, 0) being the upper left corner of its
             first pixel. The box exceeds the image where the model sees padding.
         """
-        # Only the shape is wanted: the meta device computes it without pixels, alike for any interpolation.
-        resize = self._transform("bilinear").transforms[0]
-        _, resized_height, resized_width = resize(torch.empty(3, height, width, device="meta")).shape
         size = (self.size["width"], self.size["height"])
-        return visible_box((width, height), (resized_width, resized_height), size, part)
+        return visible_box((width, height), self.resized_size(width, height), size, part)

@@ -6,9 +6,12 @@ the readers, nor where a run was interrupted changes what an epoch shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +22,39 @@ if TYPE_CHECKING:
 
 Batch = dict[str, Any]  # tensors, and plain values that go to the model with them
 Key = tuple[int, int]  # epoch and image
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], num_threads: int | None = None) -> Iterator[Result]:
+    """`map(read, jobs)`, done by threads that are a few results ahead of whoever asks for them.
+
+    Images are decoded and resized outside of Python's lock, so threads do for reading what processes would, and copy
+    nothing. However many jobs there are, no more than one result a thread and one more wait to be asked for.
+
+    Args:
+        read: called in a thread.
+        jobs: in order.
+        num_threads: by default one a core, but 8 at most.
+    """
+    num_threads = num_threads or min(8, num_cores())
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="read_ahead") as threads:
+        try:
+            for job in jobs:
+                waiting.append(threads.submit(read, job))
+                if len(waiting) > num_threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class StepSampler(Sampler[list[Key]]):

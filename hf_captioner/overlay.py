@@ -7,12 +7,12 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .attention_maps import FAINT, HEAT, OPACITY, Box, checked_maps, relative_box, scaled, settled, spread, stretched
+from .fonts import font_file
 from .images import ImageSource, open_image
 
 PICTURE, ANIMATION = 720, 320  # longer edge of the photograph
@@ -155,7 +155,7 @@ class _Page:
 
     def __init__(self, photo: Image.Image, words: Sequence[str]) -> None:
         size = max(15, round(max(photo.size) / 26))
-        self.font = _font(size)
+        self.font = _font(font_file("".join(words)), size)
         self.words = words
         self.pad = round(size * 0.26)
         self.margin = size
@@ -188,8 +188,5 @@ class _Page:
 
 
 @functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along: it has the letters of many languages, Pillow's own has few."""
-    from matplotlib import get_data_path
-
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import Pipeline
 from transformers.generation.utils import GenerateOutput
 
+from .captions import caption_words
 from .images import ImageSource, open_image
 
 Result = dict[str, Any]
@@ -54,15 +55,16 @@ class ImageCaptioningPipeline(Pipeline):
     A result is a list of `num_return_sequences` dicts with
 
     - `generated_text`: the caption.
-    - with `return_scores` or `return_attentions`, `words`: list of its words.
+    - with `return_scores` or `return_attentions`, `words`: list of its words. Pieces of BPE make up words as
+      `captions.caption_words` says.
     - with `return_scores`, `word_scores`: for each word log p(word | words before, image), natural, by the model
       itself, before sampling temperature or suppressed words change it (NaN for words given as
-      `decoder_input_ids`); and `score`: their mean, `<end>` included. This is what beam search ranks by at its
-      default `length_penalty` of 1.
+      `decoder_input_ids`); and `score`: the mean of all ids, `<end>` included. This is what beam search ranks by at
+      its default `length_penalty` of 1.
     - with `return_attentions`, `attentions`: array `(T, rows, columns)`, for each word where the model looked to
-      choose it, summing to 1; and `box`: `(left, top, right, bottom)` of what these maps cover, in pixels
-      of the upright image. It reaches out of the image where the encoder's cells look past their places in the grid
-      (see `TimmEncoder.grid_box` and `CaptionerImageProcessor.visible_box`).
+      choose it, on average over its pieces, summing to 1; and `box`: `(left, top, right, bottom)` of what these maps
+      cover, in pixels of the upright image. It reaches out of the image where the encoder's cells look past their
+      places in the grid (see `TimmEncoder.grid_box` and `CaptionerImageProcessor.visible_box`).
     """
 
     _load_processor = True
@@ -179,16 +181,17 @@ class ImageCaptioningPipeline(Pipeline):
     ) -> Result:
         tokenizer = self.processor.tokenizer
         ids = sequences.tolist()  # (T,)
-        special = set(tokenizer.all_special_ids)
-        places = [place for place, token in enumerate(ids) if token not in special]
         result: Result = {"generated_text": self.processor.decode(ids)}
+        words: list[tuple[str, list[int]]] = []
         if word_scores is not None or attentions is not None:
-            result["words"] = tokenizer.convert_ids_to_tokens([ids[place] for place in places])
+            words = caption_words(tokenizer, ids)
+            result["words"] = [word for word, _ in words]
         if word_scores is not None:
             end = tokenizer.eos_token_id
             length = ids.index(end) + 1 if end in ids else len(ids)
             result["score"] = word_scores[:length].nanmean().item()
-            result["word_scores"] = word_scores[places].tolist()
+            result["word_scores"] = [word_scores[places].sum().item() for _, places in words]
         if attentions is not None:
-            result["attentions"] = attentions[places].numpy()
+            maps = [attentions[places].mean(0) for _, places in words]
+            result["attentions"] = torch.stack(maps).numpy() if maps else attentions[:0].numpy()
         return result

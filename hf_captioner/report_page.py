@@ -14,6 +14,7 @@ from string import Template
 from PIL.Image import Image
 
 from .attention_page import STYLE, jpeg_uri, sha256_of
+from .captions import spaced
 from .evaluation import Evaluation, written
 from .metrics.tokenization import tokenize_ptb
 
@@ -82,8 +83,10 @@ def report_page(
         f'<h2>{title}</h2>\n<div class="gallery">\n{chr(10).join(figures[index] for index in indices)}\n</div>'
         for title, indices in chosen.items()
     ]
-    captions = [tokenize_ptb(prediction.caption) for prediction in evaluation.predictions]
-    references = [tokenize_ptb(caption) for prediction in evaluation.predictions for caption in prediction.references]
+    captions = [tokenize_ptb(spaced(prediction.caption)) for prediction in evaluation.predictions]
+    references = [
+        tokenize_ptb(spaced(caption)) for prediction in evaluation.predictions for caption in prediction.references
+    ]
     lengths = _histogram(Counter(map(len, captions)), Counter(map(len, references)), by_count=False)
     words = _histogram(Counter(w for c in captions for w in c), Counter(w for c in references for w in c))
     sections = [

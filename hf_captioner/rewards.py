@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .captions import spaced
 from .loading import Batch
 from .metrics.scores import CiderD, bleu, closest, match_ngrams
 from .metrics.tokenization import Tokens, tokenize_ptb
@@ -39,7 +40,7 @@ class CaptionReward:
     def __init__(
         self, captions: Sequence[Sequence[str]], *, cider_weight: float = 1.0, bleu_weight: float = 0.0
     ) -> None:
-        self.references = [[(*tokenize_ptb(caption), END) for caption in row] for row in captions]
+        self.references = [[(*tokenize_ptb(spaced(caption)), END) for caption in row] for row in captions]
         self.cider = CiderD(self.references)
         self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
 
@@ -58,7 +59,8 @@ class CaptionReward:
         return torch.tensor(rewards)
 
     def _reward(self, caption: str, ended: bool, references: Sequence[Tokens]) -> float:
-        tokens = (*tokenize_ptb(caption), END) if ended else tokenize_ptb(caption)
+        words = tokenize_ptb(spaced(caption))
+        tokens = (*words, END) if ended else words
         reward = self.cider_weight * self.cider.scores([tokens], [references])[0]
         if self.bleu_weight:
             matches = match_ngrams([tokens], [references], closest)
@@ -108,7 +110,7 @@ def sample_captions(
 class Rewards:
     """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
 
-    An objective as `training.py` describes them. The likelihood of people's captions may be added to it, from which the
+    An objective as `stages.py` describes them. The likelihood of people's captions may be added to it, from which the
     model then does not stray far (as in Paulus et al. 2018, eq. 16).
 
     Departure: captions are drawn without dropout, as the model will write them, and their gradient is taken with it,

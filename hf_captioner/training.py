@@ -190,7 +190,8 @@ class Run:
         assert self.stage is not None and self.wrapped is not None
         objective, accelerator, progress = self.stage.objective, self.accelerator, self.progress
         share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
-        batches = [objective.prepare(batch, share) for batch in batches]
+        with accelerator.autocast():  # what a model draws is drawn in the precision in which it is trained
+            batches = [objective.prepare(batch, share) for batch in batches]
         words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
         num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
         parts: list[Tensor] = []

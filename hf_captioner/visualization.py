@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .attention_maps import checked_maps, relative_box, scaled, settled, spread, stretched
+from .fonts import families
 from .images import ImageSource, open_image
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def attention_figure(
         row, column = divmod(index, columns)
         left, top = MARGIN + column * (width + GAP), MARGIN + row * (title + height + GAP) + title
         axes = _add_picture(figure, picture, left, top, width, height)
-        axes.set_title(word, fontsize=12, color=INK, pad=5, parse_math=False)
+        axes.set_title(word, fontsize=12, fontfamily=families(), color=INK, pad=5, parse_math=False)
     return figure
 
 
@@ -122,7 +123,7 @@ def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, c
         axes = _add_picture(figure, np.asarray(scaled(photo, max(width, height) * DOTS)), left, top, width, height)
         axes.annotate(
             text, (0, 0), (0, -5), xycoords="axes fraction", textcoords="offset points",
-            ha="left", va="top", fontsize=9.5, color=INK, parse_math=False,
+            ha="left", va="top", fontsize=9.5, fontfamily=families(), color=INK, parse_math=False,
         )  # fmt: skip
     return figure
 

@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_captioner.captions import bad_endings, build_tokenizer
+from hf_captioner.captions import LONGEST_PIECE, bad_endings, build_tokenizer, caption_words, spaced
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k" / "data" / "train-00000-of-00001.parquet"
 CAPTIONS = ["A dog runs .", "a dog and a cat", "A cat sits on the T-shirt", "the end of a dog's day"]
 UNKNOWN, PAD, START, END = range(4)
+JAPANESE = [
+    f"{who}が{where}{doing}。"
+    for who in ("犬", "黒い犬", "女の子", "赤い服を着た男")
+    for where in ("海辺で", "雪の中を", "公園で")
+    for doing in ("走っている", "遊んでいる")
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,21 +97,116 @@ def test_special_tokens_in_a_caption_are_text(tokenizer, tmp_path, reload):
     assert tokenizer(["<end>", "dog"], padding=True).input_ids == [[end, END], [dog, END]]
 
 
-def test_reloads_through_auto_tokenizer_without_this_package(tokenizer, tmp_path):
+@pytest.fixture(scope="module")
+def bpe() -> PreTrainedTokenizerFast:
+    return build_tokenizer([*JAPANESE, *CAPTIONS] * 2, kind="bpe", min_count=2, vocab_size=400)
+
+
+def test_pieces_give_back_every_text(bpe):
+    for text in [
+        *JAPANESE,
+        *CAPTIONS,
+        "A Dog's T-shirt, 'quoted' (twice)!",
+        "Привет 🐕 <end> <unk> </s> Ġ é น้ำตก",
+        "\t\x00\x7f",
+    ]:
+        expected = " ".join(unicodedata.normalize("NFKC", text).split())
+        ids = bpe(text).input_ids
+        assert bpe.decode([START, *ids, PAD, PAD], skip_special_tokens=True) == expected
+        assert ids[-1] == END and not set(ids[:-1]) & {UNKNOWN, PAD, START, END}
+    assert bpe("ｃａｆｅ\u0301  犬").input_ids == bpe("café 犬").input_ids
+
+
+def test_pieces_have_the_same_special_ids_and_are_short(bpe):
+    assert (bpe.unk_token_id, bpe.pad_token_id, bpe.bos_token_id, bpe.eos_token_id) == (UNKNOWN, PAD, START, END)
+    assert bpe(["犬", "the unheard-of cat"], padding=True).input_ids[0][-1] == PAD
+    assert 260 < len(bpe) <= 400
+    assert max(len(piece) for piece in bpe.get_vocab()) <= LONGEST_PIECE
+    assert len(bpe(JAPANESE[0]).input_ids) < len(JAPANESE[0])
+    again = build_tokenizer([*CAPTIONS, *JAPANESE[::-1]] * 2, kind="bpe", min_count=2, vocab_size=400)
+    assert again.get_vocab() == bpe.get_vocab()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A dog's t-shirt , on the unheard-of cat!", ["A", "dog's", "t-shirt", ",", "on", "the", "unheard-of", "cat!"]),
+        ("犬 と a dog", ["犬", "と", "a", "dog"]),
+        ("dog犬dog", ["dog", "犬", "dog"]),
+        ("🐕 <end>", ["🐕", "<end>"]),
+    ],
+)
+def test_pieces_make_up_words(bpe, text, words):
+    ids = [START, *bpe(text).input_ids, PAD]
+    found = caption_words(bpe, ids)
+    assert [word for word, _ in found] == words
+    assert [place for _, places in found for place in places] == list(range(1, len(ids) - 2))
+
+
+def test_without_spaces_pieces_are_words_of_whole_characters(bpe):
+    for caption in [*JAPANESE, "猫がいる。", "น้ำตกสวยงาม"]:
+        words = [word for word, _ in caption_words(bpe, bpe(caption).input_ids)]
+        assert "".join(words) == unicodedata.normalize("NFKC", caption)
+        assert len(words) > 2 and not any(unicodedata.category(word[0]).startswith("M") for word in words)
+    ids = bpe("猫").input_ids
+    assert len(ids) > 3 and caption_words(bpe, ids) == [("猫", list(range(len(ids) - 1)))]
+    assert caption_words(bpe, ids[:-2]) == [("\ufffd", list(range(len(ids) - 2)))]
+    assert caption_words(bpe, [*bpe("a dog").input_ids[:-1], *ids[:1]])[:2] == [("a", [0]), ("dog", [1])]
+
+
+def test_words_of_the_word_tokenizer_are_its_tokens(tokenizer):
+    ids = [START, *tokenizer("A dog's day, barking").input_ids, PAD]
+    assert caption_words(tokenizer, ids) == [("a", [1]), ("dog's", [2]), ("day", [3])]
+    assert caption_words(tokenizer, [START, END]) == []
+
+
+def test_bad_endings_of_pieces_count_full_stops(bpe):
+    forbidden = bad_endings(bpe, ["the", "xylophone"])
+    for text in ("the", "the.", "the .", "xylophone"):
+        assert bpe("on " + text).input_ids[-len(bpe(text).input_ids) :] in forbidden
+    assert bpe("the dog").input_ids not in forbidden
+
+
+def test_characters_are_counted_where_there_are_no_spaces():
+    assert spaced("A dog's day.") == "A dog's day."
+    assert spaced("Tシャツの犬。").split() == ["T", *"シャツの犬。"]
+    assert spaced("น้ำ").split() == ["น้", "ำ"]
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_vocab_size_is_a_limit(kind):
+    tokenizer = build_tokenizer(CAPTIONS, kind=kind, min_count=1, vocab_size=263)
+    assert len(tokenizer) == {"words": 17, "bpe": 263}[kind]
+    smallest = {"words": 4, "bpe": 260}[kind]
+    assert len(build_tokenizer(CAPTIONS, kind=kind, min_count=1, vocab_size=smallest + 1)) == smallest + 1
+    with pytest.raises(ValueError, match=rf"vocab_size is {smallest}; give more than the {smallest} ids"):
+        build_tokenizer(CAPTIONS, kind=kind, vocab_size=smallest)
+    with pytest.raises(ValueError, match=r"kind of tokenizer is 'char'; choose from words, bpe\."):
+        build_tokenizer(CAPTIONS, kind="char")
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe"])
+def test_reloads_through_auto_tokenizer_without_this_package(kind, tmp_path, request):
+    tokenizer = request.getfixturevalue({"words": "tokenizer", "bpe": "bpe"}[kind])
     text = "A dog's <end>, unheard"
     tokenizer(text, truncation=True, max_length=2)  # what a call sets must not be saved as a habit
     tokenizer.save_pretrained(tmp_path)
     # A model's folder has this too; its type is not known where the package is not imported.
     (tmp_path / "config.json").write_text('{"model_type": "unknown_captioner"}')
     code = (
-        "import json, sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained('.');"
-        "assert not any(m.startswith('hf_captioner') for m in sys.modules);"
-        f"print(json.dumps([t({text!r}).input_ids, t.get_vocab(), t.special_tokens_map, t.padding_side]))"
+        "import json, sys; sys.modules['hf_captioner'] = None\n"  # whoever imports it gets an ImportError
+        "from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained('.');"
+        "assert not any(m.startswith('hf_captioner.') for m in sys.modules);"
+        f"ids = t({text!r}).input_ids; decoded = t.decode(ids, skip_special_tokens=True);"
+        "print(json.dumps([ids, decoded, t.get_vocab(), t.special_tokens_map, t.padding_side]))"
     )
     output = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     ).stdout
-    expected = [tokenizer(text).input_ids, tokenizer.get_vocab(), tokenizer.special_tokens_map, "right"]
+    ids = tokenizer(text).input_ids
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    assert decoded == {"words": "a dog's end", "bpe": text}[kind]
+    expected = [ids, decoded, tokenizer.get_vocab(), tokenizer.special_tokens_map, "right"]
     assert json.loads(output) == expected
 
 
@@ -126,13 +227,30 @@ def test_errors(captions, min_count, message):
         build_tokenizer(captions, min_count=min_count)
 
 
-@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
 def test_bad_endings_forbid_the_end_after_known_words_only(tokenizer):
     ids = tokenizer.get_vocab()
     assert bad_endings(tokenizer, ["dog", "xylophone"]) == [[ids["dog"], END]]
     assert [ids["the"], END] in bad_endings(tokenizer) and [ids["dog"], END] not in bad_endings(tokenizer)
 
 
+@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
+def test_flickr8k_comes_back_from_pieces_as_it_was():
+    from pyarrow import parquet
+
+    table = parquet.read_table(FLICKR8K, columns=[f"caption_{i}" for i in range(5)])
+    captions = [caption for column in table.columns for caption in column.to_pylist()]
+    tokenizer = build_tokenizer(captions, kind="bpe")
+    assert len(tokenizer) == 4096
+    captions = captions[::5]
+    ids = tokenizer(captions).input_ids
+    expected = [" ".join(unicodedata.normalize("NFKC", caption).split()) for caption in captions]
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == expected
+    assert sum(map(len, ids)) / len(ids) < 14  # of 11.8 words and marks, and <end>
+    for row, caption in zip(ids[:300], expected, strict=False):
+        assert [word for word, _ in caption_words(tokenizer, row)] == caption.split()
+
+
+@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
 def test_flickr8k_vocabulary_is_what_plain_counting_gives():
     from pyarrow import parquet
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner import cells as cells_module
 from hf_captioner.cells import cached_cells, cells_key
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
+from hf_captioner.loading import StepLoader, StepSampler
 
 
 def jpeg(photo: Image.Image) -> bytes:
@@ -208,6 +211,66 @@ def test_an_interrupted_encoding_leaves_nothing_behind(
     with pytest.raises(ValueError, match="photo3"):
         cache(frozen, processor, rows, tmp_path, batch_size=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_workers_give_the_batches_of_one_process(rows: Dataset, processor: CaptionerProcessor) -> None:
+    rows, collator = whole(rows), CaptionCollator(processor, mirror=True, augment=True)
+    passes = []
+    for num_workers in (0, 2):
+        loader = StepLoader(rows, StepSampler(4, 2, seed=0), collator, num_workers=num_workers)
+        passes.append([batch for group in loader.steps(1) for batch in group])
+    for mine, theirs in zip(*passes, strict=True):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert passes[1][0]["pixel_values"].is_shared()
+
+
+def test_a_row_that_cannot_be_read_is_named_by_the_collator(rows: Dataset, processor: CaptionerProcessor) -> None:
+    for augment in (False, True):
+        with pytest.raises(ValueError, match=r"^Image 'photo3' can't be read: .*--skip-broken\.$"):
+            CaptionCollator(processor, augment=augment)([rows[0], rows[3]])
+
+
+def test_augmentation_of_large_jpegs_needs_no_whole_image(processor: CaptionerProcessor) -> None:
+    """The photograph is 600 wide and used at 71 / 0.8 at most, so a quarter of it is enough."""
+    ramps = np.zeros((600, 600, 3), np.uint8)
+    ramps[..., 0] = np.linspace(0, 255, 600)
+    row = {"image": {"bytes": jpeg(Image.fromarray(ramps)), "path": None}, "captions": ["a man"], "draw": (0, 0, 0)}
+    collator = CaptionCollator(processor, augment=True)
+    assert collator.augment is not None and 0.8 * 300 <= collator.augment(row).width <= 300
+    assert collator([row])["pixel_values"].shape == (1, 3, 64, 64)
+
+
+GROWTH = """
+import io, resource, sys
+import numpy as np, torch
+from datasets import Dataset, Image as ImageFeature
+from PIL import Image
+from hf_captioner import CaptionerImageProcessor
+from hf_captioner.data import read_pixels
+from hf_captioner.loading import StepLoader, StepSampler
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+
+num_images = int(sys.argv[1])
+torch.set_num_threads(1)
+file = io.BytesIO()
+Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(file, "JPEG")
+rows = Dataset.from_list([{"image": {"bytes": file.getvalue(), "path": None}, "image_id": str(i)} for i in range(64)])
+rows = rows.select(np.arange(num_images) % 64).cast_column("image", ImageFeature(decode=False))
+processor = CaptionerImageProcessor(size={"height": 96, "width": 96})
+collate = lambda batch: {"pixel_values": read_pixels(batch, processor), "peak": torch.tensor(peak())}
+loader = StepLoader(rows, StepSampler(num_images, 16, seed=0), collate, num_workers=1)
+print(max(batch["peak"].item() for group in loader.steps(0) for batch in group))
+"""
+
+
+@pytest.mark.slow
+def test_memory_of_a_worker_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
+    script = tmp_path / "growth.py"
+    script.write_text(GROWTH)
+    few, many = (float(subprocess.check_output([sys.executable, script, str(n)], text=True)) for n in (128, 1280))
+    assert many - few < 60  # MiB, where pixel values of what more is read are 121
 
 
 def test_undecoded_rows_keep_the_bytes_of_the_file() -> None:

@@ -4,6 +4,7 @@ import hashlib
 import html.parser
 import importlib.metadata
 import json
+import math
 import re
 import subprocess
 import sys
@@ -265,3 +266,16 @@ def test_records_keep_unknown_ends() -> None:
     records = prediction_records([Prediction(0, "a", "b", None, ["c"])])
     assert records == [{"index": 0, "image_id": "a", "caption": "b", "ended": None, "references": ["c"]}]
     assert collapse_warnings({"distinct_captions": 1.0}) == []
+
+
+def test_captions_without_spaces_are_scored_by_characters() -> None:
+    near, far = (
+        [
+            Prediction(i, str(i), caption, True, ["赤い丸が青い四角の上にある。", "青い四角の上に赤い丸がある。"])
+            for i in range(2)
+        ]
+        for caption in ("赤い丸が青い星の上にある。", "犬が海辺で走っている。")
+    )
+    assert 0.5 < score_captions(near)["bleu_4"] < 1
+    assert score_captions(far)["bleu_4"] < 0.1
+    assert score_captions(near)["bleu_1"] == pytest.approx(12 / 13 * math.exp(1 - 14 / 13))

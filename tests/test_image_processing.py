@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import threading
+import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from hf_captioner.image_processing_captioner import CaptionerImageProcessor, open_image
+from hf_captioner.image_processing_captioner import CaptionerImageProcessor
+from hf_captioner.images import REDUCTION_GAP, open_image
 
 RED, GREEN, BLUE, WHITE = (220, 30, 20), (20, 200, 40), (30, 40, 210), (255, 255, 255)
 HEIGHT, WIDTH = 32, 48
@@ -261,6 +264,38 @@ def test_decompression_bomb(tmp_path, monkeypatch):
         open_image(path)
 
 
+def png_header(width: int, height: int) -> bytes:
+    """The beginning of a PNG file of so many pixels, which says all about its size."""
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(file, "PNG")
+    return file.getvalue()[:16] + width.to_bytes(4) + height.to_bytes(4) + file.getvalue()[24:]
+
+
+def jpeg_header(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    data = bytearray(file.getvalue())
+    frame = data.index(b"\xff\xc0")
+    data[frame + 5 : frame + 9] = height.to_bytes(2) + width.to_bytes(2)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("make", [png_header, jpeg_header])
+def test_bombs_are_refused_by_what_their_header_says(tmp_path, monkeypatch, make):
+    path = tmp_path / "bomb.jpg"
+    content = make(60_000, 50_000)
+    path.write_bytes(content if make is jpeg_header else with_checksum(content))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
+    for read in (open_image, CaptionerImageProcessor()):
+        with pytest.raises(ValueError, match=r"bomb\.jpg has more pixels than is safe to open: .*3000000000 pix") as e:
+            read(path)
+        assert "\n" not in str(e.value)
+
+
+def with_checksum(png: bytes) -> bytes:
+    return png[:29] + zlib.crc32(png[12:29]).to_bytes(4) + png[33:]
+
+
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
@@ -312,6 +347,100 @@ def test_equals_the_evaluation_transform_of_timm(name):
     assert pixel_values.dtype == torch.float32
     assert pixel_values.shape == (3, *config["input_size"])
     torch.testing.assert_close(pixel_values, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
+def test_what_a_crop_takes_away_makes_no_difference(interpolation):
+    rng = np.random.default_rng(0)
+    for case in range(20):
+        width, height = rng.integers(40, 400, 2).tolist()
+        config = data_config(
+            # The usual sizes, where a crop's borders are such numbers that Pillow can have them, and others.
+            input_size=(3, 224, 224) if case % 2 else (3, *rng.integers(30, 120, 2).tolist()),
+            crop_pct=[0.875, 1.0, 0.9, 0.77, 1.3][case % 5],
+            crop_mode=["center", "squash", "border"][case % 3],
+            interpolation=interpolation,
+        )
+        image = ramp(height, width, seed=case)
+        values = CaptionerImageProcessor.from_data_config(config)(image).pixel_values[0]
+        torch.testing.assert_close(values, create_transform(**config)(image), rtol=0, atol=1e-6)
+
+
+def detailed(width: int, height: int) -> Image.Image:
+    """Detail of all sizes, each half as strong as what is twice as large, as photographs have it."""
+    rng = np.random.default_rng(0)
+    total = np.zeros((height, width, 3))
+    for octave in range(2, 11):
+        noise = rng.uniform(-1, 1, (2**octave * 3 // 4, 2**octave, 3)) * 2.0**-octave
+        bands = [
+            Image.fromarray(noise[..., band]).resize((width, height), Image.Resampling.BICUBIC) for band in range(3)
+        ]
+        total += np.stack(bands, -1)
+    return Image.fromarray((128 + 200 * total).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(file, "JPEG", quality=92, exif=exif)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def camera() -> Image.Image:
+    return detailed(1100, 825)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_large_jpegs_decoded_at_reduced_size_come_out_alike(camera, crop_mode, orientation):
+    processor = CaptionerImageProcessor(
+        size={"height": 160, "width": 96}, crop_mode=crop_mode, image_mean=[0] * 3, image_std=[1 / 255] * 3
+    )
+    data = jpeg(camera, orientation)
+    whole = open_image(data)
+    assert whole.size == ((825, 1100) if orientation == 6 else (1100, 825))
+    reduced = open_image(data, used_size=processor.resized_size)
+    used = processor.resized_size(*whole.size)
+    assert whole.width > reduced.width >= REDUCTION_GAP * used[0]
+    assert whole.height > reduced.height >= REDUCTION_GAP * used[1]
+    expected = processor(whole).pixel_values
+    difference = (processor(data).pixel_values - expected).abs()  # in levels of 255
+    assert 0 < difference.mean() < 1
+    assert difference.max() < 12
+    assert expected.std() > 20
+
+
+def test_the_shape_of_a_reduced_jpeg_is_that_of_the_whole_one():
+    """Odd sizes are rounded when they are halved; the box that attention maps are drawn in knows the whole size only."""
+    processor = CaptionerImageProcessor(size={"height": 64, "width": 64}, image_mean=[0] * 3, image_std=[1 / 255] * 3)
+    for width, height in [(1001, 333), (517, 1033), (301, 307)]:
+        ramps = np.zeros((height, width, 3), np.uint8)
+        ramps[..., 0], ramps[..., 1] = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, None]
+        data = jpeg(Image.fromarray(ramps))
+        assert open_image(data, used_size=processor.resized_size).width < width
+        difference = (processor(data).pixel_values - processor(open_image(data)).pixel_values).abs()
+        assert difference.mean() < 1
+
+
+def test_other_formats_and_small_jpegs_are_decoded_whole(camera):
+    processor = CaptionerImageProcessor(size={"height": 64, "width": 64})
+    file = io.BytesIO()
+    camera.save(file, "PNG")
+    for data in (file.getvalue(), jpeg(camera.resize((140, 140)))):
+        whole = open_image(data)
+        assert open_image(data, used_size=processor.resized_size).size == whole.size
+        assert torch.equal(processor(data).pixel_values, processor(whole).pixel_values)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
+def test_half_a_large_jpeg_is_refused_by_name(camera, tmp_path, share):
+    path = tmp_path / "half.jpg"
+    data = jpeg(camera)
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(ValueError, match=r"half\.jpg is not a readable image: \S") as error:
+        CaptionerImageProcessor(size={"height": 64, "width": 64})(path)
+    assert "\n" not in str(error.value)
 
 
 def test_takes_the_data_config_of_a_model():

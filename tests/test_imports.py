@@ -36,7 +36,7 @@ ALLOWED = {
     "onnx_runner": {"images", "onnx_search"},
     "inspection": {"captions", "visualization"},
     "data": {
-        *("registry", "errors", "images", "inspection"),
+        *("registry", "errors", "images", "image_processing_captioner", "inspection"),
         *("layouts", "layouts.damage", "layouts.splits", "layouts.stored_tables"),
     },
     "shapes": set(),
@@ -45,11 +45,12 @@ ALLOWED = {
         *("configuration_captioner", "encoders", "attentions", "decoders", "decoding", "objectives", "registry"),
     },
     "pipeline_captioner": {
-        *("configuration_captioner", "modeling_captioner", "processing_captioner", "images"),
+        *("configuration_captioner", "modeling_captioner", "processing_captioner", "images", "captions"),
     },
     "attention_maps": set(),
-    "visualization": {"attention_maps", "images"},
-    "overlay": {"attention_maps", "images"},
+    "fonts": set(),
+    "visualization": {"attention_maps", "fonts", "images"},
+    "overlay": {"attention_maps", "fonts", "images"},
     "attention_page": {"attention_maps", "images"},
     "pointing": {"attention_maps", "shapes"},
 }

@@ -20,6 +20,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, ImageCaptioningPipeline
+from hf_captioner.captions import build_tokenizer, caption_words
 from hf_captioner.pipeline_captioner import caption_attentions
 
 # B: images, S: captions returned for an image, N = B·S: captions, T: words
@@ -324,3 +325,36 @@ def test_errors(
 ) -> None:
     with pytest.raises(error, match=message):
         captioner(images, **kwargs)
+
+
+def test_pieces_are_shown_as_words(tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor) -> None:
+    captions = ["赤い丸が青い四角の上にある。", "a black dog's T-shirt", "the unheard-of xylophone"] * 3
+    tokenizer = build_tokenizer(captions, kind="bpe", min_count=3, vocab_size=290)
+    model = tiny_model(seed=3, scale=6, vocab_size=len(tokenizer))
+    pieces = CaptionerProcessor(processor.image_processor, tokenizer)
+    captioner = pipeline("image-captioning", model=model, processor=pieces)
+    image = Image.new("RGB", (80, 60), "red")
+    # What this model says of itself is noise, so it is told what to say.
+    for caption, words in [
+        ("a black dog's T-shirt", ["a", "black", "dog's", "T-shirt"]),
+        ("赤い丸が", None),
+        ("a 赤い dog", None),
+    ]:
+        given = torch.tensor([[2, *tokenizer(caption, add_special_tokens=False).input_ids]])
+        kwargs = {"decoder_input_ids": given, "num_beams": 1, "max_new_tokens": 3}
+        result = captioner(image, return_attentions=True, return_scores=True, **kwargs)[0]
+        assert result["generated_text"].startswith(caption)
+        assert len(result["words"]) == len(result["attentions"]) == len(result["word_scores"])
+        assert result["attentions"].shape[1:] == (4, 4) and np.allclose(result["attentions"].sum((1, 2)), 1, atol=1e-5)
+        if words is not None:
+            assert result["words"][: len(words) - 1] == words[:-1]
+
+        output = model.generate(
+            pieces(images=image)["pixel_values"], **kwargs, output_attentions=True, return_dict_in_generate=True
+        )
+        maps = caption_attentions(output, (4, 4))[0].numpy()
+        places = caption_words(tokenizer, output.sequences[0, 1:].tolist())
+        assert any(len(place) > 1 for _, place in places)
+        for shown, (word, place), expected in zip(result["attentions"], places, result["words"], strict=True):
+            assert word == expected
+            assert np.allclose(shown, maps[place].mean(0), atol=1e-6)

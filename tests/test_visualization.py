@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import get_font
 from PIL import Image
 
+from hf_captioner import fonts
+from hf_captioner.fonts import families, font_file
 from hf_captioner.visualization import SCORES, attention_figure, captions_figure, curves_figure
 
 WORDS = ["a", "dog", "$x$"]  # the last is no formula
@@ -149,3 +152,17 @@ def test_neither_import_nor_figures_load_pyplot() -> None:
     )
     png = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300).stdout
     assert math.prod(Image.open(io.BytesIO(png)).size) > 10_000
+
+
+def test_a_font_that_has_the_characters_is_asked(monkeypatch):
+    def named(file):
+        return get_font(file).family_name
+
+    assert (
+        families()[0] == "DejaVu Sans"
+        and named(font_file("a dog, \u0441\u043e\u0431\u0430\u043a\u0430")) == "DejaVu Sans"
+    )
+    # A font of mathematical letters stands for one of another script: it comes with matplotlib.
+    monkeypatch.setattr(fonts, "FAMILIES", ("DejaVu Sans", "No Such Font", "STIXNonUnicode"))
+    assert families() == ["DejaVu Sans", "STIXNonUnicode"]
+    assert named(font_file("\ue000\ue001 a")) == "STIXNonUnicode"

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from hf_captioner.loading import num_cores, read_ahead
+
+
+def test_results_come_in_order_from_several_threads() -> None:
+    threads = set()
+
+    def read(job: int) -> int:
+        threads.add(threading.get_ident())
+        time.sleep(0.02 if job % 2 else 0.001)
+        return job * job
+
+    assert list(read_ahead(read, range(11), num_threads=3)) == [job * job for job in range(11)]
+    assert len(threads) == 3 and threading.get_ident() not in threads
+    assert list(read_ahead(read, [], num_threads=3)) == []
+    assert num_cores() >= 1
+
+
+def test_no_more_is_read_than_a_little_ahead() -> None:
+    started: list[int] = []
+    results = read_ahead(lambda job: started.append(job), iter(range(10**9)), num_threads=2)
+    for asked in range(1, 6):
+        next(results)
+        time.sleep(0.01)
+        assert len(started) <= asked + 2
+    results.close()
+    time.sleep(0.02)
+    assert len(started) <= 7
+
+
+def test_an_error_reaches_whoever_asks_and_ends_the_reading() -> None:
+    started: list[int] = []
+
+    def read(job: int) -> int:
+        started.append(job)
+        if job == 3:
+            raise ValueError("image 3 is broken")
+        return job
+
+    results = read_ahead(read, range(100), num_threads=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="image 3"):
+        next(results)
+    assert len(started) < 8
