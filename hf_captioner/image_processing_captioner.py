@@ -7,9 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
-import numpy as np
 import torch
-from PIL import Image
 from timm.data import create_transform
 from timm.data.constants import DEFAULT_CROP_PCT, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -17,7 +15,7 @@ from torch.utils.data import get_worker_info
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .images import Box, ImageSource, Size, crop_start, open_as_used, resize_and_crop, visible_box
+from .images import Box, ImageSource, Size, visible_box, write_pixels
 
 # B: images, H: height, W: width
 
@@ -182,8 +180,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
     def read(self, source: ImageSource, values: Tensor) -> None:
         """Open one image and write its pixel values.
 
-        This is timm's evaluation transform, but that nothing is computed that the crop takes away, and that large JPEG
-        files are decoded at reduced size (see `REDUCTION_GAP`).
+        This is timm's evaluation transform, but that large JPEG files are decoded at reduced size (see `write_pixels`).
 
         Args:
             source: anything that `open_image` reads.
@@ -192,25 +189,16 @@ class CaptionerImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: it is not readable; see `open_image` for its other errors.
         """
-        image, size = open_as_used(source, self.resized_size)
-        resized = self.resized_size(*size)
-        crop = self.size["width"], self.size["height"]
-        left, top = (crop_start(*edges) for edges in zip(resized, crop, strict=True))
-        seen = max(left, 0), max(top, 0), min(left + crop[0], resized[0]), min(top + crop[1], resized[1])
-        part = resize_and_crop(
-            image, resized, seen, Image.Resampling[self.interpolation.upper()], is_reduced=image.size != size
+        padding: Any = getattr(self._geometry()[1], "fill", (0, 0, 0))
+        write_pixels(
+            values.numpy(),
+            source,
+            self.resized_size,
+            self.interpolation,
+            tuple(padding),
+            self.image_mean,
+            self.image_std,
         )
-        if part.size != crop:
-            fill: Any = getattr(self._geometry()[1], "fill", (0, 0, 0))
-            padded = Image.new("RGB", crop, tuple(fill))
-            padded.paste(part, (max(-left, 0), max(-top, 0)))
-            part = padded
-        # By numpy, because a tensor's operations start threads of their own in every thread that reads images.
-        mean, std = (np.asarray(values, np.float64)[:, None, None] for values in (self.image_mean, self.image_std))
-        array = values.numpy()
-        array[:] = np.asarray(part).transpose(2, 0, 1)
-        array *= (1 / (255 * std)).astype(np.float32)
-        array -= (mean / std).astype(np.float32)
 
     def visible_box(self, width: int, height: int, part: Box | None = None) -> Box:
         """Where in the original image lies what the model sees, to draw attention maps on the original.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import numpy as np
@@ -46,11 +46,11 @@ def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | N
         ValueError: the source is not an image, is truncated, or has more pixels than is safe to open.
         TypeError: the source is none of the above.
     """
-    image, _ = open_as_used(source, used_size)
+    image, _ = _open_as_used(source, used_size)
     return image.copy() if image is source or isinstance(image, ImageFile.ImageFile) else image
 
 
-def open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | None) -> tuple[Image.Image, Size]:
+def _open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | None) -> tuple[Image.Image, Size]:
     """The image as `open_image` has it, perhaps the source itself, and its whole size."""
     if isinstance(source, np.ndarray):
         image = _to_rgb(_from_array(source))
@@ -165,7 +165,53 @@ def crop_start(resized: int, crop: int) -> int:
     return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
 
 
-def resize_and_crop(
+def write_pixels(
+    values: np.ndarray,
+    source: ImageSource,
+    resized_size: Callable[[int, int], Size],
+    interpolation: str,
+    padding: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> Size:
+    """Open an image, resize it, take its centre and standardise it.
+
+    Nothing is computed that the crop takes away, and large JPEG files are decoded at reduced size (`REDUCTION_GAP`).
+
+    Args:
+        values: `(3, H, W)`, float32, overwritten.
+        source: anything that `open_image` reads.
+        resized_size: gives, for width and height of the upright image, those it is resized to.
+        interpolation: a name of Pillow's, in lower case.
+        padding: colour around an image that is smaller than the crop.
+        mean: of red, green and blue on the scale from 0 to 1, subtracted.
+        std: of the three, divided by.
+
+    Returns:
+        Width and height of the upright image.
+
+    Raises:
+        ValueError: it is not readable; see `open_image` for its other errors.
+    """
+    image, size = _open_as_used(source, resized_size)
+    resized, crop = resized_size(*size), values.shape[:0:-1]
+    left, top = (crop_start(*edges) for edges in zip(resized, crop, strict=True))
+    seen = max(left, 0), max(top, 0), min(left + crop[0], resized[0]), min(top + crop[1], resized[1])
+    resampling = Image.Resampling[interpolation.upper()]
+    part = _resize_and_crop(image, resized, seen, resampling, is_reduced=image.size != size)
+    if part.size != crop:
+        padded = Image.new("RGB", crop, padding)
+        padded.paste(part, (max(-left, 0), max(-top, 0)))
+        part = padded
+    # By numpy, because a tensor's operations start threads of their own in every thread that reads images.
+    means, stds = (np.asarray(numbers, np.float64)[:, None, None] for numbers in (mean, std))
+    values[:] = np.asarray(part).transpose(2, 0, 1)
+    values *= (1 / (255 * stds)).astype(np.float32)
+    values -= (means / stds).astype(np.float32)
+    return size
+
+
+def _resize_and_crop(
     image: Image.Image,
     size: Size,
     crop: tuple[int, int, int, int],

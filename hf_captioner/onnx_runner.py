@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tokenizers import Tokenizer
 
-from .images import Box, ImageSource, crop_start, open_image, visible_box
+from .images import Box, ImageSource, visible_box, write_pixels
 from .onnx_search import Arrays, Captions, Settings, search
 
 Result = dict[str, Any]
@@ -54,16 +53,12 @@ class Pixels:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """An RGB image to `(3, H, W)`."""
-        width, height = self.resized(*image.size)
-        image = image.resize((width, height), Image.Resampling[self.interpolation.upper()])
-        border = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
-        crop = Image.new("RGB", self.size[::-1], border)
-        crop.paste(image, (-crop_start(width, self.size[1]), -crop_start(height, self.size[0])))
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        pixels = (np.asarray(crop, np.float32) / 255 - mean) / std
-        return pixels.transpose(2, 0, 1)
+    def __call__(self, source: ImageSource) -> tuple[np.ndarray, tuple[int, int]]:
+        """An image to `(3, H, W)`, and its width and height."""
+        values = np.empty((3, *self.size), np.float32)
+        red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
+        standard = self.mean, self.std
+        return values, write_pixels(values, source, self.resized, self.interpolation, (red, green, blue), *standard)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height before the crop, as timm and torchvision round them."""
@@ -151,11 +146,11 @@ class OnnxCaptioner:
         search_settings = self._settings(settings)
         results: list[list[Result]] = []
         for start in range(0, len(sources), batch_size):
-            opened = [open_image(source) for source in sources[start : start + batch_size]]
-            memory, state = self.encode(np.stack([self.pixels(image) for image in opened]))
+            read = [self.pixels(source) for source in sources[start : start + batch_size]]
+            memory, state = self.encode(np.stack([values for values, _ in read]))
             captions = self.search(memory, state, search_settings, attentions=return_attentions)
-            for index, image in enumerate(opened):
-                results.append(self._describe(captions.of(np.array([index])), return_scores, image.size))
+            for index, (_, size) in enumerate(read):
+                results.append(self._describe(captions.of(np.array([index])), return_scores, size))
         return results[0] if single else results
 
     def encode(self, pixel_values: np.ndarray) -> tuple[Arrays, Arrays]:

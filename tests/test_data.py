@@ -17,7 +17,7 @@ from PIL import Image
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner import cells as cells_module
 from hf_captioner.cells import cached_cells, cells_key
-from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, open_row, undecoded
+from hf_captioner.data import CaptionCollator, _augmented, check_captions, drop_broken_images, open_row, undecoded
 from hf_captioner.loading import StepLoader, StepSampler
 
 
@@ -235,9 +235,8 @@ def test_augmentation_of_large_jpegs_needs_no_whole_image(processor: CaptionerPr
     ramps = np.zeros((600, 600, 3), np.uint8)
     ramps[..., 0] = np.linspace(0, 255, 600)
     row = {"image": {"bytes": jpeg(Image.fromarray(ramps)), "path": None}, "captions": ["a man"], "draw": (0, 0, 0)}
-    collator = CaptionCollator(processor, augment=True)
-    assert collator.augment is not None and 0.8 * 300 <= collator.augment(row).width <= 300
-    assert collator([row])["pixel_values"].shape == (1, 3, 64, 64)
+    assert 0.8 * 300 <= _augmented(row, processor.image_processor).width <= 300
+    assert CaptionCollator(processor, augment=True)([row])["pixel_values"].shape == (1, 3, 64, 64)
 
 
 GROWTH = """
