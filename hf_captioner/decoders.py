@@ -122,6 +122,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, Memory], tuple[Tensor, ...]]
 DecoderStep = Callable[[Tensor, Tensor, Memory, State], tuple[State, tuple[Tensor, ...]]]
 
 
+def sums_cells(attention: type) -> bool:
+    """Whether a class of attention says of the very `forward` that it has that its context is `weights @ memory`."""
+    return next(vars(owner).get("sums_cells", False) for owner in attention.__mro__ if "forward" in vars(owner))
+
+
 class RecurrentDecoder(nn.Module):
     """What recurrent decoders share, and how layers on top of each other caption, after Show, Attend and Tell.
 
@@ -345,7 +350,7 @@ class RecurrentDecoder(nn.Module):
         num_images, num_cells, size = memory.cells.shape
         work = num_images * num_cells
         work, work_of_contexts = (2 * work, 3 * num_rows) if torch.is_grad_enabled() else (work, num_rows)
-        if work > work_of_contexts or self.gates_channels or not getattr(self.attention, "sums_cells", False):
+        if work > work_of_contexts or self.gates_channels or not sums_cells(type(self.attention)):
             return None, None
         of_context, others = layer.weight.split([size, layer.in_features - size], 1)
         return RecurrentSum(functional.linear(memory.cells, of_context)), others

@@ -112,7 +112,7 @@ def test_drives_of_the_cells_give_what_contexts_give(
     cells.requires_grad_()
 
     def run(has_drives: bool) -> list[Tensor]:
-        monkeypatch.setattr(decoder.attention, "sums_cells", has_drives)
+        monkeypatch.setattr(type(decoder.attention), "sums_cells", has_drives)
         memory = decoder.prepare(cells)
         output = decoder(ids, memory, None, LENGTHS)
         loss = output.logits.sin().sum() + output.weights.square().sum()

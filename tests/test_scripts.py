@@ -186,7 +186,7 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
     ("script", "arguments", "message"),
     [
         ("train.py", ["nowhere.yaml"], "No recipe at 'nowhere.yaml'"),
-        ("train.py", ["RECIPE"], "unknown fields: colour. Known: dataset, output_dir"),
+        ("train.py", ["RECIPE"], "unknown fields: colour. Known: dataset, dataset_format"),
         ("train.py", ["--colour", "red"], "Unknown arguments: --colour red"),
         ("train.py", ["--encoder_name", "resnet1001"], "has no model 'resnet1001'"),
         ("train.py", ["--ema_decay", "1.5"], "ema_decay is 1.5"),

@@ -13,8 +13,8 @@ class MinimalLayer(RecurrentLayer):
 
     num_states, num_gates = 1, 2
 
-    def unroll(self, siblings: Siblings | None = None) -> Step:
-        to_forget, to_new = self.weight.chunk(2)
+    def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
+        to_forget, to_new = (self.weight if weight is None else weight).chunk(2)
 
         def step(inputs: list[Tensor], state: tuple[Tensor], drive: Tensor | None) -> tuple[Tensor]:
             (hidden,), (forget, new) = state, (self.bias if drive is None else drive).chunk(2, -1)
