@@ -32,10 +32,10 @@ CAPTIONS = [
 
 
 def pytest_configure() -> None:
-    """Small tests gain nothing from many threads, and progress bars bury their output."""
+    """Small tests gain nothing from a second thread, and progress bars bury their output."""
     from transformers.utils import logging
 
-    torch.set_num_threads(min(torch.get_num_threads(), 2))
+    torch.set_num_threads(1)
     logging.disable_progress_bar()
 
 
