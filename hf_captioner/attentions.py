@@ -6,9 +6,9 @@ in training and its beams in decoding: they share one memory.
 
 Three things an attention may do beyond that:
 
-- One whose context is `weights @ memory` may say so by the class attribute `sums_cells = True` beside its `forward`, and
-  then has the method `weigh((B, K, D), keys) -> weights (B, K, P)`: a decoder may have something else to sum with these
-  weights. A subclass with a `forward` of its own has to say it again.
+- One whose context is `weights @ memory` may say so by the class attribute `sums_cells = True` beside its `forward`.
+  It then has the method `weigh((B, K, D), keys) -> weights (B, K, P)`, as a decoder may have something else to sum by
+  these weights. A subclass with a `forward` of its own has to say it again.
 - With the class attribute `uses_sentinel = True`, `forward` takes a fourth argument, a sentinel `(B, K, D)`: what the
   decoder knows without the image. It may share the weights with the image, whose weights then sum to less than 1.
 - One that samples returns a third tensor in training: log-probabilities `(B, K)` of the cells it took, 0 where it took
