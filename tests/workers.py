@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -51,6 +52,10 @@ for module in without:
 """
 
 
+# A test forks, and what OpenMP has computed by several threads it would wait for in the fork for ever.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 class FailedError(Exception):
     """What the code raised, as `Type: message`."""
 
@@ -72,8 +77,8 @@ class Worker:
         self.log = folder / "worker.log"
         with self.log.open("a") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", LOOP], cwd=folder, env=os.environ | dict(environment), text=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+                [sys.executable, "-c", LOOP], cwd=folder, env=os.environ | ONE_THREAD | dict(environment), text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True,
             )  # fmt: skip
         if only:
             self.run(ONLY, only=only, without=without)
@@ -94,5 +99,5 @@ class Worker:
         return record["answer"]
 
     def close(self) -> None:
-        self.process.kill()  # it has nothing to put away
+        os.killpg(self.process.pid, signal.SIGKILL)  # it and those that it has forked have nothing to put away
         self.process.communicate()
