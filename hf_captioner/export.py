@@ -282,7 +282,8 @@ def _example(model: CaptionerModel, size: tuple[int, int], num_images: int, num_
 
 
 def _encoded(encoder: nn.Module, pixels: Tensor, words: Tensor) -> tuple[Any, ...]:
-    cells, keys, mean, *state = encoder(pixels)
+    # Contiguous: of views, such as tokens without the first of them, strides would be traced, which ONNX doesn't have.
+    cells, keys, mean, *state = (part.contiguous() for part in encoder(pixels))
     return cells, keys, mean, tuple(part.repeat(1, words.shape[1], 1) for part in state)
 
 
