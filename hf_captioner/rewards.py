@@ -16,6 +16,7 @@ from .loading import Batch
 from .metrics.scores import CiderD, bleu, closest, match_ngrams
 from .metrics.tokenization import Tokens, tokenize_ptb
 from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from .modes import in_evaluation
 from .objectives import IGNORED, cross_entropy, others_mean, self_critical
 from .processing_captioner import CaptionerProcessor
 
@@ -92,16 +93,14 @@ def sample_captions(
     Returns:
         Labels `(B, S, T)`: words and `<end>`, then -100.
     """
-    was_training = model.training
-    model.eval()
-    cells = model.encoder(pixel_values).last_hidden_state if cells is None else cells
-    sequences = model.generate(
-        encoder_outputs=CaptionerEncoderOutput.of(cells),
-        do_sample=True, num_beams=1, num_return_sequences=num_samples, top_k=top_k, max_length=max_length,
-        # A reward is for what the model would say by itself.
-        no_repeat_ngram_size=0, bad_words_ids=None,
-    )[:, 1:]  # fmt: skip
-    model.train(was_training)
+    with in_evaluation(model):
+        cells = model.encoder(pixel_values).last_hidden_state if cells is None else cells
+        sequences = model.generate(
+            encoder_outputs=CaptionerEncoderOutput.of(cells),
+            do_sample=True, num_beams=1, num_return_sequences=num_samples, top_k=top_k, max_length=max_length,
+            # A reward is for what the model would say by itself.
+            no_repeat_ngram_size=0, bad_words_ids=None,
+        )[:, 1:]  # fmt: skip
     is_end = sequences == model.config.eos_token_id
     over = is_end.cumsum(1) - is_end.int() > 0  # after the first <end>
     return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))
@@ -157,7 +156,6 @@ class Rewards:
 
         With a weight for their likelihood also people's captions, `peoples` `(B, K, T)`.
         """
-        self.captioner.eval()
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
         labels = sample_captions(self.captioner, **self.settings, **inputs)  # (B, S, T)
         tokenizer = self.processor.tokenizer
