@@ -23,6 +23,8 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds
 # out differs by less than one level of 255 on average; at 1 it would be as many as 4, more than between interpolations.
 REDUCTION_GAP = 2
 
+_FORGIVING = (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.Resampling.BICUBIC)
+
 
 def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | None = None) -> Image.Image:
     """Open an image as a viewer would show it: upright, in RGB, 8 bits a channel.
@@ -198,7 +200,7 @@ def write_pixels(
     left, top = (crop_start(*edges) for edges in zip(resized, crop, strict=True))
     seen = max(left, 0), max(top, 0), min(left + crop[0], resized[0]), min(top + crop[1], resized[1])
     resampling = Image.Resampling[interpolation.upper()]
-    part = _resize_and_crop(image, resized, seen, resampling, is_reduced=image.size != size)
+    part = _resize_and_crop(image, resized, seen, resampling)
     if part.size != crop:
         padded = Image.new("RGB", crop, padding)
         padded.paste(part, (max(-left, 0), max(-top, 0)))
@@ -212,31 +214,18 @@ def write_pixels(
 
 
 def _resize_and_crop(
-    image: Image.Image,
-    size: Size,
-    crop: tuple[int, int, int, int],
-    interpolation: Image.Resampling,
-    *,
-    is_reduced: bool,
+    image: Image.Image, size: Size, crop: tuple[int, int, int, int], interpolation: Image.Resampling
 ) -> Image.Image:
-    """`image.resize(size, interpolation).crop(crop)`, without most of what the crop takes away.
+    """`image.resize(size, interpolation).crop(crop)`, without what the crop takes away.
 
-    Pillow takes the borders of what it resizes in single precision. Along an edge where the crop's are not such numbers
-    all is resized, so that the result is the same to the bit; unless the image `is_reduced` and only near to it.
+    Pillow takes the borders of what it resizes in single precision, and for a part may choose to go upright first and
+    across second. The usual filters turn that into levels of 255 here and there. Where weights jump a pixel would get
+    another's colour, and Lanczos makes more of it, so with those all is resized.
     """
-    near, far, length, start = [0.0, 0.0], [0.0, 0.0], list(size), [0, 0]
-    for axis in (0, 1):
-        first, last = (crop[axis + end] * image.size[axis] / size[axis] for end in (0, 2))
-        # In double precision such a number times the size is exact, so it gives back what was divided.
-        is_exact = all(float(np.float32(number)) == number for number in (first, last, last - first)) and all(
-            border * size[axis] == crop[axis + end] * image.size[axis] for end, border in ((0, first), (2, last))
-        )
-        if is_exact or is_reduced:
-            near[axis], far[axis], length[axis] = first, last, crop[axis + 2] - crop[axis]
-        else:
-            far[axis], start[axis] = image.size[axis], crop[axis]
-    part = image.resize((length[0], length[1]), interpolation, (near[0], near[1], far[0], far[1]))
-    width, height = crop[2] - crop[0], crop[3] - crop[1]
-    if part.size == (width, height):
-        return part
-    return part.crop((start[0], start[1], start[0] + width, start[1] + height))
+    if interpolation not in _FORGIVING:
+        return image.resize(size, interpolation).crop(crop)
+    scale_x, scale_y = (a / b for a, b in zip(image.size, size, strict=True))
+    left, top, right, bottom = crop
+    # The far border is not to exceed the image by a rounding error.
+    box = left * scale_x, top * scale_y, min(right * scale_x, image.width), min(bottom * scale_y, image.height)
+    return image.resize((right - left, bottom - top), interpolation, box)
