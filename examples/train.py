@@ -139,7 +139,10 @@ class Recipe:
     finetune_learning_rate: float = option(1e-4, "Highest learning rate of the decoder in these.")
     reward_epochs: int = option(0, "Passes over the images that follow, rewarding sampled captions by CIDEr-D.")
     reward_learning_rate: float = option(1e-4, "Highest learning rate of these.")
-    reward_samples: int = option(5, "Captions sampled for each image, at least 2; the others are each one's baseline.")
+    reward_samples: int = option(5, "Captions sampled for each image.")
+    reward_baseline: Literal["others", "greedy"] = option(
+        "others", "What a caption's reward is held against: the mean of the image's others, or greedy decoding's."
+    )
     reward_top_k: int = option(10, "They are drawn among so many likeliest words each time; 0 for all words.")
     reward_bleu_weight: float = option(0.0, "Weight of BLEU-4 beside CIDEr-D in the reward.")
     reward_likelihood_weight: float = option(0.0, "Weight of the likelihood of people's captions beside the rewards.")
@@ -479,6 +482,7 @@ def build_stages(recipe: Recipe, model: CaptionerModel, processor: CaptionerProc
             processor,
             CaptionReward(split.rows["captions"], bleu_weight=recipe.reward_bleu_weight),
             num_samples=recipe.reward_samples,
+            baseline=recipe.reward_baseline,
             top_k=recipe.reward_top_k,
             max_length=recipe.max_words + 1,
             likelihood_weight=recipe.reward_likelihood_weight,

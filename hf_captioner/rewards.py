@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,14 @@ def sample_captions(
     return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))
 
 
+# What a caption's reward is held against, from the rewards (B, S) of the captions drawn and, computed when asked for,
+# that (B, 1) of the likeliest caption word by word.
+BASELINES: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
+    "others": lambda rewards, likeliest: others_mean(rewards),
+    "greedy": lambda rewards, likeliest: likeliest(),
+}
+
+
 class Rewards:
     """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
 
@@ -119,13 +127,15 @@ class Rewards:
         captioner: the model, not wrapped for distribution.
         processor: its processor.
         reward: of captions of the training split.
-        num_samples: S, captions drawn for each image; the others' mean reward is each one's baseline.
+        num_samples: S, captions drawn for each image.
+        baseline: what each one's reward must exceed for it to become likelier: the mean reward of the `"others"`
+            drawn for the image (Luo 2020, eq. 5), or that of `"greedy"` decoding (Rennie et al. 2017, eq. 9).
         top_k: words to draw from each time, see `sample_captions`.
         max_length: longest caption drawn, `<start>` and `<end>` included.
         likelihood_weight: weight, at least 0, of the cross-entropy of people's captions.
 
     Raises:
-        ValueError: a single sample, which has no others, or a negative weight.
+        ValueError: another baseline, too few samples (one has no others), or a negative weight.
     """
 
     figure = "reward"
@@ -139,42 +149,55 @@ class Rewards:
         num_samples: int,
         top_k: int,
         max_length: int,
+        baseline: str = "others",
         likelihood_weight: float = 0.0,
     ) -> None:
-        if num_samples < 2:
+        if baseline not in BASELINES:
+            raise ValueError(f"reward_baseline is {baseline!r}; choose from {', '.join(BASELINES)}.")
+        fewest = 2 if baseline == "others" else 1
+        if num_samples < fewest:
             raise ValueError(
-                f"reward_samples is {num_samples}; it must be at least 2: each has the others for baseline."
+                f"reward_samples is {num_samples}; with reward_baseline {baseline!r} it must be at least {fewest}."
             )
         if likelihood_weight < 0:
             raise ValueError(f"reward_likelihood_weight is {likelihood_weight}; it must not be negative.")
         self.captioner, self.processor, self.reward = captioner, processor, reward
-        self.settings: dict[str, Any] = {"num_samples": num_samples, "top_k": top_k, "max_length": max_length}
+        self.num_samples, self.top_k, self.max_length = num_samples, top_k, max_length
+        self.baseline = BASELINES[baseline]
         self.likelihood_weight = likelihood_weight
 
     def prepare(self, batch: Batch, share: float) -> Batch:
-        """The images with captions drawn for them, `labels` `(B, S, T)`, and their `rewards` `(B, S)`.
+        """The images with captions drawn for them, `labels` `(B, S, T)`, their `rewards` and `advantages` `(B, S)`.
 
         With a weight for their likelihood also people's captions, `peoples` `(B, K, T)`.
         """
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
-        labels = sample_captions(self.captioner, **self.settings, **inputs)  # (B, S, T)
+        images = batch["index"].tolist()
+        labels, rewards = self._draw(images, inputs, self.num_samples, self.top_k)
+        baseline = self.baseline(rewards, lambda: self._draw(images, inputs, num_samples=1, top_k=1)[1])
+        peoples = {"peoples": batch["labels"]} if self.likelihood_weight else {}
+        return {**inputs, "labels": labels, "rewards": rewards, "advantages": rewards - baseline, **peoples}
+
+    def _draw(
+        self, images: Sequence[int], inputs: dict[str, Any], num_samples: int, top_k: int
+    ) -> tuple[Tensor, Tensor]:
+        """Captions drawn for images, as labels `(B, S, T)`, and their rewards `(B, S)`."""
+        labels = sample_captions(self.captioner, num_samples, top_k=top_k, max_length=self.max_length, **inputs)
         tokenizer = self.processor.tokenizer
         captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
         ended = (labels == tokenizer.eos_token_id).any(2)
-        rewards = self.reward(batch["index"].tolist(), captions, ended).to(labels.device)  # (B, S)
-        peoples = {"peoples": batch["labels"]} if self.likelihood_weight else {}
-        return {**inputs, "labels": labels, "rewards": rewards, **peoples}
+        return labels, self.reward(images, captions, ended).to(labels.device)
 
     def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """This batch's part of the loss, and of the mean reward."""
         model.train()
         inputs = dict(batch)
-        drawn, rewards, peoples = inputs.pop("labels"), inputs.pop("rewards"), inputs.pop("peoples", None)
+        drawn, rewards, advantages = (inputs.pop(name) for name in ("labels", "rewards", "advantages"))
+        peoples = inputs.pop("peoples", None)
         labels = drawn if peoples is None else _beside(drawn, peoples)
         logits = model(**inputs, labels=labels).logits  # (B, S + K, T, V): one pass, for the keys are the same
         by_source = [drawn.shape[1], labels.shape[1] - drawn.shape[1]]
         (logits, peoples_logits), (drawn, peoples) = logits.split(by_source, 1), labels.split(by_source, 1)
-        advantages = rewards - others_mean(rewards)
         loss = self_critical(logits.flatten(0, 1), drawn.flatten(0, 1), advantages.flatten(), num_words)
         if self.likelihood_weight:
             smoothing = self.captioner.config.label_smoothing

@@ -125,12 +125,13 @@ def test_the_likelihood_of_peoples_captions_is_added_by_weight(
     objective = Rewards(model, processor, reward, **settings, likelihood_weight=0.25)
     prepared = objective.prepare(batch, 0.0)
     prepared["rewards"] = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.5, 3.0]])
+    prepared["advantages"] = torch.tensor([[-1.0, 0.5, 4.0], [-0.5, 1.0, 2.0]])
     drawn, inputs = prepared["labels"], {"pixel_values": batch["pixel_values"]}
     model.eval()
     rewarded = self_critical(
         model(**inputs, labels=drawn).logits.flatten(0, 1),
         drawn.flatten(0, 1),
-        (prepared["rewards"] - others_mean(prepared["rewards"])).flatten(),
+        prepared["advantages"].flatten(),
         40,
     )
     likely = cross_entropy(model(**inputs, labels=peoples).logits.flatten(0, 1), peoples.flatten(0, 1), 0.1, 40)
@@ -145,6 +146,43 @@ def test_the_likelihood_of_peoples_captions_is_added_by_weight(
     assert torch.allclose(loss, rewarded, atol=1e-5)
 
 
+@pytest.mark.parametrize("baseline", ["others", "greedy"])
+def test_rewards_are_held_against_a_baseline(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list, baseline: str
+) -> None:
+    model = tiny_model(seed=2, scale=2)
+    reward = CaptionReward(CAPTIONS[:2])
+    reward._reward = lambda caption, ended, references: len(caption) + 100.0 * ended  # whatever tells captions apart
+    objective = Rewards(model, processor, reward, num_samples=3, top_k=0, max_length=6, baseline=baseline)
+    pixel_values = processor(images=photos[:2])["pixel_values"]
+    batch = {"labels": torch.zeros(2, 1, 1), "index": torch.arange(2), "pixel_values": pixel_values}
+    torch.manual_seed(0)
+    prepared = objective.prepare(batch, 0.0)
+    rewards = prepared["rewards"]
+    assert len(rewards.unique()) > 3
+    if baseline == "others":
+        expected = torch.stack([rewards[:, [1, 2]], rewards[:, [0, 2]], rewards[:, [0, 1]]], 2).mean(1)
+    else:
+        model.eval()
+        sequences = model.generate(pixel_values, do_sample=False, num_beams=1, max_length=6)
+        ended = (sequences == model.config.eos_token_id).any(1)
+        expected = reward([0, 1], [[text] for text in processor.batch_decode(sequences)], ended[:, None])
+        assert expected.shape == (2, 1) and not torch.isin(expected, rewards).all()
+    assert torch.allclose(prepared["advantages"], rewards - expected)
+
+
+def test_settings_of_a_baseline_that_cannot_be(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor
+) -> None:
+    for given, message in [
+        ({"num_samples": 1}, "with reward_baseline 'others' it must be at least 2"),
+        ({"num_samples": 0, "baseline": "greedy"}, "it must be at least 1"),
+        ({"num_samples": 5, "baseline": "mean"}, "choose from others, greedy"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Rewards(tiny_model(), processor, CaptionReward(CAPTIONS), top_k=0, max_length=6, **given)
+
+
 def test_gradients_of_rewards_are_taken_with_dropout(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
 ) -> None:
@@ -153,6 +191,6 @@ def test_gradients_of_rewards_are_taken_with_dropout(
     objective = Rewards(model, processor, CaptionReward(CAPTIONS[:2]), num_samples=2, top_k=0, max_length=6)
     batch = {"labels": torch.zeros(2, 1, 1), "index": torch.arange(2)}
     batch |= {"pixel_values": processor(images=photos[:2])["pixel_values"]}
-    prepared = {**objective.prepare(batch, 0.0), "rewards": torch.tensor([[1.0, 2.0], [0.0, 3.0]])}
+    prepared = {**objective.prepare(batch, 0.0), "advantages": torch.tensor([[-1.0, 1.0], [-3.0, 3.0]])}
     losses = {objective.loss(model, prepared, 8, 4)[0].item() for _ in range(3)}
     assert len(losses) == 3
