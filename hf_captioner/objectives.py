@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, 
     """
     logits, labels, _ = _words(logits, labels)
     total = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-    return total / (len(labels) if num_words is None else num_words)
+    return _divided(total, len(labels), num_words)
 
 
 def doubly_stochastic(
@@ -51,7 +51,7 @@ def doubly_stochastic(
     shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
     captions = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
     total = (_OVER_CELLS[reduction](shortfall) * captions).sum()
-    return total / (captions.sum().clamp(min=1) if num_captions is None else num_captions)
+    return _divided(total, captions.sum(), num_captions)
 
 
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def reinforce(
     words = labels != IGNORED
     advantage = ((scores.detach() - baseline) * words).sum(1)  # (N,)
     total = -(advantage * (log_probs.float() * words).sum(1)).sum()
-    return total / (words.sum().clamp(min=1) if num_words is None else num_words)
+    return _divided(total, words.sum(), num_words)
 
 
 def attention_entropy(weights: Tensor, labels: Tensor, num_words: int | None = None) -> Tensor:
@@ -97,7 +97,7 @@ def attention_entropy(weights: Tensor, labels: Tensor, num_words: int | None = N
     weights = weights[labels != IGNORED].float()  # (words, P)
     # A weight of 0 adds nothing, but the slope of its logarithm would be infinite.
     entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
-    return entropy.sum() / (max(len(entropy), 1) if num_words is None else num_words)
+    return _divided(entropy.sum(), len(entropy), num_words)
 
 
 def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
@@ -157,7 +157,14 @@ def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_words:
         num_words: by which to divide, in place of the words here.
     """
     total = -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum()
-    return total / ((labels != IGNORED).sum().clamp(min=1) if num_words is None else num_words)
+    return _divided(total, (labels != IGNORED).sum(), num_words)
+
+
+def _divided(total: Tensor, here: Tensor | int, in_step: int | None) -> Tensor:
+    """By the words or captions of the whole step where their number is given, else by those here."""
+    if in_step is not None:
+        return total / in_step
+    return total / (here.clamp(min=1) if isinstance(here, Tensor) else max(here, 1))
 
 
 def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
