@@ -137,6 +137,15 @@ class ShownRows:
         ]
 
 
+def _leave_its_group(reader: int) -> None:
+    """Spare a process that reads images the signals to its training's group, as from `timeout`, `kill` and Ctrl-C.
+
+    The training answers them at the end of its step, which it could not reach without its readers, and ends them.
+    """
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+
+
 class StepLoader:
     """Batches for this process, step by step.
 
@@ -163,6 +172,7 @@ class StepLoader:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
+            worker_init_fn=_leave_its_group,
             pin_memory=self.device.type == "cuda",
             # torch seeds its readers from this; from the generator that dropout uses, a resumed run would draw others.
             generator=torch.Generator(),

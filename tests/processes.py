@@ -51,10 +51,10 @@ class Program:
         return any(process.exitcode is not None for process in self.processes)
 
     def send(self, number: int) -> None:
-        """A signal to every process."""
+        """A signal to every process and those that it has started, as batch systems send it."""
         for process in self.processes:
             assert process.pid is not None
-            os.kill(process.pid, number)
+            os.killpg(process.pid, number)
 
     def finish(self, code: int = 0) -> str:
         """Wait for its end, with this exit code; what it printed."""
@@ -65,6 +65,7 @@ class Program:
 
 
 def _run(script: str, arguments: list[str], output: str, env: Mapping[str, str]) -> None:
+    os.setpgid(0, 0)
     os.environ.update(env)
     os.chdir(ROOT)
     descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 import threading
 import time
+from typing import Any
 
 import pytest
+import torch
+from datasets import Dataset
 
-from hf_captioner.loading import num_cores, read_ahead
+from hf_captioner.loading import StepLoader, StepSampler, num_cores, read_ahead
 
 
 def test_results_come_in_order_from_several_threads() -> None:
@@ -48,3 +52,15 @@ def test_an_error_reaches_whoever_asks_and_ends_the_reading() -> None:
     with pytest.raises(ValueError, match="image 3"):
         next(results)
     assert len(started) < 8
+
+
+def _groups(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {"process": torch.tensor(os.getpid()), "group": torch.tensor(os.getpgid(0))}
+
+
+def test_a_signal_to_the_group_of_a_training_spares_its_readers() -> None:
+    rows = Dataset.from_dict({"captions": [["a dog"]] * 4})
+    loader = StepLoader(rows, StepSampler(4, 2, seed=0), _groups, num_workers=2)
+    groups = [(batch["process"].item(), batch["group"].item()) for [batch] in loader.steps(0)]
+    assert len({group for _, group in groups}) == 2
+    assert all(process == group != os.getpgid(0) for process, group in groups)

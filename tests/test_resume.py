@@ -104,7 +104,8 @@ def test_killed_and_resumed(recipe: Path, whole: Path, tmp_path: Path) -> None:
 def test_stopped_by_signals_and_resumed(recipe: Path, whole: Path, tmp_path: Path) -> None:
     said = ""
     for arguments, step, number in (((), 10, signal.SIGTERM), (("--resume",), 30, signal.SIGINT)):
-        process = start(recipe, tmp_path, 1, *arguments, checkpoint_minutes=0.0 if number == signal.SIGINT else 0.001)
+        fields = {"checkpoint_minutes": 0.0} if number == signal.SIGINT else {"num_workers": 2}
+        process = start(recipe, tmp_path, 1, *arguments, **fields)
         wait_for_step(process, tmp_path, step)
         process.send(number)
         said = process.finish(128 + number)
