@@ -116,9 +116,9 @@ def main() -> None:
     """Time them in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default="../shared/flickr8k/data/train-00000-of-00001.parquet")
-    parser.add_argument("--camera", type=int, default=96, help="photographs of a camera's size")
-    parser.add_argument("--flickr", type=int, default=768, help="photographs of Flickr's size")
-    parser.add_argument("--shared", type=int, default=1024, help="photographs as they are")
+    parser.add_argument("--camera", type=int, default=256, help="photographs of a camera's size")
+    parser.add_argument("--flickr", type=int, default=3072, help="photographs of Flickr's size")
+    parser.add_argument("--shared", type=int, default=4096, help="photographs as they are")
     parser.add_argument("--interpolations", nargs="+", default=["bicubic", "bilinear"])
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)
