@@ -180,7 +180,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
     def read(self, source: ImageSource, values: Tensor) -> None:
         """Open one image and write its pixel values.
 
-        This is timm's evaluation transform, but that large JPEG files are decoded at reduced size (see `write_pixels`).
+        This is timm's evaluation transform, but for what saves time and changes little (see `write_pixels`).
 
         Args:
             source: anything that `open_image` reads.

@@ -23,6 +23,7 @@ DOWNLOAD_TIMEOUT = 30.0  # seconds
 # out differs by less than one level of 255 on average; at 1 it would be as many as 4, more than between interpolations.
 REDUCTION_GAP = 2
 
+# Filters for which only what a crop keeps is resized, see `_resize_and_crop`.
 _FORGIVING = (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.Resampling.BICUBIC)
 
 
@@ -178,7 +179,8 @@ def write_pixels(
 ) -> Size:
     """Open an image, resize it, take its centre and standardise it.
 
-    Nothing is computed that the crop takes away, and large JPEG files are decoded at reduced size (`REDUCTION_GAP`).
+    The usual filters compute nothing that the crop takes away, at the price of a level of 255 here and there, and large
+    JPEG files are decoded at reduced size (`REDUCTION_GAP`).
 
     Args:
         values: `(3, H, W)`, float32, overwritten.
@@ -224,8 +226,7 @@ def _resize_and_crop(
     """
     if interpolation not in _FORGIVING:
         return image.resize(size, interpolation).crop(crop)
-    scale_x, scale_y = (a / b for a, b in zip(image.size, size, strict=True))
-    left, top, right, bottom = crop
+    left, top, right, bottom = visible_box(image.size, size, size, crop)
     # The far border is not to exceed the image by a rounding error.
-    box = left * scale_x, top * scale_y, min(right * scale_x, image.width), min(bottom * scale_y, image.height)
-    return image.resize((right - left, bottom - top), interpolation, box)
+    box = left, top, min(right, image.width), min(bottom, image.height)
+    return image.resize((crop[2] - crop[0], crop[3] - crop[1]), interpolation, box)

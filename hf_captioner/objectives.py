@@ -162,9 +162,7 @@ def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_words:
 
 def _divided(total: Tensor, here: Tensor | int, in_step: int | None) -> Tensor:
     """By the words or captions of the whole step where their number is given, else by those here."""
-    if in_step is not None:
-        return total / in_step
-    return total / (here.clamp(min=1) if isinstance(here, Tensor) else max(here, 1))
+    return total / (torch.as_tensor(here).clamp(min=1) if in_step is None else in_step)
 
 
 def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

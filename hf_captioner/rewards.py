@@ -70,31 +70,21 @@ class CaptionReward:
 
 
 @torch.no_grad()
-def sample_captions(
-    model: CaptionerModel,
-    num_samples: int,
-    *,
-    top_k: int,
-    max_length: int,
-    pixel_values: Tensor | None = None,
-    cells: Tensor | None = None,
-) -> Tensor:
+def sample_captions(model: CaptionerModel, cells: Tensor, num_samples: int, *, top_k: int, max_length: int) -> Tensor:
     """Captions drawn word by word as the model finds them likely, without dropout.
 
     Args:
         model: its mode is restored.
+        cells: `(B, P, C)`.
         num_samples: S, captions of each image.
         top_k: words to draw from each time, the likeliest; 0 for all. Label smoothing leaves some probability to every
             word: drawn now and then and always punished, rare words would be forgotten altogether.
         max_length: longest caption, `<start>` and `<end>` included.
-        pixel_values: `(B, 3, H, W)`.
-        cells: `(B, P, C)`, in place of `pixel_values`.
 
     Returns:
         Labels `(B, S, T)`: words and `<end>`, then -100.
     """
     with in_evaluation(model):
-        cells = model.encoder(pixel_values).last_hidden_state if cells is None else cells
         sequences = model.generate(
             encoder_outputs=CaptionerEncoderOutput.of(cells),
             do_sample=True, num_beams=1, num_return_sequences=num_samples, top_k=top_k, max_length=max_length,
@@ -106,11 +96,11 @@ def sample_captions(
     return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))
 
 
-# What a caption's reward is held against, from the rewards (B, S) of the captions drawn and, computed when asked for,
-# that (B, 1) of the likeliest caption word by word.
-BASELINES: dict[str, Callable[[Tensor, Callable[[], Tensor]], Tensor]] = {
-    "others": lambda rewards, likeliest: others_mean(rewards),
-    "greedy": lambda rewards, likeliest: likeliest(),
+# What a caption's reward is held against: the fewest samples it takes, and how it comes from the rewards (B, S) of the
+# captions drawn and, computed when asked for, that (B, 1) of the likeliest caption word by word.
+BASELINES: dict[str, tuple[int, Callable[[Tensor, Callable[[], Tensor]], Tensor]]] = {
+    "others": (2, lambda rewards, likeliest: others_mean(rewards)),
+    "greedy": (1, lambda rewards, likeliest: likeliest()),
 }
 
 
@@ -154,7 +144,7 @@ class Rewards:
     ) -> None:
         if baseline not in BASELINES:
             raise ValueError(f"reward_baseline is {baseline!r}; choose from {', '.join(BASELINES)}.")
-        fewest = 2 if baseline == "others" else 1
+        fewest, self.baseline = BASELINES[baseline]
         if num_samples < fewest:
             raise ValueError(
                 f"reward_samples is {num_samples}; with reward_baseline {baseline!r} it must be at least {fewest}."
@@ -163,7 +153,6 @@ class Rewards:
             raise ValueError(f"reward_likelihood_weight is {likelihood_weight}; it must not be negative.")
         self.captioner, self.processor, self.reward = captioner, processor, reward
         self.num_samples, self.top_k, self.max_length = num_samples, top_k, max_length
-        self.baseline = BASELINES[baseline]
         self.likelihood_weight = likelihood_weight
 
     def prepare(self, batch: Batch, share: float) -> Batch:
@@ -173,16 +162,22 @@ class Rewards:
         """
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
         images = batch["index"].tolist()
-        labels, rewards = self._draw(images, inputs, self.num_samples, self.top_k)
-        baseline = self.baseline(rewards, lambda: self._draw(images, inputs, num_samples=1, top_k=1)[1])
+        cells = inputs["cells"] if "cells" in inputs else self._encoded(inputs["pixel_values"])
+        labels, rewards = self._draw(images, cells, self.num_samples, self.top_k)
+        baseline = self.baseline(rewards, lambda: self._draw(images, cells, num_samples=1, top_k=1)[1])
         peoples = {"peoples": batch["labels"]} if self.likelihood_weight else {}
         return {**inputs, "labels": labels, "rewards": rewards, "advantages": rewards - baseline, **peoples}
 
-    def _draw(
-        self, images: Sequence[int], inputs: dict[str, Any], num_samples: int, top_k: int
-    ) -> tuple[Tensor, Tensor]:
+    @torch.no_grad()
+    def _encoded(self, pixel_values: Tensor) -> Tensor:
+        """The cells `(B, P, C)` that captions are drawn for, as the model will see them."""
+        with in_evaluation(self.captioner):
+            cells: Tensor = self.captioner.encoder(pixel_values).last_hidden_state
+        return cells
+
+    def _draw(self, images: Sequence[int], cells: Tensor, num_samples: int, top_k: int) -> tuple[Tensor, Tensor]:
         """Captions drawn for images, as labels `(B, S, T)`, and their rewards `(B, S)`."""
-        labels = sample_captions(self.captioner, num_samples, top_k=top_k, max_length=self.max_length, **inputs)
+        labels = sample_captions(self.captioner, cells, num_samples, top_k=top_k, max_length=self.max_length)
         tokenizer = self.processor.tokenizer
         captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
         ended = (labels == tokenizer.eos_token_id).any(2)

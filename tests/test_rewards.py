@@ -7,6 +7,7 @@ import torch
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.metrics.scores import CiderD
+from hf_captioner.modes import in_evaluation
 from hf_captioner.objectives import cross_entropy, others_mean, self_critical
 from hf_captioner.rewards import END, CaptionReward, Rewards, sample_captions
 
@@ -77,15 +78,16 @@ def test_samples_are_labels(
     model = tiny_model(seed=2, scale=4).train()
     model.generation_config.update(no_repeat_ngram_size=1)
     torch.manual_seed(0)
-    pixel_values = processor(images=photos)["pixel_values"]
-    labels = sample_captions(model, 6, top_k=0, max_length=9, pixel_values=pixel_values)
+    with in_evaluation(model):
+        cells = model.encoder(processor(images=photos)["pixel_values"]).last_hidden_state
+    labels = sample_captions(model, cells, 6, top_k=0, max_length=9)
     assert model.training and labels.shape[:2] == (5, 6) and labels.shape[2] <= 8
     for caption in labels.flatten(0, 1).tolist():
         words = [word for word in caption if word != -100]
         assert caption == words + [-100] * (len(caption) - len(words))
         assert 3 not in words[:-1] and (words[-1] == 3 or len(words) == labels.shape[2])
     assert len({tuple(caption) for caption in labels[0].tolist()}) > 1
-    likeliest = sample_captions(model, 2, top_k=1, max_length=9, pixel_values=pixel_values)
+    likeliest = sample_captions(model, cells, 2, top_k=1, max_length=9)
     assert torch.equal(likeliest[:, 0], likeliest[:, 1])
 
 
@@ -98,7 +100,7 @@ def test_what_is_rewarded_becomes_more_frequent(
     torch.manual_seed(0)
     means = []
     for _ in range(40):
-        labels = sample_captions(model, 8, top_k=0, max_length=7, cells=cells)
+        labels = sample_captions(model, cells, 8, top_k=0, max_length=7)
         rewards = (labels == 7).sum(2).float()
         loss = self_critical(
             model(cells=cells, labels=labels).logits.flatten(0, 1),
@@ -157,7 +159,10 @@ def test_rewards_are_held_against_a_baseline(
     pixel_values = processor(images=photos[:2])["pixel_values"]
     batch = {"labels": torch.zeros(2, 1, 1), "index": torch.arange(2), "pixel_values": pixel_values}
     torch.manual_seed(0)
+    encoded: list[object] = []
+    model.encoder.register_forward_hook(lambda *call: encoded.append(call))
     prepared = objective.prepare(batch, 0.0)
+    assert len(encoded) == 1
     rewards = prepared["rewards"]
     assert len(rewards.unique()) > 3
     if baseline == "others":
