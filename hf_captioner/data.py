@@ -25,7 +25,7 @@ from torch import Tensor
 
 from .errors import first_line
 from .image_processing_captioner import CaptionerImageProcessor
-from .images import Size, open_image
+from .images import OpenedImage, Size, open_image
 from .inspection import count_lines, image_lines, near_empty_lines, sample_figure
 from .layouts import LAYOUTS, Splits, load_layout
 from .layouts.damage import Damage
@@ -206,10 +206,13 @@ def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -
     Raises:
         ValueError: an image can't be read; the error names it.
     """
-    pixel_values = image_processor.empty(len(rows))
-    for row, values in zip(rows, pixel_values, strict=True):
+
+    def opened(row: Row) -> OpenedImage:
         with _source(row) as source:
-            image_processor.read(source, values)
+            return image_processor.open(source)
+
+    pixel_values = image_processor.empty(len(rows))
+    image_processor.write(map(opened, rows), pixel_values)
     return pixel_values
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .images import Box, ImageSource, visible_box, write_pixels
+from .images import Box, ImageSource, Size, open_as_used, visible_box, write_pixels
 from .onnx_search import Arrays, Captions, Settings, search
 
 Result = dict[str, Any]
@@ -35,7 +35,9 @@ FORMAT = 1  # of the folder
 
 @dataclass(frozen=True)
 class Pixels:
-    """The transform of `CaptionerImageProcessor`, to the same pixels.
+    """The transform of `CaptionerImageProcessor`, to the same pixels but for levels of 255 here and there.
+
+    It resizes by torch, and this without it, by Pillow.
 
     Args:
         size: height and width of what the model gets.
@@ -53,14 +55,16 @@ class Pixels:
     mean: Sequence[float]
     std: Sequence[float]
 
-    def __call__(self, source: ImageSource) -> tuple[np.ndarray, tuple[int, int]]:
-        """An image to `(3, H, W)`, and its width and height."""
-        values = np.empty((3, *self.size), np.float32)
+    def __call__(self, sources: Sequence[ImageSource]) -> tuple[np.ndarray, list[Size]]:
+        """Images to `(B, 3, H, W)`, and the width and height of each."""
+        pixel_values = np.empty((len(sources), 3, *self.size), np.float32)
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
+        images = (open_as_used(source, self.resized) for source in sources)
         standard = self.mean, self.std
-        return values, write_pixels(values, source, self.resized, self.interpolation, (red, green, blue), *standard)
+        sizes = write_pixels(pixel_values, images, self.resized, self.interpolation, (red, green, blue), *standard)
+        return pixel_values, sizes
 
-    def resized(self, width: int, height: int) -> tuple[int, int]:
+    def resized(self, width: int, height: int) -> Size:
         """Width and height before the crop, as timm and torchvision round them."""
         target_height, target_width = (math.floor(edge / self.crop_pct) for edge in self.size)
         if self.crop_mode == "squash":
@@ -146,10 +150,10 @@ class OnnxCaptioner:
         search_settings = self._settings(settings)
         results: list[list[Result]] = []
         for start in range(0, len(sources), batch_size):
-            read = [self.pixels(source) for source in sources[start : start + batch_size]]
-            memory, state = self.encode(np.stack([values for values, _ in read]))
+            pixel_values, sizes = self.pixels(sources[start : start + batch_size])
+            memory, state = self.encode(pixel_values)
             captions = self.search(memory, state, search_settings, attentions=return_attentions)
-            for index, (_, size) in enumerate(read):
+            for index, size in enumerate(sizes):
                 results.append(self._describe(captions.of(np.array([index])), return_scores, size))
         return results[0] if single else results
 
