@@ -6,7 +6,6 @@ the readers, nor where a run was interrupted changes what an epoch shows.
 
 from __future__ import annotations
 
-import gc
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -138,14 +137,11 @@ class ShownRows:
         ]
 
 
-def _begin_reading(reader: int) -> None:
-    """Spare a process that reads images what is not its affair.
+def _leave_its_group(reader: int) -> None:
+    """Spare a process that reads images the signals to its training's group, as from `timeout`, `kill` and Ctrl-C.
 
-    Signals to its training's group, as from `timeout`, `kill` and Ctrl-C: the training answers them at the end of its
-    step, which it could not reach without its readers, and ends them. And Python's search for garbage in all that the
-    training has made, an eighth of the time of reading.
+    The training answers them at the end of its step, which it could not reach without its readers, and ends them.
     """
-    gc.freeze()
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
@@ -176,7 +172,7 @@ class StepLoader:
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
-            worker_init_fn=_begin_reading,
+            worker_init_fn=_leave_its_group,
             pin_memory=self.device.type == "cuda",
             # torch seeds its readers from this; from the generator that dropout uses, a resumed run would draw others.
             generator=torch.Generator(),

@@ -18,11 +18,12 @@ from test_parts import ENCODERS
 from torch import Tensor
 from transformers import pipeline
 
-from hf_captioner import CaptionerModel, CaptionerProcessor, export
+from hf_captioner import CaptionerModel, CaptionerProcessor, export, image_processing_captioner
 from hf_captioner.attentions import ATTENTIONS, DotAttention
 from hf_captioner.data import load_captions, open_row, undecoded
 from hf_captioner.decoders import DECODERS
 from hf_captioner.export import export_onnx, generation_settings, main
+from hf_captioner.images import resize_and_crop
 from hf_captioner.onnx_runner import OnnxCaptioner
 
 Build = Callable[..., CaptionerModel]
@@ -70,10 +71,29 @@ def captioner(folder: Path) -> OnnxCaptioner:
     return OnnxCaptioner(folder, num_threads=1)
 
 
+@pytest.fixture
+def resized_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torch there is no other way; by torch's, a level of 255 here and there can change an untrained caption."""
+    monkeypatch.setattr(image_processing_captioner, "_resize_and_crop", resize_and_crop)
+
+
+def test_pixels_are_those_of_the_processor_but_for_roundings(
+    processor: CaptionerProcessor, captioner: OnnxCaptioner, photos: list[Image.Image]
+) -> None:
+    levels = 255 * torch.tensor(processor.image_processor.image_std)[:, None, None]
+    photos = [photo.resize((300, 200)) for photo in photos]
+    pixel_values, sizes = captioner.pixels(photos)
+    assert sizes == [(300, 200)] * len(photos)
+    difference = (torch.from_numpy(pixel_values) - processor(images=photos)["pixel_values"]).abs() * levels
+    assert difference.max() < 3
+    assert 0 < difference.mean() < 0.02
+
+
 def captions_of(model: CaptionerModel, processor: CaptionerProcessor, images: list[Any], **kwargs: Any) -> list[str]:
     return processor.batch_decode(model.generate(**processor(images=images), **kwargs))
 
 
+@pytest.mark.usefixtures("resized_by_pillow")
 @pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 3}], ids=str)
 def test_results_are_those_of_the_pipeline(
     model: CaptionerModel,
@@ -93,6 +113,7 @@ def test_results_are_those_of_the_pipeline(
             np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
 
 
+@pytest.mark.usefixtures("resized_by_pillow")
 def test_captions_of_a_hundred_photographs_are_equal(
     model: CaptionerModel, processor: CaptionerProcessor, captioner: OnnxCaptioner, flickr8k: Path
 ) -> None:
