@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
-import pyarrow
 import torch
 from PIL import Image
 from timm.data import create_transform
@@ -59,17 +58,9 @@ def _resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, 
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
     if interpolation not in _TORCH_FILTERS or kept < _LEAST_KEPT:
         return resize_and_crop(image, size, crop, interpolation)
-    pixels = _view_of_pixels(image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     resized = interpolate(pixels, size[::-1], mode=interpolation, antialias=True)
-    return resized[0, :3, top:bottom, left:right].permute(1, 2, 0).numpy()
-
-
-def _view_of_pixels(image: Image.Image) -> Tensor:
-    """An RGB image as `(H, W, C)` of uint8: Pillow's own memory, which has a fourth channel that says nothing."""
-    try:
-        return torch.utils.dlpack.from_dlpack(pyarrow.array(image).flatten()).view(image.height, image.width, 4)
-    except ValueError:  # it is in several pieces, as above four million pixels
-        return torch.from_numpy(np.array(image))
+    return resized[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
 
 
 class CaptionerImagesKwargs(TypedDict, total=False):

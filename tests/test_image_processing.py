@@ -85,17 +85,6 @@ def test_a_batch_is_its_images_one_by_one():
     assert len(torch.unique(pixel_values, dim=0)) == len(images)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_an_image_in_several_pieces_of_memory(interpolation):
-    """Pillow's pixels can be seen from outside only where they are in one."""
-    image = ramp(2100, 2200)
-    with pytest.raises(ValueError, match="not contiguous"):
-        image.__arrow_c_array__()
-    config = data_config(input_size=(3, 64, 64), interpolation=interpolation)
-    values = CaptionerImageProcessor.from_data_config(config)(image).pixel_values[0]
-    assert_same_but_for_roundings(values, create_transform(**config)(image), config)
-
-
 def test_of_a_panorama_is_resized_what_is_seen(monkeypatch):
     """All of this one would take 5 GB."""
     monkeypatch.setattr(image_processing_captioner, "interpolate", None)

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor
+from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, image_processing_captioner
 from hf_captioner.decoders import Memory
 from hf_captioner.export import generation_settings
+from hf_captioner.images import resize_and_crop
 from hf_captioner.modeling_captioner import CaptionerEncoderOutput
 from hf_captioner.onnx_runner import Pixels
 from hf_captioner.onnx_search import Arrays, Captions, Settings, search
@@ -28,7 +29,11 @@ SIZES = [(50, 50), (97, 64), (64, 131), (20, 30), (301, 33), (56, 47)]
 @pytest.mark.parametrize(
     ("height", "width", "crop_pct"), [(48, 48, 0.875), (48, 48, 1.0), (40, 56, 0.9), (32, 32, 1.1)]
 )
-def test_pixels_and_box_are_those_of_the_processor(crop_mode: str, height: int, width: int, crop_pct: float) -> None:
+def test_pixels_and_box_are_those_of_the_processor(
+    crop_mode: str, height: int, width: int, crop_pct: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where both resize by Pillow."""
+    monkeypatch.setattr(image_processing_captioner, "_resize_and_crop", resize_and_crop)
     generator = np.random.default_rng(0)
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     for size, interpolation in itertools.product(SIZES, ["nearest", "bilinear", "bicubic", "lanczos"]):
@@ -37,11 +42,23 @@ def test_pixels_and_box_are_those_of_the_processor(crop_mode: str, height: int, 
             {"height": height, "width": width}, interpolation, crop_pct, crop_mode, mean, std
         )
         ours = Pixels((height, width), interpolation, crop_pct, crop_mode, mean, std)
-        values, whole = ours(image)
-        np.testing.assert_array_equal(values, theirs(image)["pixel_values"][0].numpy())
-        assert whole == image.size
+        pixel_values, sizes = ours([image])
+        np.testing.assert_array_equal(pixel_values, theirs(image)["pixel_values"].numpy())
+        assert sizes == [image.size]
         # The processor's own account of the same geometry, which a box rests on.
         assert ours.resized(*image.size) == theirs.resized_size(*image.size)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_pixels_are_those_resized_by_torch_but_for_roundings(photos: list[Image.Image], interpolation: str) -> None:
+    photos = [photo.resize((300, 200)) for photo in photos]
+    levels = [0.0, 0.0, 0.0], [1 / 255] * 3
+    pixel_values, sizes = Pixels((96, 96), interpolation, 0.9, "center", *levels)(photos)
+    assert sizes == [(300, 200)] * len(photos)
+    theirs = CaptionerImageProcessor({"height": 96, "width": 96}, interpolation, 0.9, "center", *levels)
+    difference = np.abs(pixel_values - theirs(photos)["pixel_values"].numpy())
+    assert difference.max() < 3
+    assert 0 < difference.mean() < 0.1
 
 
 @pytest.fixture(scope="module")
