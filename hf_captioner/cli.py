@@ -21,11 +21,9 @@ from .interruption import Interrupted
 from .loading import num_cores
 from .modeling_captioner import CaptionerModel
 from .processing_captioner import CaptionerProcessor
-from .sharding import shard_as_one
+from .steps import steps_of
 
 Arguments = TypeVar("Arguments")
-
-TAKES_STEPS_ITSELF = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str) -> Arguments:
@@ -141,7 +139,7 @@ def build_accelerator(
         kwargs: further arguments of `Accelerator`.
 
     Raises:
-        ValueError: Accelerate is configured for DeepSpeed, Megatron-LM or the first version of FSDP.
+        ValueError: Accelerate is configured for what a captioner can't be trained with, such as Megatron-LM.
     """
     # Else FSDP has transformers read saved weights on one process only. All of them need the whole.
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -152,14 +150,9 @@ def build_accelerator(
         gradient_accumulation_steps=gradient_accumulation_steps,
         **kwargs,
     )
-    if accelerator.distributed_type in TAKES_STEPS_ITSELF:
-        raise ValueError(
-            f"Accelerate is configured for {accelerator.distributed_type.value}, which takes the optimizer's steps "
-            "itself: a loss that is no number could not be refused, nor a run resumed exactly. FSDP shards as much: "
-            "run `accelerate config` again and choose it, version 2, or neither."
-        )
-    if accelerator.distributed_type == DistributedType.FSDP:
-        shard_as_one(accelerator.state.fsdp_plugin)
+    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
+        raise ValueError("Accelerate is configured for Megatron-LM, which trains its own models only; choose another.")
+    steps_of(accelerator).configure(accelerator)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(num_threads or max(1, num_cores() // accelerator.num_processes))
     return accelerator

@@ -21,8 +21,8 @@ from .interruption import Interruption
 from .loading import Batch, StepLoader
 from .modeling_captioner import CaptionerModel
 from .objectives import IGNORED
-from .sharding import ShardedCaptioner, deal_out_state, gather_weights, gathered
 from .stages import Optimization, Stage
+from .steps import Steps, steps_of
 
 TO_GO_ON = "Go on with the same command and --resume."
 
@@ -93,7 +93,7 @@ class Run:
         self.interruption = interruption or Interruption()
         self.average = weight_average(model, optimization.ema_decay)
         self.progress = Progress()
-        self.wrapped: nn.Module | None = None
+        self.steps: Steps | None = None
         self._saved_at = time.monotonic()
 
     @property
@@ -110,7 +110,7 @@ class Run:
     @property
     def is_under_way(self) -> bool:
         """Whether the stage has started."""
-        return self.wrapped is not None
+        return self.steps is not None
 
     @property
     def kept(self) -> CaptionerModel:
@@ -132,22 +132,24 @@ class Run:
             self.model.freeze_encoder()
         else:
             self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
-        trained = ShardedCaptioner(self.model) if self.accelerator.is_fsdp2 else self.model
-        groups: list[dict[str, Any]] = [{"params": [*trained.decoder.parameters()], "lr": self.stage.learning_rate}]
+        self.steps = steps_of(self.accelerator)(self.model, self.accelerator, settings.max_grad_norm)
+        decoder, trained_encoder = self.steps.trained.decoder, self.steps.trained.encoder
+        groups: list[dict[str, Any]] = [{"params": [*decoder.parameters()], "lr": self.stage.learning_rate}]
         if encoder is not None:
-            parameters = [parameter for parameter in trained.encoder.parameters() if parameter.requires_grad]
+            parameters = [parameter for parameter in trained_encoder.parameters() if parameter.requires_grad]
             groups.append({"params": parameters, "lr": encoder.learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
-        self.wrapped, self.optimizer = self.accelerator.prepare(trained, optimizer)
+        self.steps.prepare(optimizer)
         num_steps = self.stage.epochs * self.num_steps
-        self.scheduler = get_scheduler(settings.schedule, self.optimizer, int(settings.warmup * num_steps), num_steps)
+        num_warmup_steps = int(settings.warmup * num_steps)
+        self.scheduler = get_scheduler(settings.schedule, self.steps.optimizer, num_warmup_steps, num_steps)
 
     def end_stage(self) -> None:
         """Go on to the next stage."""
-        self.accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
-        self.accelerator.free_memory()
-        del self.optimizer, self.scheduler
-        self.wrapped = None
+        assert self.steps is not None
+        self.steps.end()
+        del self.scheduler
+        self.steps = None
         self.progress.stage += 1
         self.progress.epoch = self.progress.step = self.progress.without_better = 0
 
@@ -187,8 +189,8 @@ class Run:
 
     def _step(self, batches: Sequence[Batch]) -> tuple[bool, bool]:
         """One step of the optimizer; whether the processes are to stop after it, and to save."""
-        assert self.stage is not None and self.wrapped is not None
-        objective, accelerator, progress = self.stage.objective, self.accelerator, self.progress
+        assert self.stage is not None and self.steps is not None
+        objective, accelerator, progress, steps = self.stage.objective, self.accelerator, self.progress, self.steps
         share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
         with accelerator.autocast():  # what a model draws is drawn in the precision in which it is trained
             batches = [objective.prepare(batch, share) for batch in batches]
@@ -196,21 +198,19 @@ class Run:
         num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
         parts: list[Tensor] = []
         for batch in batches:
-            with accelerator.accumulate(self.wrapped):
-                part = objective.loss(self.wrapped, batch, max(int(num_words), 1), max(int(num_captions), 1))
-                # Accelerate divides by the batches of a step, and takes the mean over processes: here they add up.
-                accelerator.backward(part[0] * len(batches) * accelerator.num_processes)
+            with accelerator.accumulate(steps.wrapped):
+                part = objective.loss(steps.wrapped, batch, max(int(num_words), 1), max(int(num_captions), 1))
+                # The mean over batches and processes is taken of gradients: here they add up.
+                steps.backward(part[0] * len(batches) * accelerator.num_processes)
             parts.append(torch.stack(part).detach())
-        length = gathered(accelerator.clip_grad_norm_(self.wrapped.parameters(), self.optimization.max_grad_norm))
+        length = steps.clip()
         is_due = accelerator.is_main_process and time.monotonic() - self._saved_at > self.minutes * 60
         is_asked = self.interruption.asked is not None
         loss, figure, must_stop, must_save = self._sum(*torch.stack(parts).sum(0), is_asked, is_due)
         self._refuse_unless_finite(loss, length)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.step()
+        learning_rate = steps.optimizer.param_groups[0]["lr"]
+        self._refuse_unless_finite(loss, steps.step())
         self.scheduler.step()
-        self.optimizer.zero_grad()
-        gather_weights(self.wrapped, self.model)
         progress.step += 1
         if self.average is not None:
             self.average.update(self.model, step=progress.epoch * self.num_steps + progress.step)
@@ -234,7 +234,7 @@ class Run:
             path = self.checkpoints.paths()[-1:] if self.checkpoints is not None else []
             kept = f" The last good state is {str(path[0])!r}." if path else ""
             raise FloatingPointError(
-                f"The loss is {loss} and the gradient's length {checked[-1]} at {place}, which was not taken.{kept} "
+                f"The loss is {loss} and the gradient's length {checked[-1]} at {place}, which is not saved.{kept} "
                 "Train with a lower learning rate, a longer warm-up or mixed_precision 'no', in another output folder."
             )
 
@@ -287,7 +287,7 @@ class Run:
         accelerator = self.accelerator
         with self.interruption.deferred():
             states = gather_object([random_state(accelerator.device)])
-            optimizer = None if self.stage is None else gathered(self.optimizer.state_dict())
+            optimizer = None if self.steps is None else self.steps.state()
             problem: list[Any] = [None]
             if accelerator.is_main_process:
                 weights: dict[str, nn.Module] = {"model": self.model}
@@ -328,7 +328,8 @@ class Run:
         tensors = checkpoint.tensors()
         if self.stage is not None:
             self._build_stage()
-            self.optimizer.load_state_dict(deal_out_state(tensors["optimizer"], self.optimizer))
+            assert self.steps is not None
+            self.steps.load_state(tensors["optimizer"])
             self.scheduler.load_state_dict(tensors["scheduler"])
             if tensors["scaler"]:
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])

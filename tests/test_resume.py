@@ -27,11 +27,12 @@ RECIPE = {
 
 
 def start(
-    recipe: Path, folder: Path, num_processes: int, *arguments: str, script: str = "examples/train.py", **fields: Any
+    recipe: Path, folder: Path, num_processes: int, *arguments: str, shared_by: str | None = None, **fields: Any
 ) -> Program:
+    script, shared = ("tests/shared_train.py", [shared_by]) if shared_by else ("examples/train.py", [])
     options = [word for name, value in fields.items() for word in (f"--{name}", str(value))]
     folder.mkdir(exist_ok=True)
-    command = [recipe, "--output_dir", folder, *arguments, *options]
+    command = [*shared, recipe, "--output_dir", folder, *arguments, *options]
     return Program(script, command, folder.with_suffix(".out"), num_processes=num_processes)
 
 
@@ -124,11 +125,14 @@ def test_stopped_by_signals_and_resumed(recipe: Path, whole: Path, tmp_path: Pat
     "fields",
     [
         {"mixed_precision": "bf16", "num_workers": 2},
-        {"script": "tests/sharded_train.py"},
+        {"shared_by": "fsdp"},
+        {"shared_by": "deepspeed"},
     ],
-    ids=["bf16 and readers", "sharded"],
+    ids=["bf16 and readers", "fsdp", "deepspeed"],
 )
 def test_two_processes_killed_and_resumed(recipe: Path, fields: dict[str, Any], tmp_path: Path) -> None:
+    if fields.get("shared_by") == "deepspeed":
+        pytest.importorskip("deepspeed")
     start(recipe, tmp_path / "whole", 2, batch_size=1, **fields).finish()
     process = start(recipe, tmp_path / "killed", 2, batch_size=1, **fields)
     wait_for_step(process, tmp_path / "killed", random.Random(2).randrange(3, 55))

@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from hf_captioner.cli import build_accelerator
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.loading import StepSampler
 from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
-from hf_captioner.sharding import shard_as_one
+from hf_captioner.steps import DeepSpeedSteps, FsdpSteps
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -198,7 +199,7 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
     one = launch(tmp_path / "one.json", 1, batch_size=8)
     two = launch(tmp_path / "two.json", 2, batch_size=4)
     accumulated = launch(tmp_path / "accumulated.json", 1, batch_size=4, accumulation=2)
-    sharded = launch(tmp_path / "sharded.json", 2, batch_size=4, fsdp=True)
+    sharded = launch(tmp_path / "sharded.json", 2, batch_size=4, shared_by="fsdp")
     assert (one["num_processes"], two["num_processes"], one["steps"]) == (1, 2, 4)
     assert sharded["held"] == pytest.approx(one["held"] / 2, rel=0.1) and two["held"] == one["held"]
     assert one["losses"][-1] < one["losses"][0] - 0.5 and len(one["losses"]) == 20
@@ -209,12 +210,39 @@ def test_processes_and_accumulation_change_nothing(tmp_path: Path) -> None:
         assert other["shown"] == one["shown"]
 
 
+@pytest.mark.slow
+def test_deepspeed_changes_nothing_and_shares_the_state(tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed")
+    one = launch(tmp_path / "one.json", 1, batch_size=8)
+    for name, fields in {"shared": {"batch_size": 4}, "accumulated": {"batch_size": 2, "accumulation": 2}}.items():
+        other = launch(tmp_path / f"{name}.json", 2, shared_by="deepspeed", **fields)
+        assert other["held"] == pytest.approx(one["held"] / 2, rel=0.1)
+        assert other["losses"] == pytest.approx(one["losses"], abs=1e-5, rel=0)
+        assert other["captions"] == one["captions"] and other["scores"] == one["scores"]
+
+
+def accelerator_with(**plugins: Any) -> Any:
+    precision = plugins.pop("mixed_precision", "no")
+    return SimpleNamespace(state=SimpleNamespace(**plugins), mixed_precision=precision)
+
+
 def test_the_first_fsdp_is_refused() -> None:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=1)
     with pytest.raises(ValueError, match=r"FSDP version 1.* set fsdp_version to 2"):
-        shard_as_one(FullyShardedDataParallelPlugin(fsdp_version=1))
+        FsdpSteps.configure(accelerator_with(fsdp_plugin=plugin))
 
 
-def test_deepspeed_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
-    with pytest.raises(ValueError, match=r"configured for DEEPSPEED, which takes the optimizer's steps itself"):
+@pytest.mark.parametrize(
+    ("stage", "mixed_precision", "message"),
+    [(0, "no", "stage 0 of .*ZeRO; choose 1 or 2"), (3, "no", "stage 3"), (2, "bf16", "'bf16': it would round")],
+)
+def test_other_uses_of_deepspeed_are_refused(stage: int, mixed_precision: str, message: str) -> None:
+    plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
+    with pytest.raises(ValueError, match=message):
+        DeepSpeedSteps.configure(accelerator_with(deepspeed_plugin=plugin, mixed_precision=mixed_precision))
+
+
+def test_megatron_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.MEGATRON_LM)
+    with pytest.raises(ValueError, match="Megatron-LM, which trains its own models only"):
         build_accelerator("no", 1)

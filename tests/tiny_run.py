@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, set_seed
+from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, set_seed
 from conftest import CAPTIONS
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
@@ -27,6 +28,7 @@ from hf_captioner.interruption import Interruption
 from hf_captioner.loading import StepLoader, StepSampler
 from hf_captioner.rewards import CaptionReward, Rewards
 from hf_captioner.stages import Likelihood, Optimization, Stage
+from hf_captioner.steps import DeepSpeedSteps
 from hf_captioner.training import Run
 
 DATA_CONFIG = {
@@ -102,27 +104,41 @@ class Tiny:
         return {**self.model.state_dict(), **{f"average {name}": tensor for name, tensor in average.items()}}
 
 
-def shard_on_cpus() -> None:
-    """Let Accelerate shard weights between processes on CPUs, as PyTorch can; by itself it does so on devices alone."""
-    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+def share_on_cpus(by: str) -> None:
+    """Let processes on CPUs share out weights or states of the optimizer; by itself Accelerate has devices do it alone.
+
+    Args:
+        by: `"fsdp"` or `"deepspeed"`.
+    """
     init = AcceleratorState.__init__
 
-    def init_sharded(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+    def init_shared(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        was_initialized = self.initialized
         init(self, *args, **kwargs)
-        if self.num_processes == 1:
+        if self.num_processes == 1 or was_initialized:
             return
+        if by == "fsdp":
+            plugin = self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+        else:
+            os.environ["DS_ACCELERATOR"] = "cpu"
+            Accelerator.deepspeed_engine_wrapped = None
+            plugin = DeepSpeedPlugin(zero_stage=2)
+            plugin.select(_from_accelerator_state=True)
+            self.deepspeed_plugins = {"default": plugin}
         if self.mixed_precision != "no":
             plugin.set_mixed_precision(self.mixed_precision)
-        self.distributed_type = DistributedType.FSDP
-        self.fsdp_plugin = plugin
-        PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+        self.distributed_type = DistributedType(by.upper())
+        PartialState._shared_state["distributed_type"] = self.distributed_type
 
-    AcceleratorState.__init__ = init_sharded  # type: ignore[method-assign]
+    AcceleratorState.__init__ = init_shared  # type: ignore[method-assign]
 
 
 def held(run: Run) -> int:
     """Numbers of the optimizer's state that this process holds."""
-    states = [tensor for state in run.optimizer.state.values() for tensor in state.values()]
+    assert run.steps is not None
+    optimizer: Any = run.steps.optimizer
+    optimizer = optimizer.optimizer.optimizer if isinstance(run.steps, DeepSpeedSteps) else optimizer
+    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in states)
 
 
@@ -133,10 +149,10 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--fsdp", action="store_true")
+    parser.add_argument("--shared_by", choices=["fsdp", "deepspeed"])
     arguments = parser.parse_args()
-    if arguments.fsdp:
-        shard_on_cpus()
+    if arguments.shared_by:
+        share_on_cpus(arguments.shared_by)
     tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=12)
     run = tiny.run
     run.start_stage()
