@@ -71,7 +71,7 @@ def captioner(folder: Path) -> OnnxCaptioner:
     return OnnxCaptioner(folder, num_threads=1)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def resized_by_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without torch there is no other way; by torch's, a level of 255 here and there can change an untrained caption."""
     monkeypatch.setattr(image_processing_captioner, "_resize_and_crop", resize_and_crop)
@@ -81,7 +81,6 @@ def captions_of(model: CaptionerModel, processor: CaptionerProcessor, images: li
     return processor.batch_decode(model.generate(**processor(images=images), **kwargs))
 
 
-@pytest.mark.usefixtures("resized_by_pillow")
 @pytest.mark.parametrize("settings", [{"num_beams": 1}, {"num_beams": 4, "num_return_sequences": 3}], ids=str)
 def test_results_are_those_of_the_pipeline(
     model: CaptionerModel,
@@ -101,7 +100,6 @@ def test_results_are_those_of_the_pipeline(
             np.testing.assert_allclose(ours[name], theirs[name], atol=1e-4)
 
 
-@pytest.mark.usefixtures("resized_by_pillow")
 def test_captions_of_a_hundred_photographs_are_equal(
     model: CaptionerModel, processor: CaptionerProcessor, captioner: OnnxCaptioner, flickr8k: Path
 ) -> None:
