@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from transformers import HfArgumentParser
 
 from .errors import first_line
@@ -150,8 +149,6 @@ def build_accelerator(
         gradient_accumulation_steps=gradient_accumulation_steps,
         **kwargs,
     )
-    if accelerator.distributed_type == DistributedType.MEGATRON_LM:
-        raise ValueError("Accelerate is configured for Megatron-LM, which trains its own models only; choose another.")
     steps_of(accelerator).configure(accelerator)
     if accelerator.device.type == "cpu":
         torch.set_num_threads(num_threads or max(1, num_cores() // accelerator.num_processes))

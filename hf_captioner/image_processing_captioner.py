@@ -50,9 +50,10 @@ def _resized_size(resize: Callable[[Tensor], Tensor], width: int, height: int) -
 def _resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, int], interpolation: str) -> np.ndarray:
     """`images.resize_and_crop`, where it can by torch's antialiasing filters.
 
-    They use vector instructions where Pillow's wheels have none, which is twice as fast or more, and store weights in
-    16 bits, which is a level of 255 here and there. They resize the whole image: where most of it is cropped away, as
-    from a panorama, Pillow's way is less work, and takes no memory for what nobody sees.
+    They use vector instructions where Pillow's wheels have none, which is twice as fast or more. Their weights have 16
+    bits, which is a level of 255 here and there, and they always go across first, where Pillow may go upright first:
+    in noise, which bicubic overshoots, that can be many levels. They resize the whole image: where most of it is
+    cropped away, as from a panorama, Pillow's way is less work, and takes no memory for what nobody sees.
     """
     left, top, right, bottom = crop
     kept = (right - left) * (bottom - top) / (size[0] * size[1])

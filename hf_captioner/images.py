@@ -182,6 +182,31 @@ def crop_start(resized: int, crop: int) -> int:
     return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
 
 
+def resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, int], interpolation: str) -> np.ndarray:
+    """`image.resize(size).crop(crop)`, by the usual filters without computing what the crop takes away.
+
+    Pillow takes the borders of what it resizes in single precision, and for a part may choose to go upright first and
+    across second. The usual filters turn that into levels of 255 here and there. Where weights jump a pixel would get
+    another's colour, and Lanczos makes more of it, so with those all is resized.
+
+    Args:
+        image: in RGB.
+        size: width and height to resize to.
+        crop: `(left, top, right, bottom)` of the part to keep, in pixels of that size.
+        interpolation: a name of Pillow's, in lower case.
+
+    Returns:
+        The part's pixels `(H, W, 3)`, uint8.
+    """
+    resampling = Image.Resampling[interpolation.upper()]
+    if resampling not in _FORGIVING:
+        return np.asarray(image.resize(size, resampling).crop(crop))
+    left, top, right, bottom = visible_box(image.size, size, size, crop)
+    # The far border is not to exceed the image by a rounding error.
+    box = left, top, min(right, image.width), min(bottom, image.height)
+    return np.asarray(image.resize((crop[2] - crop[0], crop[3] - crop[1]), resampling, box))
+
+
 def write_pixels(
     pixel_values: np.ndarray,
     images: Iterable[OpenedImage],
@@ -190,7 +215,7 @@ def write_pixels(
     padding: tuple[int, int, int],
     mean: Sequence[float],
     std: Sequence[float],
-    resize: Resize | None = None,
+    resize: Resize = resize_and_crop,
 ) -> list[Size]:
     """Resize images, take their centres and standardise them.
 
@@ -202,12 +227,11 @@ def write_pixels(
         padding: colour around an image that is smaller than the crop.
         mean: of red, green and blue on the scale from 0 to 1, subtracted.
         std: of the three, divided by.
-        resize: does what `resize_and_crop` does, which is the default.
+        resize: does what `resize_and_crop` does.
 
     Returns:
         Width and height of the whole images.
     """
-    resize = resize or resize_and_crop
     height, width = pixel_values.shape[2:]
     means, stds = (np.asarray(numbers, np.float64)[:, None, None] for numbers in (mean, std))
     scale, shift = (1 / (255 * stds)).astype(np.float32), (means / stds).astype(np.float32)
@@ -242,28 +266,3 @@ def _take_a_few(images: Iterator[OpenedImage]) -> list[OpenedImage]:
         if len(taken) == AT_ONCE or num_pixels >= PIXELS_AT_ONCE:
             break
     return taken
-
-
-def resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, int], interpolation: str) -> np.ndarray:
-    """`image.resize(size).crop(crop)`, by the usual filters without computing what the crop takes away.
-
-    Pillow takes the borders of what it resizes in single precision, and for a part may choose to go upright first and
-    across second. The usual filters turn that into levels of 255 here and there. Where weights jump a pixel would get
-    another's colour, and Lanczos makes more of it, so with those all is resized.
-
-    Args:
-        image: in RGB.
-        size: width and height to resize to.
-        crop: `(left, top, right, bottom)` of the part to keep, in pixels of that size.
-        interpolation: a name of Pillow's, in lower case.
-
-    Returns:
-        The part's pixels `(H, W, 3)`, uint8.
-    """
-    resampling = Image.Resampling[interpolation.upper()]
-    if resampling not in _FORGIVING:
-        return np.asarray(image.resize(size, resampling).crop(crop))
-    left, top, right, bottom = visible_box(image.size, size, size, crop)
-    # The far border is not to exceed the image by a rounding error.
-    box = left, top, min(right, image.width), min(bottom, image.height)
-    return np.asarray(image.resize((crop[2] - crop[0], crop[3] - crop[1]), resampling, box))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +83,7 @@ class Steps:
 
 
 @torch.no_grad()
-def _update(whole: nn.Module, trained: nn.Module, weights: Any) -> None:
+def _update(whole: nn.Module, trained: nn.Module, weights: Callable[[Any], Tensor]) -> None:
     """Bring what a step changed of a copy into the whole model.
 
     Args:
@@ -247,9 +248,23 @@ class DeepSpeedSteps(Steps):
         return self.optimizer.optimizer.optimizer  # type: ignore[attr-defined]
 
 
+class MegatronSteps(Steps):
+    """None: Megatron-LM builds the models that it trains."""
+
+    @staticmethod
+    def configure(accelerator: Accelerator) -> None:
+        """Refuse it.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("Accelerate is configured for Megatron-LM, which trains its own models only; choose another.")
+
+
 STEPS: dict[DistributedType, type[Steps]] = {
     DistributedType.FSDP: FsdpSteps,
     DistributedType.DEEPSPEED: DeepSpeedSteps,
+    DistributedType.MEGATRON_LM: MegatronSteps,
 }
 
 

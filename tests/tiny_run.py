@@ -136,8 +136,7 @@ def share_on_cpus(by: str) -> None:
 def held(run: Run) -> int:
     """Numbers of the optimizer's state that this process holds."""
     assert run.steps is not None
-    optimizer: Any = run.steps.optimizer
-    optimizer = optimizer.optimizer.optimizer if isinstance(run.steps, DeepSpeedSteps) else optimizer
+    optimizer = run.steps._share if isinstance(run.steps, DeepSpeedSteps) else run.steps.optimizer
     states = [tensor for state in optimizer.state.values() for tensor in state.values()]
     return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in states)
 
