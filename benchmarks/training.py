@@ -1,10 +1,12 @@
 """How fast a decoder is trained on cached cells, as ratios within one run.
 
-    python benchmarks/training.py --out benchmarks/results/training.json
+    python benchmarks/training.py --data ../shared/flickr8k --out benchmarks/results/training.json
 
 A step of Show, Attend and Tell on 16 images with 5 captions each: keys, and what the cells bring to the LSTM's gates,
-computed once an image, the input-to-hidden product of all words at once, padding left out, gradients of recurrent
-weights in one product. Next to the same model written as tutorials do,
+computed once an image, the input-to-hidden product of all words at once and once for each word that occurs, padding
+left out, gradients of recurrent weights in one product. Captions are those of images of a data set, chosen at random;
+without one, words are drawn evenly from the vocabulary, so that few occur twice. Next to the same model written as
+tutorials do,
 
 - `tutorial`: the captions of the batch are rows, the cells copied for each, and the projection of all cells computed
   again for every word; rows are sorted by length, and captions that are over are left out;
@@ -26,6 +28,7 @@ among them, run after `torch.set_float32_matmul_precision("medium")`: ratios are
 from __future__ import annotations
 
 import argparse
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +39,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tutorial import START, C, P, TutorialDecoder
 
-from hf_captioner import CaptionerModel
+from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProcessor, build_tokenizer, load_captions
 
 PAD, IGNORED = 1, -100
 
@@ -85,19 +88,36 @@ def flop_of_step(num_images: int, num_words: int, size: int, vocab_size: int) ->
     return {"word": word, "image": image, "step": word * num_words + image * num_images}
 
 
-def flop_of_ours(num_images: int, num_words: int, size: int, vocab_size: int) -> float:
-    """As `flop_of_step`, with the gates' product with the context made once a cell, forward and for the weights."""
+def flop_of_ours(num_images: int, num_words: int, num_different: int, size: int, vocab_size: int) -> float:
+    """As `flop_of_step`, but for the gates: once a different word, and once a cell, forward and for the weights."""
     saved = 2 * 3 * 4 * size * C + 2 * 2 * P * C  # of a word
+    repeated = 2 * 3 * 4 * size * size * (num_words - num_different)
     added = 2 * 3 * P * 4 * size  # of a word: sums of 4·size numbers a cell
     cells = 2 * 2 * P * C * 4 * size  # of an image
-    return (
-        flop_of_step(num_images, num_words, size, vocab_size)["step"] + (added - saved) * num_words + cells * num_images
-    )
+    step = flop_of_step(num_images, num_words, size, vocab_size)["step"]
+    return step + (added - saved) * num_words + cells * num_images - repeated
+
+
+def drawn_labels(num_images: int, num_captions: int, vocab_size: int) -> Tensor:
+    """Labels `(B, K, T)` as long as Flickr8k's captions: about 12 words with <end>, from 5 to 25."""
+    lengths = (torch.randn(num_images, num_captions) * 3.7 + 11.8).round().clamp(5, 25).int()
+    labels = torch.randint(4, vocab_size, (num_images, num_captions, int(lengths.max())))
+    return labels.masked_fill(torch.arange(labels.shape[2]) >= lengths.unsqueeze(2), IGNORED)
+
+
+def labels_of(data: str, num_images: int, num_captions: int) -> tuple[Tensor, int]:
+    """Labels `(B, K, T)` of images drawn from the training split of a data set, and the size of its vocabulary."""
+    captions = load_captions(data, report=lambda _: None)["train"]["captions"][:]
+    tokenizer = build_tokenizer(caption for row in captions for caption in row)
+    processor = CaptionerProcessor(CaptionerImageProcessor(), tokenizer)
+    rows = [row[:num_captions] for row in random.Random(0).sample(captions, num_images)]
+    return processor(text=rows)["labels"], len(tokenizer)
 
 
 def main() -> None:
     """Time them in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", help="a data set whose captions to take (default: draw words)")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_captions", type=int, default=5)
     parser.add_argument("--size", type=int, default=512)
@@ -108,6 +128,10 @@ def main() -> None:
     torch.manual_seed(0)
     size, vocab_size = arguments.size, arguments.vocab_size
     num_images, num_captions = arguments.num_images, arguments.num_captions
+    if arguments.data is None:
+        labels = drawn_labels(num_images, num_captions, vocab_size)
+    else:
+        labels, vocab_size = labels_of(arguments.data, num_images, num_captions)
     model = CaptionerModel.from_encoder(
         "mobilenetv2_100", pretrained=False, vocab_size=vocab_size, hidden_size=size, attention_size=size,
         embedding_size=size, doubly_stochastic_weight=0.0,
@@ -115,10 +139,6 @@ def main() -> None:
     model.freeze_encoder()
     tutorial = TutorialTraining(size, vocab_size, torch.relu)
     cells = torch.randn(num_images, P, C).relu()
-    # Lengths as Flickr8k's captions have them: about 12 words with <end>, from 5 to 25.
-    lengths = (torch.randn(num_images, num_captions) * 3.7 + 11.8).round().clamp(5, 25).int()
-    labels = torch.randint(4, vocab_size, (num_images, num_captions, int(lengths.max())))
-    labels[torch.arange(labels.shape[2]) >= lengths.unsqueeze(2)] = IGNORED
     optimizers = {
         module: torch.optim.AdamW((p for p in module.parameters() if p.requires_grad), fused=True)
         for module in (model, tutorial)
@@ -133,7 +153,8 @@ def main() -> None:
         step(model, model(cells=cells, labels=labels).loss)
 
     copies, captions = cells.repeat_interleave(num_captions, 0), labels.flatten(0, 1)
-    num_words, count = int(lengths.sum()), len(captions)
+    num_words, count = int((labels != IGNORED).sum()), len(captions)
+    num_different = len(model.prepare_decoder_input_ids_from_labels(captions).unique())
 
     def by_tutorial(**kwargs: Any) -> None:
         step(tutorial, tutorial(copies, captions, **kwargs))
@@ -152,7 +173,7 @@ def main() -> None:
         "tutorial_hoisted": lambda: by_tutorial(is_hoisted=True),
     }
     flop = flop_of_step(num_images, num_words, size, vocab_size)
-    flop_done = flop_of_ours(num_images, num_words, size, vocab_size)
+    flop_done = flop_of_ours(num_images, num_words, num_different, size, vocab_size)
 
     def measured() -> dict[str, Any]:
         jobs = {"ours": ours, "product": lambda: torch.mm(left, right), **tutorials}
@@ -168,8 +189,8 @@ def main() -> None:
             "share_of_product_by_flop_done": flop_done / seconds["ours"] / best,
         }
 
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    counted = {"words": num_words, "flop": flop, "flop_done": flop_done}
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"} | {"vocab_size": vocab_size}
+    counted = {"words": num_words, "different_words": num_different, "flop": flop, "flop_done": flop_done}
     result = {"settings": settings, **counted, "float32": measured()}
     with bfloat16_products():
         write_result(arguments.out, result | {"bfloat16_products": measured()})

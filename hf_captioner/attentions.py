@@ -272,6 +272,10 @@ class HardAttention(AdditiveAttention):
         return context, weights, (log_weights.gather(-1, cells) * is_drawn).squeeze(-1)
 
 
+# Elements of the hidden layer that a processor computes at once: they stay in its cache.
+_AT_ONCE = 2**19
+
+
 class _Exponential(torch.autograd.Function):
     """`exp(2x)`, for `_AdditiveScore`, which returns gradients of x in the place of those of the exponential."""
 
@@ -310,39 +314,36 @@ class _AdditiveScore(torch.autograd.Function):
         ctx.save_for_backward(exponential, keys, vector)
         scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # (B, K, P)
         factors = vector.to(keys.dtype)
-        for rest, part in zip(_rests(exponential, keys), _parts(scores), strict=True):
-            torch.matmul(rest, factors, out=part)
+        for images, rest in _rests(exponential, keys):
+            torch.matmul(rest, factors, out=scores[images])
         return (vector.sum() - 2 * scores).to(query.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         exponential, keys, vector = ctx.saved_tensors
-        by_query = grad.to(keys.dtype).contiguous()  # (B, K, P)
-        by_cell = by_query.transpose(1, 2).contiguous()  # (B, P, K)
+        grad = grad.to(keys.dtype)  # (B, K, P)
         grad_query, grad_keys = torch.empty_like(exponential), torch.empty_like(keys)
         grad_vector = torch.zeros_like(vector, dtype=keys.dtype)
-        whole = (by_query, by_query.unsqueeze(2), by_cell.unsqueeze(2), grad_query.unsqueeze(2), grad_keys.unsqueeze(2))
-        parts = map(_parts, whole)
-        for rest, flat, rows, columns, to_query, to_keys in zip(_rests(exponential, keys), *parts, strict=True):
-            grad_vector.addmv_(rest.flatten(0, 2).T, flat.flatten())
-            slope = rest.addcmul_(rest, rest, value=-1)  # r - r² (b, K, P, A)
-            torch.matmul(rows, slope, out=to_query)  # (b, K, 1, A)
-            torch.matmul(columns, slope.transpose(1, 2), out=to_keys)  # (b, P, 1, A)
+        for images, rest in _rests(exponential, keys):
+            grad_vector.addmv_(rest.flatten(0, 2).T, grad[images].flatten())
+            slope = rest.addcmul_(rest, rest, value=-1).mul_(grad[images].unsqueeze(3))  # g (r - r²) (b, K, P, A)
+            torch.sum(slope, 2, out=grad_query[images])
+            torch.sum(slope, 1, out=grad_keys[images])
         scale = 4 * vector
-        return grad_query.mul_(scale), grad_keys.mul_(scale), by_query.sum() - 2 * grad_vector
+        return grad_query.mul_(scale), grad_keys.mul_(scale), grad.sum() - 2 * grad_vector
 
 
-def _parts(images: Tensor) -> tuple[Tensor, ...]:
-    """For a processor one image at a time, whose hidden layer stays in its cache; all for others, and in graphs."""
-    one_by_one = images.device.type == "cpu" and not torch.compiler.is_compiling()
-    return images.split(1) if one_by_one else (images,)
-
-
-def _rests(exponential: Tensor, keys: Tensor) -> Iterator[Tensor]:
-    """The r of b images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
+def _rests(exponential: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The r of some images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
+    query, key = exponential.unsqueeze(2), keys.unsqueeze(1)
     one = torch.ones((), dtype=keys.dtype, device=keys.device)
-    rest: Tensor | None = None
-    for query, key in zip(_parts(exponential.unsqueeze(2)), _parts(keys.unsqueeze(1)), strict=True):
-        rest = torch.addcmul(one, query, key, out=rest).reciprocal_()
-        yield rest
+    if keys.device.type != "cpu" or torch.compiler.is_compiling():
+        yield slice(None), torch.addcmul(one, query, key).reciprocal_()
+        return
+    shape = (exponential.shape[1], *keys.shape[1:])
+    at_once = max(1, _AT_ONCE // max(1, math.prod(shape)))
+    rest = keys.new_empty(min(at_once, len(keys)), *shape)
+    for images in (slice(first, first + at_once) for first in range(0, len(keys), at_once)):
+        part = key[images]
+        yield images, torch.addcmul(one, query[images], part, out=rest[: len(part)]).reciprocal_()

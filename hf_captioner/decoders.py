@@ -234,33 +234,40 @@ class RecurrentDecoder(nn.Module):
         num_images = memory.cells.shape[0]
         num_captions = input_ids.shape[0] // num_images
         assert num_captions * num_images == input_ids.shape[0], f"{input_ids.shape[0]} captions for {num_images} images"
-        if state is None:
-            state = self.initial_state(memory, num_captions)
-        plan = Plan(num_images, num_captions, input_ids.shape[1], lengths)
+        can_begin_alike = lengths is not None and state is None and not sampling and not self._draws_cells
+        begin_alike = can_begin_alike and bool((input_ids[:, 0] == input_ids[0, 0]).all())
+        plan = Plan(num_images, num_captions, input_ids.shape[1], lengths, begin_alike)
         memory = memory if plan.images is None else memory.take(plan.images)
+        state = self.initial_state(memory, 1 if begin_alike else num_captions) if state is None else plan.sort(state)
         if input_ids.shape[1] > 1 or torch.is_grad_enabled():
             siblings = None
         packed = plan.pack(input_ids)  # (R,)
         if sampling:
-            words, outputs, state = self._unroll_sampling(packed, memory, plan.sort(state), plan.blocks, sampling)
+            words, outputs, state = self._unroll_sampling(packed, memory, state, plan.blocks, sampling)
         else:
             words, drives = self._words_and_drives(packed)
-            outputs, state = self._unroll(words, drives, memory, plan.sort(state), plan.blocks, siblings)
+            outputs, state = self._unroll(words, drives, memory, state, plan.blocks, siblings)
         words, hidden, contexts, weights, *log_probs = (plan.trim(part) for part in (words, *outputs))
         logits = self.output(self.output_dropout(self._features(words, hidden, contexts)))  # (R, V)
         read = None if plan.images is None else (logits, plan.places)
         logits, weights, hidden, *log_probs = (plan.unpack(part) for part in (logits, weights, hidden, *log_probs))
         return DecoderOutput(logits, weights, hidden, state, log_probs[0] if log_probs else None, read)
 
+    @property
+    def _draws_cells(self) -> bool:
+        return self.training and hasattr(self.attention, "reinforce_weight")
+
     def _words_and_drives(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings `(R, E)` of words `(R,)`, and what they bring to the gates `(R, gates)`."""
+        is_disturbed = self.training and self.embedding_dropout.p > 0  # each word by itself
         # An accelerator would have to wait for the number of words, and a graph can't be made of it.
-        if self.training or ids.device.type != "cpu" or torch.compiler.is_exporting():
+        if is_disturbed or ids.device.type != "cpu" or torch.compiler.is_exporting():
             words = self.embedding_dropout(self.embedding(ids))
             return words, self._drives(words)
-        found, place = ids.unique(return_inverse=True)  # captions say the same few words
+        found, places = ids.unique(return_inverse=True)  # captions say the same few words
         words = self.embedding(found)
-        return words[place], self._drives(words)[place]
+        # Its gradient adds up rows faster than that of `words[places]`.
+        return functional.embedding(places, words), functional.embedding(places, self._drives(words))
 
     def _unroll(
         self,
@@ -280,7 +287,7 @@ class RecurrentDecoder(nn.Module):
         steps = []
         for (b, k), word, drive in rows:
             if is_one_word or state[0].shape[:2] != (b, k):
-                state = tuple(part[:b, :k] for part in state)
+                state = tuple(part[:b, :k].expand(-1, k, -1) for part in state)  # from 1 to all after the first word
             if is_one_word or len(memory.cells) != b:
                 memory = memory.take(slice(b))
             state, outputs = step(word.view(b, k, -1), drive.view(b, k, -1), memory, state)

@@ -246,12 +246,14 @@ class RecurrentSum(_Recurrent):
     def operand_gradient(self) -> Tensor:
         """Of the values, from all steps."""
         num_images, num_rows = len(self.constant), sum(step.shape[1] for step, _ in self.steps)
-        weights = self.constant.new_zeros(num_images, num_rows, self.constant.shape[1])
-        grads = self.constant.new_zeros(num_images, num_rows, self.constant.shape[2])
+        weights = self.constant.new_empty(num_images, num_rows, self.constant.shape[1])
+        grads = self.constant.new_empty(num_images, num_rows, self.constant.shape[2])
         first = 0
         for step, grad in self.steps:
             last = first + step.shape[1]
-            weights[: len(step), first:last], grads[: len(grad), first:last] = step, grad
+            for whole, part in ((weights, step), (grads, grad)):
+                whole[: len(part), first:last] = part
+                whole[len(part) :, first:last] = 0
             first = last
         return weights.transpose(1, 2) @ grads  # (B, P, ΣK) @ (B, ΣK, X)
 
@@ -281,16 +283,20 @@ class Plan:
 
     Images are sorted by their longest caption and the captions of an image by length, so that the captions still
     running at step t fill a corner (b, k) of the (B, K) captions, but for a few of an image that has fewer than k
-    left. Results of all steps are packed into R = Σ b·k rows.
+    left. Captions that begin alike take their first step as one, (b, 1). Results of all steps are packed into
+    R = Σ b·k rows.
 
     Args:
         num_images: B.
         num_captions: K.
         num_words: T.
         lengths: `(N,)`, or None to read T words of every caption.
+        begin_alike: whether the captions of an image have the same first word and state; only with lengths.
     """
 
-    def __init__(self, num_images: int, num_captions: int, num_words: int, lengths: Tensor | None) -> None:
+    def __init__(
+        self, num_images: int, num_captions: int, num_words: int, lengths: Tensor | None, begin_alike: bool = False
+    ) -> None:
         self.num_words = num_words
         self.blocks = [(num_images, num_captions)] * num_words
         self.images: Tensor | None = None
@@ -306,9 +312,15 @@ class Plan:
         captions_left = running.sum(1).amax(0).tolist()
         self.blocks = [(b, k) for b, k in zip(images_left, captions_left, strict=True) if b]
         steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
-        self.rows = torch.cat(steps)  # (R,), where in (N, T) a row belongs
-        self.read = (self.rows % num_words < lengths[self.rows // num_words]).nonzero().squeeze(1)
-        self.places = self.rows[self.read]  # (words,), where in (N, T) a word belongs
+        places = torch.cat(steps)  # of what the rows give, in (N, T)
+        rows = torch.arange(len(places), device=places.device)
+        if begin_alike and self.blocks:
+            b, k = self.blocks[0]
+            self.blocks[0], steps[0] = (b, 1), steps[0][::k]
+            rows = torch.cat([rows[: b * k] // k, rows[b * k :] - b * (k - 1)])
+        self.rows = torch.cat(steps)  # (R,), where in (N, T) the word of a row is read
+        is_word = (places % num_words < lengths[places // num_words]).nonzero().squeeze(1)
+        self.read, self.places = rows[is_word], places[is_word]  # (words,), the row of each word, and where it belongs
 
     def sort(self, state: State) -> State:
         """Put captions `(N, ·)` into reading order; images go by `images`."""
@@ -319,7 +331,7 @@ class Plan:
         return words.T.flatten() if self.images is None else words.flatten()[self.rows]
 
     def trim(self, packed: Tensor) -> Tensor:
-        """Drop rows of captions that were over, but in the corner: `(R, X) -> (words, X)`."""
+        """Of each word its row, none of captions that were over, but in the corner: `(R, X) -> (words, X)`."""
         return packed if self.images is None else packed.index_select(0, self.read)
 
     def unpack(self, packed: Tensor) -> Tensor:
@@ -327,5 +339,5 @@ class Plan:
         if self.images is None:
             return packed.unflatten(0, (self.num_words, -1)).transpose(0, 1)
         num_rows = self.captions.numel() * self.num_words
-        rows = packed.new_zeros(num_rows, *packed.shape[1:]).index_copy(0, self.places, packed)
+        rows = packed.new_zeros(num_rows, *packed.shape[1:]).index_copy_(0, self.places, packed)
         return rows.unflatten(0, (-1, self.num_words))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_captioner import decoders
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import GRULayer, LSTMLayer, RecurrentSum, Sentinel, Siblings
+from hf_captioner.recurrence import GRULayer, LSTMLayer, Plan, RecurrentSum, Sentinel, Siblings
 from hf_captioner.testing import check_decoder
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
@@ -99,6 +99,28 @@ def test_gradients_equal_numerical_ones(name: str, attention: str, num_layers: i
             below = loss()
             parameter += step * direction
         assert torch.allclose(slope, (above - below) / (2 * step), rtol=1e-5, atol=1e-6), parameter_name
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize(("name", "attention"), PARTS)
+def test_captions_that_begin_alike_share_their_first_step(
+    name: str, attention: str, num_layers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their outputs and gradients are those of reading each by itself."""
+    decoder, (ids, cells) = build(name, attention, deep_output=True, num_layers=num_layers), inputs()
+    mask = torch.arange(T) < LENGTHS.unsqueeze(1)
+    plans = mock.Mock(wraps=Plan)
+    monkeypatch.setattr(decoders, "Plan", plans)
+
+    def run(lengths: Tensor | None) -> list[Tensor]:
+        output = decoder(ids, decoder.prepare(cells), None, lengths)
+        loss = output.logits[mask].sin().sum() + output.weights[mask].square().sum()
+        return [output.logits[mask], output.weights[mask], *torch.autograd.grad(loss, [*decoder.parameters()])]
+
+    for first_words in (ids[:, 0].clone(), ids[0, 0].clone()):
+        ids[:, 0] = first_words
+        assert all(torch.allclose(a, b) for a, b in zip(run(LENGTHS), run(None), strict=True))
+    assert [call.args[-1] for call in plans.call_args_list] == [False, False, True, False]
 
 
 @pytest.mark.parametrize(("deep_output", "gate"), [(True, True), (False, True), (False, False)])
