@@ -20,7 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .recurrence import GRULayer, LSTMLayer, Plan, RecurrentLayer, RecurrentSum, Sentinel, Siblings, State, unroll
+from .recurrence import (
+    Dropout,
+    GRULayer,
+    LSTMLayer,
+    Plan,
+    RecurrentLayer,
+    RecurrentSum,
+    Sentinel,
+    Siblings,
+    State,
+    unroll,
+)
 from .registry import Registry
 
 DECODERS = Registry(
@@ -186,9 +197,9 @@ class RecurrentDecoder(nn.Module):
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
         uses_sentinel = getattr(attention, "uses_sentinel", False)
         self.sentinel = Sentinel(embedding_size, hidden_size) if uses_sentinel else None
-        self.memory_dropout = nn.Dropout(memory_dropout)
-        self.embedding_dropout = nn.Dropout(embedding_dropout)
-        self.output_dropout = nn.Dropout(output_dropout)
+        self.memory_dropout = Dropout(memory_dropout)
+        self.embedding_dropout = Dropout(embedding_dropout)
+        self.output_dropout = Dropout(output_dropout)
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         raise NotImplementedError

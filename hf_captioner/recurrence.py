@@ -145,6 +145,17 @@ class Sentinel(nn.Linear):
         return step
 
 
+class Dropout(nn.Dropout):
+    """PyTorch's dropout, with draws that take a processor a quarter of the time: floats, not one bit of a double."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Zeros some of the elements in training, and scales the others."""
+        if not self.training or self.p in (0, 1) or values.device.type != "cpu":
+            return super().forward(values)
+        is_kept = torch.rand(values.shape) >= self.p
+        return values * is_kept.to(values.dtype).mul_(1 / (1 - self.p))
+
+
 def unroll(layers: Sequence[RecurrentLayer], siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
     """One step of layers on top of each other, as if of one; each reads the new h of the one below.
 

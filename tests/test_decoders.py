@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_captioner import decoders
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import GRULayer, LSTMLayer, Plan, RecurrentSum, Sentinel, Siblings
+from hf_captioner.recurrence import Dropout, GRULayer, LSTMLayer, Plan, RecurrentSum, Sentinel, Siblings
 from hf_captioner.testing import check_decoder
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12
@@ -281,3 +281,16 @@ def test_parameters_of_the_first_checkpoints_keep_their_names() -> None:
 def test_no_layers() -> None:
     with pytest.raises(ValueError, match="num_layers is 0"):
         build(num_layers=0)
+
+
+def test_dropout_zeros_its_share_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    values = torch.ones(200, 500, requires_grad=True)
+    dropped = Dropout(0.3)(values)
+    assert dropped.unique().tolist() == [0, pytest.approx(1 / 0.7)]
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.005)
+    dropped.sum().backward()
+    assert values.grad is not None and torch.equal(values.grad, dropped.detach())
+    assert Dropout(0.3)(values.bfloat16()).dtype == torch.bfloat16
+    assert torch.equal(Dropout(0.3).eval()(values), values)
+    assert not Dropout(1.0)(values).any()
