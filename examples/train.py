@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +37,7 @@ from hf_captioner import (
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import Split, cached_cells
 from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files, said_if_full
-from hf_captioner.cli import build_accelerator, parse_recipe, run_main
+from hf_captioner.cli import Precision, build_accelerator, parse_recipe, precision_here, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
     Prediction,
@@ -132,7 +132,7 @@ class Recipe:
     label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
     doubly_stochastic_weight: float = option(0.0, "Weight of the term that asks every cell to be attended to.")
     doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "That term's reduction over cells.")
-    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
+    mixed_precision: Precision = option("no", "Precision of training.")
 
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
     finetune_epochs: int = option(0, "Passes over the images that follow, training the encoder too.")
@@ -186,7 +186,8 @@ MAY_CHANGE = (
 
 def main(argv: Sequence[str]) -> None:
     """Train, validate, keep the best, and show what came out."""
-    recipe = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
+    asked = parse_recipe(Recipe, argv, description=__doc__.splitlines()[0])
+    recipe = replace(asked, mixed_precision=precision_here(asked.mixed_precision))
     accelerator = build_accelerator(
         recipe.mixed_precision,
         recipe.num_threads,
@@ -194,6 +195,8 @@ def main(argv: Sequence[str]) -> None:
         log_with=tracker_names(recipe.tracking) or None,
         project_dir=recipe.output_dir,
     )
+    if recipe != asked:
+        accelerator.print("This processor has no instructions for bf16: training in single precision, which is faster.")
     with Interruption() as interruption:
         train_and_report(recipe, accelerator, interruption)
     accelerator.end_training()

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import yaml
@@ -23,6 +23,7 @@ from .processing_captioner import CaptionerProcessor
 from .steps import steps_of
 
 Arguments = TypeVar("Arguments")
+Precision = Literal["no", "bf16", "fp16"]
 
 
 def parse_recipe(kind: type[Arguments], argv: Sequence[str], description: str) -> Arguments:
@@ -122,8 +123,14 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     return model.eval(), processor  # type: ignore[return-value]
 
 
+def precision_here(mixed_precision: Precision) -> Precision:
+    """`"no"` in the place of `"bf16"` on a processor that would take many times as long for it."""
+    is_emulated = not (torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return "no" if mixed_precision == "bf16" and is_emulated else mixed_precision
+
+
 def build_accelerator(
-    mixed_precision: str | None = None,
+    mixed_precision: Precision | None = None,
     num_threads: int | None = None,
     gradient_accumulation_steps: int = 1,
     **kwargs: Any,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, broadcast, gather_object
+from accelerate.utils import DistributedType, broadcast, convert_outputs_to_fp32, gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
@@ -49,6 +50,22 @@ class Steps:
     def _to_train(self) -> nn.Module:
         """The module that is trained, with the encoder and decoder of a captioner."""
         return self.model
+
+    def _copy(self) -> CaptionerModel:
+        """A copy of the model, in the precision of training, which Accelerate sees to for DDP alone."""
+        trained = copy.deepcopy(self.model)
+        forward = trained.forward
+
+        def forward_in_precision(**inputs: Any) -> Any:
+            with self.autocast():
+                return forward(**inputs)
+
+        trained.forward = convert_outputs_to_fp32(forward_in_precision)  # type: ignore[method-assign]
+        return trained
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Within, products are made in the precision of training."""
+        return self.accelerator.autocast()  # type: ignore[no-any-return]
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """Let Accelerate deal out what is trained, and its optimizer."""
@@ -139,11 +156,13 @@ class FsdpSteps(Steps):
                 "`accelerate config`, or give `accelerate launch` the argument --fsdp_version 2."
             )
         plugin.auto_wrap_policy = None
+        # It would round weights, gradients and losses: see `autocast`.
+        plugin.mixed_precision_policy = None
         # Logits are a view, and nothing writes into them.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
     def _to_train(self) -> nn.Module:
-        return _Hidden(copy.deepcopy(self.model))
+        return _Hidden(self._copy())
 
     def clip(self) -> Tensor | None:
         """As `Steps.clip`, of all shares."""
@@ -191,7 +210,7 @@ class DeepSpeedSteps(Steps):
         """Fill in what DeepSpeed asks for and has no bearing here.
 
         Raises:
-            ValueError: another stage of ZeRO, or less than single precision.
+            ValueError: another stage of ZeRO, or float16.
         """
         config = accelerator.state.deepspeed_plugin.deepspeed_config
         stage = config["zero_optimization"]["stage"]
@@ -200,21 +219,30 @@ class DeepSpeedSteps(Steps):
                 f"Accelerate is configured for stage {stage} of DeepSpeed's ZeRO; choose 1 or 2 (--zero_stage 2). "
                 "Stage 0 shares out nothing, as without DeepSpeed, and a captioner's weights are too few for stage 3."
             )
-        if accelerator.mixed_precision != "no":
+        if accelerator.mixed_precision not in ("no", "bf16"):
             raise ValueError(
                 f"Accelerate is configured for DeepSpeed with mixed_precision {accelerator.mixed_precision!r}: "
-                "it would round the weights themselves. Choose 'no', or FSDP, which rounds products alone."
+                "it would round the weights themselves. Choose 'bf16' or 'no', or FSDP, which rounds products alone."
             )
         config["train_micro_batch_size_per_gpu"] = 1
         config["gradient_accumulation_steps"] = accelerator.gradient_accumulation_steps
 
     def _to_train(self) -> nn.Module:
-        return copy.deepcopy(self.model)
+        return self._copy()
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """As `Steps.autocast`, which Accelerate leaves to DeepSpeed."""
+        is_half = self.accelerator.mixed_precision == "bf16"
+        return torch.autocast(self.accelerator.device.type, torch.bfloat16, enabled=is_half)
 
     def prepare(self, optimizer: torch.optim.Optimizer) -> None:
         """As `Steps.prepare`, and clip gradients at the same length."""
-        self.accelerator.state.deepspeed_plugin.deepspeed_config["gradient_clipping"] = self.max_grad_norm
+        config = self.accelerator.state.deepspeed_plugin.deepspeed_config
+        config["gradient_clipping"] = self.max_grad_norm
+        precision = config.get("bf16", {"enabled": False})
+        config["bf16"] = {"enabled": False}  # it would round weights and gradients: see `autocast`
         super().prepare(optimizer)
+        config["bf16"] = precision
 
     def backward(self, loss: Tensor) -> None:
         """As `Steps.backward`, without the step that Accelerate has follow."""

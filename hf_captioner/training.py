@@ -192,7 +192,7 @@ class Run:
         assert self.stage is not None and self.steps is not None
         objective, accelerator, progress, steps = self.stage.objective, self.accelerator, self.progress, self.steps
         share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
-        with accelerator.autocast():  # what a model draws is drawn in the precision in which it is trained
+        with steps.autocast():  # what a model draws is drawn in the precision in which it is trained
             batches = [objective.prepare(batch, share) for batch in batches]
         words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
         num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))

@@ -20,7 +20,7 @@ from processes import Program
 from tiny_run import Tiny
 
 from hf_captioner.checkpoints import Checkpoint
-from hf_captioner.cli import build_accelerator
+from hf_captioner.cli import build_accelerator, precision_here
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.loading import StepSampler
 from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
@@ -221,6 +221,20 @@ def test_deepspeed_changes_nothing_and_shares_the_state(tmp_path: Path) -> None:
         assert other["captions"] == one["captions"] and other["scores"] == one["scores"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shared_by", ["fsdp", "deepspeed"])
+def test_bfloat16_rounds_the_same_however_training_is_shared_out(shared_by: str, tmp_path: Path) -> None:
+    """Products alone: not weights, gradients or losses, which FSDP and DeepSpeed would."""
+    if shared_by == "deepspeed":
+        pytest.importorskip("deepspeed")
+    single = launch(tmp_path / "single.json", 2, batch_size=4)
+    half = launch(tmp_path / "half.json", 2, batch_size=4, mixed_precision="bf16")
+    shared = launch(tmp_path / "shared.json", 2, batch_size=4, mixed_precision="bf16", shared_by=shared_by)
+    assert shared["losses"] == pytest.approx(half["losses"], abs=1e-5, rel=0)
+    assert half["losses"] != pytest.approx(single["losses"], abs=1e-4, rel=0)
+    assert shared["held"] == pytest.approx(half["held"] / 2, rel=0.1)
+
+
 def accelerator_with(**plugins: Any) -> Any:
     precision = plugins.pop("mixed_precision", "no")
     return SimpleNamespace(state=SimpleNamespace(**plugins), mixed_precision=precision)
@@ -234,12 +248,20 @@ def test_the_first_fsdp_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("stage", "mixed_precision", "message"),
-    [(0, "no", "stage 0 of .*ZeRO; choose 1 or 2"), (3, "no", "stage 3"), (2, "bf16", "'bf16': it would round")],
+    [(0, "no", "stage 0 of .*ZeRO; choose 1 or 2"), (3, "no", "stage 3"), (2, "fp16", "'fp16': it would round")],
 )
 def test_other_uses_of_deepspeed_are_refused(stage: int, mixed_precision: str, message: str) -> None:
     plugin = SimpleNamespace(deepspeed_config={"zero_optimization": {"stage": stage}})
     with pytest.raises(ValueError, match=message):
         DeepSpeedSteps.configure(accelerator_with(deepspeed_plugin=plugin, mixed_precision=mixed_precision))
+
+
+@pytest.mark.parametrize("has_instructions", [True, False])
+def test_bfloat16_is_for_processors_that_have_it(has_instructions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_instructions)
+    assert precision_here("bf16") == ("bf16" if has_instructions else "no")
+    assert (precision_here("no"), precision_here("fp16")) == ("no", "fp16")
 
 
 def test_megatron_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

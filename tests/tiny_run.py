@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.checkpoints import Checkpoints
-from hf_captioner.cli import build_accelerator
+from hf_captioner.cli import Precision, build_accelerator
 from hf_captioner.data import CaptionCollator
 from hf_captioner.evaluation import decode_captions, score_captions
 from hf_captioner.interruption import Interruption
@@ -53,10 +53,11 @@ class Tiny:
         folder: Path | None = None,
         interruption: Interruption | None = None,
         num_images: int = 27,
+        mixed_precision: Precision = "no",
         **kwargs: Any,
     ) -> None:
         set_seed(0)
-        self.accelerator = build_accelerator("no", 1, accumulation)
+        self.accelerator = build_accelerator(mixed_precision, 1, accumulation)
         captions = [[CAPTIONS[(5 * i + j) % len(CAPTIONS)] for j in range(1 + i % 3)] for i in range(num_images)]
         self.rows = Dataset.from_dict({"captions": captions, "image_id": [f"image{i}" for i in range(num_images)]})
         self.processor = CaptionerProcessor.from_captions(CAPTIONS, DATA_CONFIG, min_count=1)
@@ -148,11 +149,13 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
+    parser.add_argument("--mixed_precision", default="no")
     parser.add_argument("--shared_by", choices=["fsdp", "deepspeed"])
     arguments = parser.parse_args()
     if arguments.shared_by:
         share_on_cpus(arguments.shared_by)
-    tiny = Tiny(dropout=0.0, batch_size=arguments.batch_size, accumulation=arguments.accumulation, epochs=12)
+    fields = {name: getattr(arguments, name) for name in ("batch_size", "accumulation", "mixed_precision")}
+    tiny = Tiny(dropout=0.0, epochs=12, **fields)
     run = tiny.run
     run.start_stage()
     losses: list[float] = []
