@@ -37,7 +37,7 @@ from hf_captioner import (
 from hf_captioner.captions import bad_endings
 from hf_captioner.cells import Split, cached_cells
 from hf_captioner.checkpoints import Checkpoint, Checkpoints, replace_files, said_if_full
-from hf_captioner.cli import Precision, build_accelerator, parse_recipe, precision_here, run_main
+from hf_captioner.cli import build_accelerator, parse_recipe, precision_here, run_main
 from hf_captioner.data import CaptionCollator, check_captions, drop_broken_images, undecoded
 from hf_captioner.evaluation import (
     Prediction,
@@ -132,7 +132,7 @@ class Recipe:
     label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
     doubly_stochastic_weight: float = option(0.0, "Weight of the term that asks every cell to be attended to.")
     doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "That term's reduction over cells.")
-    mixed_precision: Precision = option("no", "Precision of training.")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
 
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
     finetune_epochs: int = option(0, "Passes over the images that follow, training the encoder too.")
