@@ -19,7 +19,8 @@ and to a product of two square matrices, which is what the machine can do.
 FLOP are counted from the sizes, two for each multiplication with its addition, of matrix products alone; backward
 counts twice forward, but what comes from the cells needs no gradient for them. `flop` are those of the model as it is
 written down (see `flop_of_step`), whoever computes it, and `share_of_product` goes by them; `flop_done` are those that
-ours spends, which are fewer (see `flop_of_ours`).
+ours spends, which are fewer (see `flop_of_ours`), not counting rows of captions that are over, and counting the first
+step, which an image's captions share, for each of them.
 
 `float32` is what the bars are about. In `bfloat16_products` the same programs, the tutorial and the square product
 among them, run after `torch.set_float32_matmul_precision("medium")`: ratios are between things of one precision alone.

@@ -125,7 +125,8 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
 
 def precision_here(mixed_precision: Precision) -> Precision:
     """`"no"` in the place of `"bf16"` on a processor that would take many times as long for it."""
-    is_emulated = not (torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    has_instructions = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_emulated = not (has_instructions or torch.accelerator.is_available())
     return "no" if mixed_precision == "bf16" and is_emulated else mixed_precision
 
 

@@ -245,6 +245,7 @@ class RecurrentDecoder(nn.Module):
         num_images = memory.cells.shape[0]
         num_captions = input_ids.shape[0] // num_images
         assert num_captions * num_images == input_ids.shape[0], f"{input_ids.shape[0]} captions for {num_images} images"
+        # Captions share their first step, and what dropout does to its word, unless each draws words or cells.
         can_begin_alike = lengths is not None and state is None and not sampling and not self._draws_cells
         begin_alike = can_begin_alike and bool((input_ids[:, 0] == input_ids[0, 0]).all())
         plan = Plan(num_images, num_captions, input_ids.shape[1], lengths, begin_alike)
