@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_captions", type=int, default=5)
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--vocab_size", type=int, default=2539)
+    parser.add_argument("--vocab_size", type=int, default=2539, help="words to draw from, without --data")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the result to this file")
     arguments = parser.parse_args()

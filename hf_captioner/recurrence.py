@@ -325,7 +325,7 @@ class Plan:
         steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
         places = torch.cat(steps)  # of what the rows give, in (N, T)
         rows = torch.arange(len(places), device=places.device)
-        if begin_alike and self.blocks:
+        if begin_alike:
             b, k = self.blocks[0]
             self.blocks[0], steps[0] = (b, 1), steps[0][::k]
             rows = torch.cat([rows[: b * k] // k, rows[b * k :] - b * (k - 1)])
