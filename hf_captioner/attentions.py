@@ -300,12 +300,16 @@ class _AdditiveScore(torch.autograd.Function):
     """`v · tanh(a + h)` for every cell and query, from `exp(2a)` and h.
 
     The hidden layer (B, K, P, A) is by far the largest tensor of a step, and its tanh would take longer than all
-    matrix products of a decoding step but one. As `tanh x = 1 - 2r` with `r = 1 / (1 + exp(2a) exp(2h))`, exponentials
-    are taken of a once an image and of h once a query, and of their pairs only the reciprocal.
+    matrix products of a decoding step but one. As `tanh x = 1 - 2r` with `r = 1 / s` and `s = 1 + exp(2a) exp(2h)`,
+    exponentials are taken of a once an image and of h once a query, and their pairs are only divided by.
 
-    Going back, r is computed again: what is kept of it for all words would be hundreds of megabytes, which take longer
+    Going back, s is computed again: what is kept of it for all words would be hundreds of megabytes, which take longer
     to get from the operating system than to compute. With `tanh' = 4 (r - r²)`, `d(h) = 4v ∘ Σ_p g (r - r²)` and
     `d(a) = 4v ∘ Σ_k g (r - r²)`.
+
+    What is summed up is summed up image by image. A product over all images would be split among a processor's cores
+    otherwise than what is done element by element: each would wait for what the other has in its cache, which takes
+    longer than the arithmetic where they share none.
     """
 
     @staticmethod
@@ -314,8 +318,8 @@ class _AdditiveScore(torch.autograd.Function):
         ctx.save_for_backward(exponential, keys, vector)
         scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # (B, K, P)
         factors = vector.to(keys.dtype)
-        for images, rest in _rests(exponential, keys):
-            torch.matmul(rest, factors, out=scores[images])
+        for images, sums in _sums(exponential, keys):
+            torch.sum(torch.div(factors, sums, out=sums), 3, out=scores[images])
         return (vector.sum() - 2 * scores).to(query.dtype)
 
     @staticmethod
@@ -324,26 +328,27 @@ class _AdditiveScore(torch.autograd.Function):
         exponential, keys, vector = ctx.saved_tensors
         grad = grad.to(keys.dtype)  # (B, K, P)
         grad_query, grad_keys = torch.empty_like(exponential), torch.empty_like(keys)
-        grad_vector = torch.zeros_like(vector, dtype=keys.dtype)
-        for images, rest in _rests(exponential, keys):
-            grad_vector.addmv_(rest.flatten(0, 2).T, grad[images].flatten())
-            slope = rest.addcmul_(rest, rest, value=-1).mul_(grad[images].unsqueeze(3))  # g (r - r²) (b, K, P, A)
+        grad_vectors = keys.new_empty(len(keys), 1, keys.shape[2])
+        for images, sums in _sums(exponential, keys):
+            rest, part = sums.reciprocal_(), grad[images]
+            torch.bmm(part.flatten(1).unsqueeze(1), rest.flatten(1, 2), out=grad_vectors[images])
+            slope = rest.addcmul_(rest, rest, value=-1).mul_(part.unsqueeze(3))  # g (r - r²) (b, K, P, A)
             torch.sum(slope, 2, out=grad_query[images])
             torch.sum(slope, 1, out=grad_keys[images])
         scale = 4 * vector
-        return grad_query.mul_(scale), grad_keys.mul_(scale), grad.sum() - 2 * grad_vector
+        return grad_query.mul_(scale), grad_keys.mul_(scale), grad.sum() - 2 * grad_vectors.sum((0, 1))
 
 
-def _rests(exponential: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """The r of some images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
+def _sums(exponential: Tensor, keys: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """The s of some images after the other, `(B, K, A), (B, P, A) -> (b, K, P, A)`, each where the last was."""
     query, key = exponential.unsqueeze(2), keys.unsqueeze(1)
     one = torch.ones((), dtype=keys.dtype, device=keys.device)
     if keys.device.type != "cpu" or torch.compiler.is_compiling():
-        yield slice(None), torch.addcmul(one, query, key).reciprocal_()
+        yield slice(None), torch.addcmul(one, query, key)
         return
     shape = (exponential.shape[1], *keys.shape[1:])
     at_once = max(1, _AT_ONCE // max(1, math.prod(shape)))
-    rest = keys.new_empty(min(at_once, len(keys)), *shape)
+    sums = keys.new_empty(min(at_once, len(keys)), *shape)
     for images in (slice(first, first + at_once) for first in range(0, len(keys), at_once)):
         part = key[images]
-        yield images, torch.addcmul(one, query[images], part, out=rest[: len(part)]).reciprocal_()
+        yield images, torch.addcmul(one, query[images], part, out=sums[: len(part)])
