@@ -16,16 +16,12 @@ import torch
 
 
 def seconds_of(jobs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each job when it runs again and again.
-
-    They take turns, so that a machine shared with others is as busy for each. In each turn a job runs twice, and its
-    second run counts: the first finds the caches full of another job's data, and has to get memory from the system
-    that the other gave back.
-    """
+    """Median seconds of each job. They take turns, so that a machine shared with others is as busy for each."""
+    for job in jobs.values():
+        job()  # to warm up
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
-            job()
             synchronize()
             started = time.perf_counter()
             job()
