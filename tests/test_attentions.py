@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from hf_captioner import attentions
 from hf_captioner.attentions import ATTENTIONS
 from hf_captioner.decoders import sums_cells
 from hf_captioner.testing import check_attention
@@ -56,6 +57,23 @@ def test_additive_scores_are_those_of_tanh(dtype: torch.dtype, size: float) -> N
     assert weights.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.02}[dtype]
     assert torch.allclose(weights.double(), expected, atol=tolerance), (weights.double() - expected).abs().max()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, B])
+def test_additive_scores_and_gradients_do_not_depend_on_how_many_images_are_at_once(
+    at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attentions, "_AT_ONCE", at_once * K * P * A)
+    attention = build("additive")
+    query, memory, _ = inputs(attention)
+    operands = [query, memory, *attention.parameters()]
+    weights = attention.weigh(query, attention.keys(memory))
+    hidden = torch.tanh(attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1))
+    expected = attention.key_to_score(hidden).squeeze(3).softmax(-1)
+    assert torch.allclose(weights, expected)
+    found, gradients = (torch.autograd.grad(each.sin().sum(), operands) for each in (weights, expected))
+    for one, other in zip(found, gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["additive", "additive_relu", "dot", "hard"])
