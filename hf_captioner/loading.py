@@ -7,6 +7,7 @@ the readers, nor where a run was interrupted changes what an epoch shows.
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,11 @@ Batch = dict[str, Any]  # tensors, and plain values that go to the model with th
 Key = tuple[int, int]  # epoch and image
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def is_of_reader(error: Exception) -> bool:
+    """Whether it was raised in a reader and passed on by torch, which puts these words before it."""
+    return re.match(r"Caught \w+ in DataLoader worker", str(error)) is not None
 
 
 def num_cores() -> int:
@@ -186,8 +192,16 @@ class StepLoader:
     def steps(self, epoch: int, step: int = 0) -> Iterator[list[Batch]]:
         """The batches of every step from this one on, as many each as there are steps of gradient accumulation."""
         self.sampler.start_at(epoch, step)
-        batches = (
-            {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()} for batch in self.loader
-        )
+        batches = self._read()
         while group := list(islice(batches, self.sampler.accumulation)):
             yield group
+
+    def _read(self) -> Iterator[Batch]:
+        """All batches. That a reader died is a RuntimeError, as torch's, even if torch sees first that it hung up."""
+        try:
+            for batch in self.loader:
+                yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        except (EOFError, ConnectionError) as e:
+            if not self.loader.num_workers or is_of_reader(e):
+                raise
+            raise RuntimeError("DataLoader worker hung up.") from e

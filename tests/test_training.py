@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from processes import Program
 from tiny_run import Tiny
+from torch.utils.data import DataLoader
 
 from hf_captioner.checkpoints import Checkpoint
 from hf_captioner.cli import build_accelerator, precision_here
@@ -135,6 +136,38 @@ def test_a_reader_that_dies_is_named(tmp_path: Path) -> None:
     with pytest.raises(ChildProcessError, match=r"reads images died: .*lower num_workers.*--resume"):
         tiny.train()
     assert Checkpoint(max(tmp_path.iterdir())).progress["epoch"] == 0
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_reader_that_hangs_up_before_it_is_seen_to_be_dead_is_named_too(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang_up(loader: DataLoader[Any]) -> Any:
+        raise error
+
+    tiny = Tiny(num_workers=1)
+    monkeypatch.setattr(DataLoader, "__iter__", hang_up)
+    with pytest.raises(ChildProcessError, match="reads images died"):
+        tiny.train()
+
+
+@pytest.mark.parametrize(
+    ("error", "num_workers"),
+    [
+        (RuntimeError("no image"), 1),
+        (UnicodeDecodeError("utf-8", b"", 0, 1, "no image"), 1),  # torch makes a RuntimeError of it
+        (ConnectionError("no image"), 1),
+        (ConnectionError("no image"), 0),
+    ],
+)
+def test_what_is_raised_while_images_are_read_is_not_taken_for_a_death(error: Exception, num_workers: int) -> None:
+    def fail(rows: Any) -> Any:
+        raise error
+
+    tiny = Tiny(num_workers=num_workers)
+    tiny.loader.loader.collate_fn = fail
+    with pytest.raises((type(error), RuntimeError), match="no image"):
+        tiny.train()
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(27, 4), (3, 1), (4, 16), (100, 7), (13, 2)])
