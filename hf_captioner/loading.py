@@ -27,8 +27,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def is_of_reader(error: Exception) -> bool:
-    """Whether it was raised in a reader and passed on by torch, which puts these words before it."""
+def is_death_of_reader(error: RuntimeError) -> bool:
+    """Whether torch, or `StepLoader`, says by it that a reader died."""
+    return "DataLoader worker" in str(error) and not _is_passed_on(error)
+
+
+def _is_passed_on(error: Exception) -> bool:
+    """Whether it was raised in a reader that lives: torch puts these words before what it passes on."""
     return re.match(r"Caught \w+ in DataLoader worker", str(error)) is not None
 
 
@@ -202,6 +207,6 @@ class StepLoader:
             for batch in self.loader:
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         except (EOFError, ConnectionError) as e:
-            if not self.loader.num_workers or is_of_reader(e):
+            if not self.loader.num_workers or _is_passed_on(e):
                 raise
             raise RuntimeError("DataLoader worker hung up.") from e

@@ -18,7 +18,7 @@ from transformers import get_scheduler
 
 from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
 from .interruption import Interruption
-from .loading import Batch, StepLoader, is_of_reader
+from .loading import Batch, StepLoader, is_death_of_reader
 from .modeling_captioner import CaptionerModel
 from .objectives import IGNORED
 from .stages import Optimization, Stage
@@ -370,7 +370,7 @@ def _readers_that_die() -> Iterator[None]:
     try:
         yield
     except RuntimeError as e:
-        if "DataLoader worker" not in str(e) or is_of_reader(e):
+        if not is_death_of_reader(e):
             raise
         raise ChildProcessError(
             f"A process that reads images died: {' '.join(str(e).split())} Mostly memory has run out: lower "
