@@ -31,8 +31,8 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from hf_captioner import CaptionerImageProcessor
-from hf_captioner.data import read_pixels
-from hf_captioner.loading import StepLoader, StepSampler, read_ahead
+from hf_captioner.data.loading import StepLoader, StepSampler, read_ahead
+from hf_captioner.data.rows import read_pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZES = {"camera": (2048, 1536), "flickr": (500, 375), "shared": (224, 224)}

@@ -28,8 +28,9 @@ from timing import bfloat16_products, seconds_of, write_result
 from torch import Tensor
 from tutorial import END, START, C, P, TutorialDecoder
 
-from hf_captioner import CaptionerModel, modeling_captioner
-from hf_captioner.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner import CaptionerModel
+from hf_captioner.model import modeling_captioner
+from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
 
 
 class TutorialSearch(TutorialDecoder):

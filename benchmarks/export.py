@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner
-from hf_captioner.data import open_row, undecoded
-from hf_captioner.export import export_onnx
+from hf_captioner.data.rows import open_row, undecoded
 from hf_captioner.metrics import caption_metrics
-from hf_captioner.modeling_captioner import CaptionerEncoderOutput
-from hf_captioner.onnx_runner import OnnxCaptioner
+from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.model.onnx_runner import OnnxCaptioner
+from hf_captioner.publishing.export import export_onnx
 
 SYSTEMS = ("float32", "int8", "int8_decoder", "int8_convolutions")
 NUM_COMPARED = 100

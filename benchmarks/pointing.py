@@ -3,7 +3,7 @@
     python benchmarks/pointing.py outputs/shapes
     python benchmarks/pointing.py outputs/shapes --split test --num_beams 1 --output pointing.json
 
-What the figures mean, and how it is played, stands in hf_captioner/pointing.py.
+What the figures mean, and how it is played, stands in hf_captioner/evaluation/pointing.py.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from transformers import pipeline
 
 from hf_captioner.cli import load_captioner, run_main
-from hf_captioner.pointing import PointingGame
-from hf_captioner.shapes import load_shapes
+from hf_captioner.data.shapes import load_shapes
+from hf_captioner.evaluation.pointing import PointingGame
 
 
 def main(argv: Sequence[str]) -> None:

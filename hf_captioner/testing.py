@@ -28,16 +28,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .attentions import ATTENTIONS
-from .configuration_captioner import CaptionerConfig
-from .data import CaptionCollator, check_captions, open_row, undecoded
-from .decoders import DECODERS, RecurrentCache
-from .encoders import ENCODERS
-from .image_processing_captioner import CaptionerImageProcessor
-from .modeling_captioner import CaptionerEncoderOutput, CaptionerModel
-from .processing_captioner import CaptionerProcessor
-from .recurrence import Siblings
-from .registry import Registry
+from .data.collator import CaptionCollator
+from .data.rows import check_captions, open_row, undecoded
+from .model.attentions import ATTENTIONS
+from .model.configuration_captioner import CaptionerConfig
+from .model.decoders import DECODERS, RecurrentCache
+from .model.encoders import ENCODERS
+from .model.image_processing_captioner import CaptionerImageProcessor
+from .model.modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from .model.processing_captioner import CaptionerProcessor
+from .model.recurrence import Siblings
+from .model.registry import Registry
 
 __all__ = ["check_attention", "check_dataset", "check_decoder", "check_encoder", "check_metric"]
 

@@ -15,7 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(
-    ["transformers.generation.utils", "datasets", "tiny_run", "hf_captioner.training", "matplotlib.figure", "processes"]
+    [
+        "transformers.generation.utils",
+        "datasets",
+        "tiny_run",
+        "hf_captioner.training.run",
+        "matplotlib.figure",
+        "processes",
+    ]
 )
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_captioner.attention_page import EDGE, attention_page
-from hf_captioner.pipeline_captioner import ImageCaptioningPipeline
+from hf_captioner.model.pipeline_captioner import ImageCaptioningPipeline
+from hf_captioner.visualization.page import EDGE, attention_page
 
 EVIL = '<img src=x onerror="alert(1)">\'"&</script>'
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_captioner import attentions
-from hf_captioner.attentions import ATTENTIONS
-from hf_captioner.decoders import sums_cells
+from hf_captioner.model import attentions
+from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner.model.decoders import sums_cells
 from hf_captioner.testing import check_attention
 
 B, K, P, C, D, A = 3, 4, 6, 10, 12, 8

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from hf_captioner.captions import LONGEST_PIECE, bad_endings, build_tokenizer, caption_words, spaced
+from hf_captioner.model.captions import LONGEST_PIECE, bad_endings, build_tokenizer, caption_words, spaced
 
 FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k" / "data" / "train-00000-of-00001.parquet"
 CAPTIONS = ["A dog runs .", "a dog and a cat", "A cat sits on the T-shirt", "the end of a dog's day"]

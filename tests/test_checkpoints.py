@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_captioner import checkpoints as module
-from hf_captioner.checkpoints import Checkpoint, Checkpoints, random_state, replace_files, restore_random_state
+from hf_captioner.training import checkpoints as module
+from hf_captioner.training.checkpoints import Checkpoint, Checkpoints, random_state, replace_files, restore_random_state
 
 
 def small(value: float) -> nn.Module:

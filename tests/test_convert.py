@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
-from hf_captioner.convert import convert, main, read_checkpoint, read_word_map
+from hf_captioner.publishing.convert import convert, main, read_checkpoint, read_word_map
 
 WORDS = ["a", "dog", "runs", "in", "the", "snow", "two", "children", "play", "t-shirt"]
 # Their ids begin at 1; the special words have the last ones, and 0.
@@ -124,7 +124,7 @@ def test_logits_and_maps_are_the_same(name: str, channels: int, tmp_path: Path) 
 
 def test_converted_captioner_captions(files: Path, tmp_path: Path) -> None:
     paths = [files / "checkpoint.pth", files / "words.json", tmp_path / "captioner"]
-    program = [sys.executable, "-m", "hf_captioner.convert", *map(str, paths), "--encoder-name", "resnet18"]
+    program = [sys.executable, "-m", "hf_captioner.publishing.convert", *map(str, paths), "--encoder-name", "resnet18"]
     result = subprocess.run(program, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "resnet18 and 14 words" in result.stdout

@@ -34,8 +34,9 @@ from layout_writers import (
 )
 
 from hf_captioner import load_captions
-from hf_captioner.data import drop_broken_images, main, undecoded
-from hf_captioner.layouts.splits import find_leaks, made_split, made_splits
+from hf_captioner.data.datasets import main
+from hf_captioner.data.layouts.splits import find_leaks, made_split, made_splits
+from hf_captioner.data.rows import drop_broken_images, undecoded
 
 ABSENT = ["validation", "test"]
 

@@ -15,10 +15,11 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
-from hf_captioner import cells as cells_module
-from hf_captioner.cells import cached_cells, cells_key
-from hf_captioner.data import CaptionCollator, _augmented, check_captions, drop_broken_images, open_row, undecoded
-from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.data import cells as cells_module
+from hf_captioner.data.cells import cached_cells, cells_key
+from hf_captioner.data.collator import CaptionCollator, _augmented
+from hf_captioner.data.loading import StepLoader, StepSampler
+from hf_captioner.data.rows import check_captions, drop_broken_images, open_row, undecoded
 
 
 def jpeg(photo: Image.Image) -> bytes:
@@ -245,8 +246,8 @@ import numpy as np, torch
 from datasets import Dataset, Image as ImageFeature
 from PIL import Image
 from hf_captioner import CaptionerImageProcessor
-from hf_captioner.data import read_pixels
-from hf_captioner.loading import StepLoader, StepSampler
+from hf_captioner.data.rows import read_pixels
+from hf_captioner.data.loading import StepLoader, StepSampler
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB

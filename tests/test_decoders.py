@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hf_captioner import decoders
-from hf_captioner.attentions import ATTENTIONS
-from hf_captioner.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
-from hf_captioner.recurrence import Dropout, GRULayer, LSTMLayer, Plan, RecurrentSum, Sentinel, Siblings
+from hf_captioner.model import decoders
+from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner.model.decoders import DECODERS, Memory, RecurrentCache, RecurrentDecoder
+from hf_captioner.model.recurrence import Dropout, GRULayer, LSTMLayer, Plan, RecurrentSum, Sentinel, Siblings
 from hf_captioner.testing import check_decoder
 
 B, K, T, V, P, C, E, D = 3, 2, 7, 30, 6, 10, 8, 12

@@ -12,11 +12,12 @@ from PIL import Image
 from reference_search import Model, Settings, Words, all_captions, beam_search, diverse_beam_search
 from transformers import TextStreamer
 
-from hf_captioner import CaptionerModel, CaptionerProcessor, modeling_captioner
-from hf_captioner.captions import bad_endings
-from hf_captioner.guided_decoding import constrained_beam_search
-from hf_captioner.guided_decoding import diverse_beam_search as diverse
-from hf_captioner.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner import CaptionerModel, CaptionerProcessor
+from hf_captioner.model import modeling_captioner
+from hf_captioner.model.captions import bad_endings
+from hf_captioner.model.guided_decoding import constrained_beam_search
+from hf_captioner.model.guided_decoding import diverse_beam_search as diverse
+from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
 
 Build = Callable[..., CaptionerModel]
 START, END = 2, 3
@@ -185,7 +186,7 @@ def test_batch_equals_one_by_one(model: CaptionerModel, cells: torch.Tensor, kwa
 def test_an_accelerator_is_asked_seldom_and_gives_the_same(
     model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hf_captioner import decoding
+    from hf_captioner.model import decoding
 
     settings: list[dict[str, Any]] = [{"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}]
     expected = [generate(model, cells, max_length=20, **kwargs).sequences for kwargs in settings]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_captioner import CaptionerModel
-from hf_captioner.encoders import PooledTimmEncoder, TimmEncoder
+from hf_captioner.model.encoders import PooledTimmEncoder, TimmEncoder
 from hf_captioner.testing import check_encoder
 
 # One architecture of each layout: NCHW, NHWC, tokens with and without prefix tokens, blurred pooling.

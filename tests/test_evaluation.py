@@ -20,8 +20,8 @@ from datasets import Dataset
 from PIL import Image
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
-from hf_captioner.data import open_row, undecoded
-from hf_captioner.evaluation import (
+from hf_captioner.data.rows import open_row, undecoded
+from hf_captioner.evaluation.predictions import (
     Prediction,
     collapse_warnings,
     decode_captions,
@@ -30,10 +30,10 @@ from hf_captioner.evaluation import (
     read_predictions,
     score_captions,
 )
+from hf_captioner.evaluation.protocol import hash_of_ids
+from hf_captioner.evaluation.report_page import report_page
 from hf_captioner.metrics import caption_metrics, caption_tallies
 from hf_captioner.metrics.resampling import compare, intervals, resampled
-from hf_captioner.protocol import hash_of_ids
-from hf_captioner.report_page import report_page
 
 Build = Callable[..., CaptionerModel]
 
@@ -63,8 +63,8 @@ from datasets import Dataset
 from PIL import Image
 from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner
-from hf_captioner.data import undecoded
-from hf_captioner.evaluation import decode_captions, prediction_records
+from hf_captioner.data.rows import undecoded
+from hf_captioner.evaluation.predictions import decode_captions, prediction_records
 model, processor = load_captioner(sys.argv[1])
 accelerator = Accelerator(cpu=True)
 rows = undecoded(load_captions("shapes", "test", num_images=7))

@@ -18,13 +18,16 @@ from test_parts import ENCODERS
 from torch import Tensor
 from transformers import pipeline
 
-from hf_captioner import CaptionerModel, CaptionerProcessor, export, image_processing_captioner
-from hf_captioner.attentions import ATTENTIONS, DotAttention
-from hf_captioner.data import load_captions, open_row, undecoded
-from hf_captioner.decoders import DECODERS
-from hf_captioner.export import export_onnx, generation_settings, main
-from hf_captioner.images import resize_and_crop
-from hf_captioner.onnx_runner import OnnxCaptioner
+from hf_captioner import CaptionerModel, CaptionerProcessor
+from hf_captioner.data.datasets import load_captions
+from hf_captioner.data.rows import open_row, undecoded
+from hf_captioner.model import image_processing_captioner
+from hf_captioner.model.attentions import ATTENTIONS, DotAttention
+from hf_captioner.model.decoders import DECODERS
+from hf_captioner.model.images import resize_and_crop
+from hf_captioner.model.onnx_runner import OnnxCaptioner
+from hf_captioner.publishing import export
+from hf_captioner.publishing.export import export_onnx, generation_settings, main
 
 Build = Callable[..., CaptionerModel]
 

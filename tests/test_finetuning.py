@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
-from hf_captioner.data import CaptionCollator
-from hf_captioner.objectives import sampling_probability
-from hf_captioner.recurrence import Plan
+from hf_captioner.data.collator import CaptionCollator
+from hf_captioner.model.objectives import sampling_probability
+from hf_captioner.model.recurrence import Plan
 
 TinyModel = Callable[..., CaptionerModel]
 

@@ -57,9 +57,9 @@ import os, time
 from pathlib import Path
 import huggingface_hub.utils
 from hf_captioner import CaptionerModel, CaptionerProcessor, push
-from hf_captioner.hub import export_folder
+from hf_captioner.publishing.hub import export_folder
 from transformers.utils import logging
-from hf_captioner.guided_decoding import diverse_beam_search
+from hf_captioner.model.guided_decoding import diverse_beam_search
 
 logging.disable_progress_bar()
 model = CaptionerModel.from_pretrained(folder).eval()
@@ -536,7 +536,7 @@ def test_what_is_refused_uploads_nothing(hub: HubServer, pusher: Worker, argumen
 
 def test_a_part_that_only_this_process_has_is_refused(pusher: Worker) -> None:
     program = """
-from hf_captioner.attentions import ATTENTIONS, AdditiveAttention
+from hf_captioner.model.attentions import ATTENTIONS, AdditiveAttention
 with ATTENTIONS.temporarily("mine", AdditiveAttention):
     model.config.attention_type = "mine"
     try:
@@ -606,7 +606,7 @@ train.main(arguments)
 
     # The folder that it left can be pushed later, by its recipe and its scores.
     pusher.run(
-        "from hf_captioner.hub import main\nmain(arguments)",
+        "from hf_captioner.publishing.hub import main\nmain(arguments)",
         arguments=[str(tmp_path / "out"), "me/later", "--private", "--image"],
     )
     later = ModelCard(text(hub.contents("me/later"), "README.md"))
@@ -638,7 +638,7 @@ def test_a_wheel_has_the_template(tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
     program = """
 import hf_captioner, sys
-from hf_captioner.model_card import Facts, Sample, Scores, model_card
+from hf_captioner.publishing.model_card import Facts, Sample, Scores, model_card
 facts = Facts("mit", ["shapes"])
 print(hf_captioner.__file__, "# me/x" in model_card("me/x", hf_captioner.CaptionerConfig(), facts, Scores()).text)
 """

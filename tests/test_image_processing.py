@@ -13,9 +13,9 @@ from test_images import RED, ramp
 from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor, PreTrainedConfig
 
-from hf_captioner import image_processing_captioner
-from hf_captioner.image_processing_captioner import CaptionerImageProcessor
-from hf_captioner.images import AT_ONCE, PIXELS_AT_ONCE, REDUCTION_GAP, open_image
+from hf_captioner.model import image_processing_captioner
+from hf_captioner.model.image_processing_captioner import CaptionerImageProcessor
+from hf_captioner.model.images import AT_ONCE, PIXELS_AT_ONCE, REDUCTION_GAP, open_image
 
 
 def data_config(name: str = "resnet101", **changes: object) -> dict[str, object]:

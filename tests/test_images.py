@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from hf_captioner.image_processing_captioner import CaptionerImageProcessor
-from hf_captioner.images import open_image
+from hf_captioner.model.image_processing_captioner import CaptionerImageProcessor
+from hf_captioner.model.images import open_image
 
 RED, GREEN, BLUE, WHITE = (220, 30, 20), (20, 200, 40), (30, 40, 210), (255, 255, 255)
 HEIGHT, WIDTH = 32, 48

@@ -14,8 +14,9 @@ from layout_writers import CASES, SPLITS, Case, Photo, webdataset
 from torch.utils.data import DataLoader
 
 from hf_captioner import CaptionerProcessor, load_captions
-from hf_captioner.data import CaptionCollator, undecoded
-from hf_captioner.layouts import LAYOUTS
+from hf_captioner.data.collator import CaptionCollator
+from hf_captioner.data.layouts import LAYOUTS
+from hf_captioner.data.rows import undecoded
 
 ROOT = Path(__file__).resolve().parents[1]
 Content = dict[str, tuple[tuple[str, ...], bytes]]

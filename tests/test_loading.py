@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_captioner.loading import StepLoader, StepSampler, num_cores, read_ahead
+from hf_captioner.data.loading import StepLoader, StepSampler, num_cores, read_ahead
 
 
 def test_results_come_in_order_from_several_threads() -> None:

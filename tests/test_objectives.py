@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_captioner.attentions import HardAttention
-from hf_captioner.decoders import DecoderOutput, GRUDecoder
-from hf_captioner.objectives import (
+from hf_captioner.model.attentions import HardAttention
+from hf_captioner.model.decoders import DecoderOutput, GRUDecoder
+from hf_captioner.model.objectives import (
     attention_entropy,
     cross_entropy,
     doubly_stochastic,

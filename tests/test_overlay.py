@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_captioner.attention_maps import settled
-from hf_captioner.overlay import ANIMATION, PICTURE, PLAIN, STEADY, attention_animation, attention_overlay
+from hf_captioner.visualization.maps import settled
+from hf_captioner.visualization.overlay import ANIMATION, PICTURE, PLAIN, STEADY, attention_animation, attention_overlay
 
 WORDS = ["two", "dogs", "on", "two", "боты"]
 

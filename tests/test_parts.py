@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from hf_captioner import CaptionerModel
-from hf_captioner.attentions import ATTENTIONS
-from hf_captioner.decoders import DECODERS
-from hf_captioner.modeling_captioner import CaptionerEncoderOutput
-from hf_captioner.objectives import (
+from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner.model.decoders import DECODERS
+from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.model.objectives import (
     attention_entropy,
     cross_entropy,
     doubly_stochastic,

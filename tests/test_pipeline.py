@@ -20,8 +20,8 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, ImageCaptioningPipeline
-from hf_captioner.captions import build_tokenizer, caption_words
-from hf_captioner.pipeline_captioner import caption_attentions
+from hf_captioner.model.captions import build_tokenizer, caption_words
+from hf_captioner.model.pipeline_captioner import caption_attentions
 
 # B: images, S: captions returned for an image, N = B·S: captions, T: words
 

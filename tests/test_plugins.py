@@ -34,7 +34,8 @@ PARTS = {"encoder": "two_scales", "attention": "sparse", "decoder": "minimal", "
 TRAIN = """
 import json, sys, torch
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
-from hf_captioner.data import CaptionCollator, undecoded
+from hf_captioner.data.collator import CaptionCollator
+from hf_captioner.data.rows import undecoded
 from hf_captioner.metrics import METRICS
 
 torch.set_num_threads(1)
@@ -172,7 +173,7 @@ def test_keeps_the_promises_of_its_kind(kind: str) -> None:
 
 @pytest.mark.slow
 def test_all_are_listed(with_plugins: Run) -> None:
-    result = with_plugins("-m", "hf_captioner.registry")
+    result = with_plugins("-m", "hf_captioner.model.registry")
     assert result.returncode == 0, result.stderr[-2000:]
     for kind, name in PARTS.items():
         assert any(line.split()[:1] == [name] and project(kind)["name"] in line for line in result.stdout.splitlines())

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hf_captioner.pointing import PointingGame, mentions, point
-from hf_captioner.shapes import load_shapes
+from hf_captioner.data.shapes import load_shapes
+from hf_captioner.evaluation.pointing import PointingGame, mentions, point
 
 ROOT = Path(__file__).resolve().parents[1]
 

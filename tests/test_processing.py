@@ -13,8 +13,8 @@ from PIL import Image
 from timm.data import resolve_data_config
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedConfig
 
-from hf_captioner.image_processing_captioner import CaptionerImageProcessor
-from hf_captioner.processing_captioner import CaptionerProcessor
+from hf_captioner.model.image_processing_captioner import CaptionerImageProcessor
+from hf_captioner.model.processing_captioner import CaptionerProcessor
 
 CAPTIONS = ["a dog runs", "a dog on the grass", "a cat"]
 DATA_CONFIG = {

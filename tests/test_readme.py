@@ -20,8 +20,8 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from hf_captioner.attentions import ATTENTIONS
-from hf_captioner.cli import parse_recipe
+from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner.training.recipe import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

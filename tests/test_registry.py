@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_captioner.attentions import ATTENTIONS
-from hf_captioner.data import DATASETS
-from hf_captioner.decoders import DECODERS
-from hf_captioner.encoders import ENCODERS
+from hf_captioner.data.datasets import DATASETS
 from hf_captioner.metrics import METRICS
-from hf_captioner.registry import KINDS, Registry, main
+from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner.model.decoders import DECODERS
+from hf_captioner.model.encoders import ENCODERS
+from hf_captioner.model.registry import KINDS, Registry, main
 
 Install = Callable[..., None]
 
@@ -148,7 +148,7 @@ def test_parts_are_listed_with_where_they_come_from(install: Install, capsys: py
     assert lines[0] == "attentions" and lines[-1].split() == ["plum", "orchard:Plum", "of", "orchard"]
     problems = [line for line in lines if "PROBLEM" in line]
     assert len(problems) == 2 and lines.index(problems[0]) == 3
-    assert "claimed by both hf_captioner.attentions:AdditiveAttention and ruin:Mine of ruin" in problems[0]
+    assert "claimed by both hf_captioner.model.attentions:AdditiveAttention and ruin:Mine of ruin" in problems[0]
     assert "'peach' of the attentions (ruin:Peach of ruin) cannot be imported: needs a license" in problems[1]
     with pytest.raises(SystemExit):
         main(["attention"])
@@ -156,8 +156,8 @@ def test_parts_are_listed_with_where_they_come_from(install: Install, capsys: py
 
 
 def test_listing_runs_as_a_program() -> None:
-    result = subprocess.run([sys.executable, "-m", "hf_captioner.registry"], capture_output=True, text=True)
-    assert result.returncode == 0 and "hf_captioner.shapes:load_shapes" in result.stdout
+    result = subprocess.run([sys.executable, "-m", "hf_captioner.model.registry"], capture_output=True, text=True)
+    assert result.returncode == 0 and "hf_captioner.data.shapes:load_shapes" in result.stdout
     assert "found in sys.modules" not in result.stderr
 
 

@@ -7,9 +7,9 @@ import torch
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.metrics.scores import CiderD
-from hf_captioner.modes import in_evaluation
-from hf_captioner.objectives import cross_entropy, others_mean, self_critical
-from hf_captioner.rewards import END, CaptionReward, Rewards, sample_captions
+from hf_captioner.model.modes import in_evaluation
+from hf_captioner.model.objectives import cross_entropy, others_mean, self_critical
+from hf_captioner.training.rewards import END, CaptionReward, Rewards, sample_captions
 
 CAPTIONS = [
     ["A dog runs on the beach.", "a brown dog is running"],

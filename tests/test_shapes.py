@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hf_captioner import shapes
-from hf_captioner.shapes import load_shapes
+from hf_captioner.data import shapes
+from hf_captioner.data.shapes import load_shapes
 
 datasets = pytest.importorskip("datasets")
 

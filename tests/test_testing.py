@@ -12,13 +12,13 @@ import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
 
-from hf_captioner.attentions import AdaptiveAttention, AdditiveAttention, DotAttention, HardAttention
-from hf_captioner.data import DATASETS
-from hf_captioner.decoders import DecoderOutput, GRUDecoder, LSTMDecoder
-from hf_captioner.encoders import TimmEncoder
+from hf_captioner.data.datasets import DATASETS
+from hf_captioner.data.shapes import load_shapes
 from hf_captioner.metrics import METRICS
 from hf_captioner.metrics.java import JAVA_METRICS
-from hf_captioner.shapes import load_shapes
+from hf_captioner.model.attentions import AdaptiveAttention, AdditiveAttention, DotAttention, HardAttention
+from hf_captioner.model.decoders import DecoderOutput, GRUDecoder, LSTMDecoder
+from hf_captioner.model.encoders import TimmEncoder
 from hf_captioner.testing import check_attention, check_dataset, check_decoder, check_encoder, check_metric
 
 

@@ -20,12 +20,12 @@ from processes import Program
 from tiny_run import Tiny
 from torch.utils.data import DataLoader
 
-from hf_captioner.checkpoints import Checkpoint
-from hf_captioner.cli import build_accelerator, precision_here
+from hf_captioner.data.loading import StepSampler
 from hf_captioner.interruption import Interrupted, Interruption
-from hf_captioner.loading import StepSampler
-from hf_captioner.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
-from hf_captioner.steps import DeepSpeedSteps, FsdpSteps
+from hf_captioner.model.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
+from hf_captioner.training.accelerator import build_accelerator, precision_here
+from hf_captioner.training.checkpoints import Checkpoint
+from hf_captioner.training.steps import DeepSpeedSteps, FsdpSteps
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:

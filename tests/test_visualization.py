@@ -11,9 +11,9 @@ import pytest
 from matplotlib.font_manager import get_font
 from PIL import Image
 
-from hf_captioner import fonts
-from hf_captioner.fonts import families, font_file
-from hf_captioner.visualization import SCORES, attention_figure, captions_figure, curves_figure
+from hf_captioner.visualization import fonts
+from hf_captioner.visualization.figures import SCORES, attention_figure, captions_figure, curves_figure
+from hf_captioner.visualization.fonts import families, font_file
 
 WORDS = ["a", "dog", "$x$"]  # the last is no formula
 
@@ -146,7 +146,7 @@ def test_errors(photos: list[Image.Image], draw: Any, message: str) -> None:
 
 def test_neither_import_nor_figures_load_pyplot() -> None:
     code = (
-        "import sys; import hf_captioner.visualization as v; assert 'matplotlib' not in sys.modules; "
+        "import sys; import hf_captioner.visualization.figures as v; assert 'matplotlib' not in sys.modules; "
         "v.curves_figure([{'epoch': 1, 'loss': 1.0}]).savefig(sys.stdout.buffer, format='png'); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )

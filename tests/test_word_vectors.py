@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_captioner.word_vectors import load_word_vectors
+from hf_captioner.training.word_vectors import load_word_vectors
 
 VOCABULARY = {"<unk>": 0, "dog": 1, "runs": 2, "cat": 3}
 

@@ -20,16 +20,16 @@ from datasets import Dataset
 from torch.distributed.tensor import DTensor
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
-from hf_captioner.checkpoints import Checkpoints
-from hf_captioner.cli import Precision, build_accelerator
-from hf_captioner.data import CaptionCollator
-from hf_captioner.evaluation import decode_captions, score_captions
+from hf_captioner.data.collator import CaptionCollator
+from hf_captioner.data.loading import StepLoader, StepSampler
+from hf_captioner.evaluation.predictions import decode_captions, score_captions
 from hf_captioner.interruption import Interruption
-from hf_captioner.loading import StepLoader, StepSampler
-from hf_captioner.rewards import CaptionReward, Rewards
-from hf_captioner.stages import Likelihood, Optimization, Stage
-from hf_captioner.steps import DeepSpeedSteps
-from hf_captioner.training import Run
+from hf_captioner.training.accelerator import Precision, build_accelerator
+from hf_captioner.training.checkpoints import Checkpoints
+from hf_captioner.training.rewards import CaptionReward, Rewards
+from hf_captioner.training.run import Run
+from hf_captioner.training.stages import Likelihood, Optimization, Stage
+from hf_captioner.training.steps import DeepSpeedSteps
 
 DATA_CONFIG = {
     "input_size": (3, 64, 64), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9,

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hf_captioner.decoders import RecurrentDecoder
-from hf_captioner.recurrence import RecurrentLayer, Siblings, Step
+from hf_captioner.model.decoders import RecurrentDecoder
+from hf_captioner.model.recurrence import RecurrentLayer, Siblings, Step
 
 
 class MinimalLayer(RecurrentLayer):

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from ..registry import Registry
+from ..model.registry import Registry
 from . import scores  # not its functions: they are called as the modules of this package are
 from .java import JAVA_METRICS
 from .ngrams import NgramCounts
