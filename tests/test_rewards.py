@@ -138,7 +138,7 @@ def test_the_likelihood_of_peoples_captions_is_added_by_weight(
     )
     likely = cross_entropy(model(**inputs, labels=peoples).logits.flatten(0, 1), peoples.flatten(0, 1), 0.1, 40)
     model.freeze_encoder()  # whose batch norms would see only these images
-    loss, figure = objective.loss(model, prepared, num_words=40, num_captions=6)
+    loss, figure = objective.loss(model, prepared, num_items_in_batch=40, num_captions=6)
     assert torch.allclose(loss, rewarded + 0.25 * likely, atol=1e-5) and abs(likely) > 1 and abs(rewarded) > 0.01
     assert figure.item() == pytest.approx(12.5 / 6)
     with pytest.raises(ValueError, match="reward_likelihood_weight is -1"):

@@ -26,7 +26,7 @@ from transformers.utils import ModelOutput
 from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
 from .decoders import DECODERS, DecoderOutput, RecurrentCache
-from .decoding import beam_search, greedy_search, is_served
+from .decoding import beam_search, can_drop_images
 from .encoders import ENCODERS
 from .objectives import (
     IGNORED,
@@ -336,7 +336,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        num_words: int | None = None,
+        num_items_in_batch: int | None = None,
         num_captions: int | None = None,
         sampling: float = 0.0,
     ) -> CaptionerOutput | tuple[Any, ...]:
@@ -355,7 +355,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             output_attentions: return `cross_attentions`. With labels they are always returned.
             output_hidden_states: return `decoder_hidden_states`.
             return_dict: False for a tuple.
-            num_words: of a larger batch that this is a part of; the losses of its parts add up to its loss.
+            num_items_in_batch: of a larger batch that this is a part of; the losses of its parts add up to its loss.
             num_captions: of that batch.
             sampling: probability with which a word is read that the model draws, not that of the labels (scheduled
                 sampling, Bengio et al. 2015).
@@ -387,7 +387,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
 
         result = CaptionerOutput(logits=output.logits)
         if labels is not None:
-            result.loss = self._loss(output, words, num_words, num_captions)
+            result.loss = self._loss(output, words, num_items_in_batch, num_captions)
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
             result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
@@ -412,21 +412,23 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
         return self.encoder(pixel_values).last_hidden_state
 
-    def _loss(self, output: DecoderOutput, words: Tensor, num_words: int | None, num_captions: int | None) -> Tensor:
+    def _loss(
+        self, output: DecoderOutput, words: Tensor, num_items_in_batch: int | None, num_captions: int | None
+    ) -> Tensor:
         config = self.config
         logits, labels = output.logits, words
         if output.read is not None:  # then padding costs nothing here either
             logits, labels = output.read[0].unsqueeze(0), words.flatten()[output.read[1]].unsqueeze(0)
-        loss = cross_entropy(logits, labels, config.label_smoothing, num_words)
+        loss = cross_entropy(logits, labels, config.label_smoothing, num_items_in_batch)
         if config.doubly_stochastic_weight:
             term = doubly_stochastic(output.weights, words, config.doubly_stochastic_reduction, num_captions)
             loss = loss + config.doubly_stochastic_weight * term
         if output.log_probs is not None:
             attention = self.decoder.attention
             scores = log_likelihood(output.logits.detach(), words)
-            term = reinforce(scores, output.log_probs, words, attention.baseline, num_words)
+            term = reinforce(scores, output.log_probs, words, attention.baseline, num_items_in_batch)
             loss = loss + attention.reinforce_weight * term
-            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words, num_words)
+            loss = loss - attention.entropy_weight * attention_entropy(output.weights, words, num_items_in_batch)
             attention.baseline.copy_(moving_average(attention.baseline, scores, words))
         return loss
 
@@ -498,27 +500,19 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             **{name: kwargs[name] for name in wanted if name in kwargs},
         }
 
-    def _sample(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._decode(greedy_search, super()._sample, input_ids, *args, **kwargs)
-
-    def _beam_search(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return self._decode(beam_search, super()._beam_search, input_ids, *args, **kwargs)
-
-    def _decode(
+    def _beam_search(
         self,
-        ours: Callable[..., Any],
-        theirs: Callable[..., Any],
         input_ids: Tensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
         **kwargs: Any,
     ) -> Any:
-        """Plain greedy and beam search go the way that spends nothing on finished captions, with equal results."""
+        """Beam search without work on images whose captions are finished, where that equals transformers' own."""
         settings = (logits_processor, stopping_criteria, generation_config)
-        if is_served(*settings, kwargs):
-            return ours(self, input_ids, *settings, encoder_outputs=kwargs["encoder_outputs"])
-        return theirs(input_ids, *settings, **kwargs)
+        if can_drop_images(*settings, kwargs):
+            return beam_search(self, input_ids, *settings, encoder_outputs=kwargs["encoder_outputs"])
+        return super()._beam_search(input_ids, *settings, **kwargs)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -183,7 +183,7 @@ class Rewards:
         ended = (labels == tokenizer.eos_token_id).any(2)
         return labels, self.reward(images, captions, ended).to(labels.device)
 
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """This batch's part of the loss, and of the mean reward."""
         model.train()
         inputs = dict(batch)
@@ -193,10 +193,10 @@ class Rewards:
         logits = model(**inputs, labels=labels).logits  # (B, S + K, T, V): one pass, for the keys are the same
         by_source = [drawn.shape[1], labels.shape[1] - drawn.shape[1]]
         (logits, peoples_logits), (drawn, peoples) = logits.split(by_source, 1), labels.split(by_source, 1)
-        loss = self_critical(logits.flatten(0, 1), drawn.flatten(0, 1), advantages.flatten(), num_words)
+        loss = self_critical(logits.flatten(0, 1), drawn.flatten(0, 1), advantages.flatten(), num_items_in_batch)
         if self.likelihood_weight:
             smoothing = self.captioner.config.label_smoothing
-            term = cross_entropy(peoples_logits.flatten(0, 1), peoples.flatten(0, 1), smoothing, num_words)
+            term = cross_entropy(peoples_logits.flatten(0, 1), peoples.flatten(0, 1), smoothing, num_items_in_batch)
             loss = loss + self.likelihood_weight * term
         return loss, rewards.sum() / num_captions
 

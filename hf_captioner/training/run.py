@@ -195,11 +195,11 @@ class Run:
         with steps.autocast():  # what a model draws is drawn in the precision in which it is trained
             batches = [objective.prepare(batch, share) for batch in batches]
         words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
-        num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
+        num_items_in_batch, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
         parts: list[Tensor] = []
         for batch in batches:
             with accelerator.accumulate(steps.wrapped):
-                part = objective.loss(steps.wrapped, batch, max(int(num_words), 1), max(int(num_captions), 1))
+                part = objective.loss(steps.wrapped, batch, max(int(num_items_in_batch), 1), max(int(num_captions), 1))
                 # The mean over batches and processes is taken of gradients: here they add up.
                 steps.backward(part[0] * len(batches) * accelerator.num_processes)
             parts.append(torch.stack(part).detach())

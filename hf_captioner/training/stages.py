@@ -24,7 +24,7 @@ class Objective(Protocol):
         `share` of the stage's steps is done.
         """
 
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
 
         The parts of all batches of a step, on all processes, add up to the step's loss and figure.
@@ -54,10 +54,10 @@ class Likelihood:
         inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
         return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
 
-    def loss(self, model: nn.Module, batch: Batch, num_words: int, num_captions: int) -> tuple[Tensor, Tensor]:
+    def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """This batch's part of the loss, twice."""
         model.train()
-        loss = model(**batch, num_words=num_words, num_captions=num_captions).loss
+        loss = model(**batch, num_items_in_batch=num_items_in_batch, num_captions=num_captions).loss
         return loss, loss.detach()
 
 
