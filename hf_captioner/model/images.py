@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -266,3 +267,24 @@ def _take_a_few(images: Iterator[OpenedImage]) -> list[OpenedImage]:
         if len(taken) == AT_ONCE or num_pixels >= PIXELS_AT_ONCE:
             break
     return taken
+
+
+def scaled(image: Image.Image, longest_edge: float) -> Image.Image:
+    """Return a copy of an image whose longer edge has this many pixels."""
+    scale = longest_edge / max(image.size)
+    width, height = (max(1, round(edge * scale)) for edge in image.size)
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def jpeg_uri(image: Image.Image, longest_edge: int = 640, quality: int = 82) -> str:
+    """Return an image as a data URI, for web pages that hold all they show.
+
+    Args:
+        image: RGB image.
+        longest_edge: Larger images are scaled down to this number of pixels.
+        quality: JPEG quality, from 1 to 95.
+    """
+    file = io.BytesIO()
+    smaller = scaled(image, longest_edge) if max(image.size) > longest_edge else image
+    smaller.save(file, "JPEG", quality=quality, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
