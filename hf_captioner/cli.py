@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -96,6 +97,16 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     except (OSError, ValueError) as e:
         raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {first_line(e)}") from e
     return model.eval(), processor  # type: ignore[return-value]
+
+
+def show_messages() -> None:
+    """Show the package's log messages on standard error; a program that uses the package decides that for itself."""
+    logger = logging.getLogger(__package__)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
