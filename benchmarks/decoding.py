@@ -92,7 +92,7 @@ def main() -> None:
         )  # fmt: skip
 
     def by_transformers() -> Tensor:
-        with mock.patch.object(modeling_captioner, "is_served", lambda *_: False):
+        with mock.patch.object(modeling_captioner, "can_drop_images", lambda *_: False):
             return generate()
 
     def encode() -> None:

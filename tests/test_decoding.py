@@ -62,7 +62,7 @@ def generate(model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
 
 def by_transformers(monkeypatch: pytest.MonkeyPatch, model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
     with monkeypatch.context() as patch:
-        patch.setattr(modeling_captioner, "is_served", lambda *_: False)
+        patch.setattr(modeling_captioner, "can_drop_images", lambda *_: False)
         return generate(model, cells, output_scores=True, **kwargs)
 
 
@@ -144,23 +144,18 @@ def test_beam_search_with_beams_enough_finds_the_best_caption_of_all(tiny_model:
             assert [trimmed(sequence) for sequence in found] == [words for _, words in everything[:10]]
 
 
-@pytest.mark.parametrize("num_beams", [1, 4])
-def test_images_whose_captions_are_done_cost_nothing(
-    model: CaptionerModel, cells: torch.Tensor, num_beams: int
-) -> None:
-    many = cells.repeat(3, 1, 1)
-    words_read: list[int] = []
-    handle = model.decoder.register_forward_pre_hook(lambda module, args: words_read.append(len(args[0])))
-    output = generate(model, many, num_beams=num_beams, max_length=20, early_stopping=num_beams > 1)
+def test_finished_images_are_dropped_from_the_batch(model: CaptionerModel, cells: torch.Tensor) -> None:
+    many, kwargs = cells.repeat(3, 1, 1), {"num_beams": 4, "max_length": 20, "early_stopping": True}
+    rows_read: list[int] = []
+    handle = model.decoder.register_forward_pre_hook(lambda module, args: rows_read.append(len(args[0])))
+    output = generate(model, many, **kwargs)
     handle.remove()
-    assert words_read[0] == len(many)  # all beams of an image begin alike
-    assert words_read[1] == len(many) * num_beams
-    assert words_read[-1] < len(many) * num_beams
-    alone = [generate(model, image[None], num_beams=num_beams, max_length=20, early_stopping=num_beams > 1)
-             for image in many]  # fmt: skip
-    lengths = {len(trimmed(one.sequences[0])) for one in alone}
-    assert len(lengths) > 1, "captions of one length show nothing"
-    assert [trimmed(sequence) for sequence in output.sequences] == [trimmed(one.sequences[0]) for one in alone]
+    assert rows_read[0] == len(many)  # the beams of an image begin alike, so one of them is read
+    assert rows_read[1] == len(many) * 4
+    assert rows_read[-1] < len(many) * 4
+    alone = [trimmed(generate(model, image[None], **kwargs).sequences[0]) for image in many]
+    assert len(set(map(len, alone))) > 1, "captions of equal length would show nothing"
+    assert [trimmed(sequence) for sequence in output.sequences] == alone
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
-from transformers.generation.utils import GenerateBeamEncoderDecoderOutput, GenerateEncoderDecoderOutput
+from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
 if TYPE_CHECKING:
     from .decoders import RecurrentCache
@@ -57,7 +57,7 @@ WORDS_BETWEEN_CHECKS_ELSEWHERE = 8
 CROWD = 0.8  # share of images still running at which the others leave
 
 
-def is_served(
+def can_drop_images(
     processors: LogitsProcessorList,
     criteria: StoppingCriteriaList,
     config: GenerationConfig,
@@ -242,7 +242,7 @@ def beam_search(
     generation_config: GenerationConfig,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
-    """Beam search as `generate()` has it, for settings that `is_served` says yes to.
+    """Beam search as `generate()` has it, for settings that `can_drop_images` says yes to.
 
     Args:
         model: the captioner.
@@ -347,47 +347,3 @@ def beam_output(
         beam_indices=path,  # type: ignore[arg-type]
         cache=cache,  # type: ignore[arg-type]
     )
-
-
-@torch.no_grad()
-def greedy_search(
-    model: Model,
-    input_ids: Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    **model_kwargs: Any,
-) -> GenerateEncoderDecoderOutput | Tensor:
-    """The likeliest word each time, as `generate()` has it; arguments as of `beam_search` with one beam."""
-    config, max_length = generation_config, int(generation_config.max_length)  # type: ignore[arg-type]
-    captions = torch.full((len(input_ids), max_length), config.pad_token_id, device=input_ids.device)  # type: ignore[arg-type]
-    words_between_checks = WORDS_BETWEEN_CHECKS.get(input_ids.device.type, WORDS_BETWEEN_CHECKS_ELSEWHERE)
-    rows, words = torch.arange(len(input_ids), device=input_ids.device), input_ids
-    going = torch.ones(len(rows), dtype=torch.bool, device=input_ids.device)
-    lengths = torch.full_like(rows, input_ids.shape[1])
-    output = model(decoder_input_ids=words, encoder_outputs=model_kwargs["encoder_outputs"])
-    while True:
-        cache = output.cache
-        scores = logits_processor(words, output.logits[:, -1].float())  # type: ignore[arg-type]
-        word = torch.where(going, scores.argmax(-1), config.pad_token_id)  # type: ignore[arg-type]
-        words = torch.cat([words, word.unsqueeze(1)], 1)
-        lengths[rows] += going
-        going &= ~stopping_criteria(words, None)  # type: ignore[arg-type]
-        captions[rows, words.shape[1] - 1] = word
-        if words.shape[1] == max_length:
-            break
-        if (words.shape[1] - input_ids.shape[1]) % words_between_checks == 0:
-            num_going = int(going.sum())
-            if num_going == 0:
-                break
-            if num_going <= CROWD * len(rows):
-                kept = going.nonzero().squeeze(1)
-                cache.reorder_cache(kept)
-                cache.keep_images(kept)
-                rows, words, going = rows[kept], words[kept], going[kept]
-        output = model(decoder_input_ids=words[:, -1:], cache=cache)
-    captions[:, : input_ids.shape[1]] = input_ids
-    captions = captions[:, : int(lengths.max())]
-    if not config.return_dict_in_generate:
-        return captions
-    return GenerateEncoderDecoderOutput(sequences=captions, cache=cache)  # type: ignore[arg-type]
