@@ -1,11 +1,7 @@
-"""Turn a checkpoint of the PyTorch captioning tutorial into a captioner of this package.
+"""Conversion of checkpoints of the PyTorch captioning tutorial into captioners of this package.
 
-    python -m hf_captioner.publishing.convert CHECKPOINT.pth WORDMAP.json outputs/converted
-    python examples/caption.py outputs/converted photo.jpg
-
-The tutorial is https://github.com/sgrvinod/a-PyTorch-Tutorial-to-Image-Captioning. CHECKPOINT holds two state dicts,
-`{"encoder": ..., "decoder": ...}`. It is read without running anything in it; the tutorial's own files hold whole
-modules, which can't be read so: the error says how to take the state dicts out. The captioner computes the same logits.
+The tutorial is https://github.com/sgrvinod/a-PyTorch-Tutorial-to-Image-Captioning. The converted captioner computes the
+same logits as the tutorial's model.
 """
 
 from __future__ import annotations
@@ -13,15 +9,14 @@ from __future__ import annotations
 import json
 import pickle
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import first_line
-from ..model.captions import END, PAD, SPECIAL_TOKENS, START, UNKNOWN, tokenizer_of_words
+from ..model.captions import SPECIAL_TOKENS, tokenizer_of_words
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.modeling_captioner import CaptionerModel
@@ -29,26 +24,26 @@ from ..model.processing_captioner import CaptionerProcessor
 
 Weights = dict[str, Tensor]
 
-# Children of torchvision's ResNet, in whose order the tutorial's encoder counts them, that have weights.
-STAGES = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+# The tutorial's encoder numbers the children of torchvision's ResNet. These are the ones that have weights.
+RESNET_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
-# Those of the tutorial's decoder that are taken as they are.
-SAME = {
+# Weights of the tutorial's decoder that are only renamed.
+RENAMED = {
     "attention.encoder_att.weight": "attention.memory_to_key.weight",
     "attention.decoder_att.weight": "attention.query_to_key.weight",
     "attention.full_att.weight": "attention.key_to_score.weight",
     "f_beta.weight": "state_to_gate.weight",
     "f_beta.bias": "state_to_gate.bias",
 }
-# And those that are put together, cut up or reordered. `full_att.bias` is the same for all cells, so softmax drops it.
-OTHERS = (
+# Weights that are combined, split or reordered. `full_att.bias` is dropped: softmax ignores a bias shared by all cells.
+REARRANGED = (
     *("attention.encoder_att.bias", "attention.decoder_att.bias", "attention.full_att.bias", "embedding.weight"),
     *(f"decode_step.{kind}_{end}" for kind in ("weight", "bias") for end in ("ih", "hh")),
     *(f"{layer}.{kind}" for layer in ("init_h", "init_c", "fc") for kind in ("weight", "bias")),
 )
 
-# How the tutorial makes pixels of photographs.
-PIXELS = {
+# The tutorial's image transform, in the terms of timm.
+DATA_CONFIG = {
     "input_size": (3, 256, 256),
     "interpolation": "bilinear",
     "crop_pct": 1.0,
@@ -59,11 +54,11 @@ PIXELS = {
 
 
 def read_checkpoint(path: Path) -> dict[str, Weights]:
-    """The state dicts of encoder and decoder, read without running anything in the file.
+    """Read the state dicts of the encoder and the decoder, without running any code from the file.
 
     Raises:
-        ValueError: the file holds anything else.
-        FileNotFoundError: no such file.
+        ValueError: the file is damaged, or holds anything other than `{"encoder": state dict, "decoder": state dict}`.
+        FileNotFoundError: there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No checkpoint at {str(path)!r}.")
@@ -75,12 +70,12 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
             "torch.save({part: c[part].state_dict() for part in ('encoder', 'decoder')}, 'state_dicts.pth')"
         )
         raise ValueError(
-            f"{str(path)!r} holds more than weights, and reading that could run any program; it is not read here. "
-            "If you trust whoever made it, take the state dicts out where the tutorial's code can be imported: "
+            f"{str(path)!r} holds more than weights. Reading it could run any program, so it is not read here. If you "
+            "trust its author, extract the state dicts in a folder where the tutorial's code can be imported: "
             f"python -c {shlex.quote(script)}"
         ) from e
-    except (RuntimeError, EOFError, ValueError) as e:  # no file of torch.save, or half of one
-        raise ValueError(f"{str(path)!r} is no file of torch.save, or not a whole one: {first_line(e)}") from e
+    except (RuntimeError, EOFError, ValueError) as e:
+        raise ValueError(f"{str(path)!r} was not written by torch.save, or is incomplete: {first_line(e)}") from e
     parts: dict[str, Weights] = {}
     for part in ("encoder", "decoder"):
         weights = content.get(part) if isinstance(content, Mapping) else None
@@ -89,17 +84,17 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
                 f"{str(path)!r} holds no state dict under {part!r}. Save it as "
                 "torch.save({'encoder': encoder.state_dict(), 'decoder': decoder.state_dict()}, path)."
             )
-        # DataParallel puts a name of its own in front.
+        # DataParallel prepends "module." to every name.
         parts[part] = {name.removeprefix("module."): tensor.float() for name, tensor in weights.items()}
     return parts
 
 
 def read_word_map(path: Path) -> list[str]:
-    """The words, at the ids that they have in the tutorial.
+    """Read the tutorial's vocabulary and return its words in the order of their ids.
 
     Raises:
-        ValueError: the file is no word map, or lacks ids or special words.
-        FileNotFoundError: no such file.
+        ValueError: the file is not a word map, or ids or special tokens are missing.
+        FileNotFoundError: there is no such file.
     """
     if not path.is_file():
         raise FileNotFoundError(f"No word map at {str(path)!r}.")
@@ -109,47 +104,45 @@ def read_word_map(path: Path) -> list[str]:
         raise ValueError(f"The word map {str(path)!r} is not JSON: {first_line(e)}") from e
     ids = list(word_map.values()) if isinstance(word_map, dict) else []
     if not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
-        raise ValueError(f"The word map {str(path)!r} does not give each word an id of its own, from 0 on.")
-    if missing := [word for word in SPECIAL_TOKENS if word not in word_map]:
-        raise ValueError(f"The word map {str(path)!r} has no {', '.join(missing)}; is it the tutorial's?")
+        raise ValueError(f"The word map {str(path)!r} does not number its words from 0 on, each with its own id.")
+    if missing := [token for token in SPECIAL_TOKENS if token not in word_map]:
+        raise ValueError(f"The word map {str(path)!r} lacks {', '.join(missing)}. Give the word map of the tutorial.")
     return sorted(word_map, key=word_map.__getitem__)
 
 
 def convert(
     checkpoint: dict[str, Weights], words: Sequence[str], *, encoder_name: str = "resnet101", grid_size: int = 14
 ) -> tuple[CaptionerModel, CaptionerProcessor]:
-    """A captioner and its processor from state dicts.
+    """Build a captioner and its processor from the tutorial's state dicts.
 
-    Ids change, as here the special words come first: id i is word `processor.tokenizer.convert_ids_to_tokens(i)`.
+    Token ids change, because the special tokens come first here: id i is the token
+    `processor.tokenizer.convert_ids_to_tokens(i)`.
 
     Args:
-        checkpoint: as `read_checkpoint` returns it.
-        words: as `read_word_map` returns them.
-        encoder_name: timm name of the ResNet.
-        grid_size: rows, and columns, to which its cells are pooled.
+        checkpoint: State dicts as returned by `read_checkpoint`.
+        words: Vocabulary as returned by `read_word_map`.
+        encoder_name: timm name of the ResNet that the checkpoint was trained with.
+        grid_size: Number of rows, and of columns, to which the encoder's grid is pooled.
 
     Raises:
-        ValueError: weights that are not the tutorial's, of another ResNet or another number of words.
+        ValueError: the weights are not the tutorial's, or belong to another ResNet or vocabulary.
     """
     decoder = checkpoint["decoder"]
-    expected = {*SAME, *OTHERS}
+    expected = {*RENAMED, *REARRANGED}
     if decoder.keys() != expected:
-        raise ValueError(
-            "The decoder is not the tutorial's DecoderWithAttention: "
-            + _differences(decoder.keys() - expected, expected - decoder.keys())
-        )
-    if len(decoder["embedding.weight"]) != len(words):
-        raise ValueError(
-            f"The decoder knows {len(decoder['embedding.weight'])} words and the word map {len(words)}; "
-            "give the word map it was trained with."
-        )
-    special = (UNKNOWN, PAD, START, END)
-    tokenizer = tokenizer_of_words(word for word in words if word not in special)
-    old_id = {word: index for index, word in enumerate(words)}
-    order = torch.tensor([old_id[word] for word in tokenizer.convert_ids_to_tokens(range(len(words)))])
-
+        differences = _differences(unknown=decoder.keys() - expected, missing=expected - decoder.keys())
+        raise ValueError(f"The decoder is not the tutorial's DecoderWithAttention: {differences}")
     attention_size, memory_size = decoder["attention.encoder_att.weight"].shape
     vocab_size, embedding_size = decoder["embedding.weight"].shape
+    if vocab_size != len(words):
+        raise ValueError(
+            f"The decoder has {vocab_size} words and the word map has {len(words)}. "
+            "Give the word map that the checkpoint was trained with."
+        )
+    tokenizer = tokenizer_of_words(word for word in words if word not in SPECIAL_TOKENS)
+    old_ids = {word: index for index, word in enumerate(words)}
+    order = torch.tensor([old_ids[token] for token in tokenizer.convert_ids_to_tokens(range(vocab_size))])
+
     model = CaptionerModel(
         CaptionerConfig(
             encoder_type="timm_pooled",
@@ -163,71 +156,85 @@ def convert(
             hidden_size=decoder["init_h.weight"].shape[0],
         )
     )
-    if model.encoder.part.hidden_size != memory_size:
+    encoder = model.encoder.part
+    if encoder.hidden_size != memory_size:
         raise ValueError(
-            f"The decoder reads cells of {memory_size} channels, but those of {encoder_name} have "
-            f"{model.encoder.part.hidden_size}; name the checkpoint's ResNet with --encoder-name."
+            f"The decoder reads cells of {memory_size} channels, but {encoder_name} has {encoder.hidden_size}. "
+            "Name the checkpoint's ResNet with --encoder_name."
         )
-    _load(
-        model.encoder.part.body,
-        _encoder_weights(checkpoint["encoder"]),
-        f"encoder is not the tutorial's with {encoder_name}",
-    )
-    _load(model.decoder, _decoder_weights(decoder, order), "decoder's sizes do not fit each other")
+    _load(encoder.body, _encoder_weights(checkpoint["encoder"]), f"encoder is not the tutorial's with {encoder_name}")
+    _load(model.decoder, _decoder_weights(decoder, order), "decoder has sizes that do not fit each other")
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
-    return model.eval(), CaptionerProcessor(CaptionerImageProcessor.from_data_config(PIXELS), tokenizer)
+    return model.eval(), CaptionerProcessor(CaptionerImageProcessor.from_data_config(DATA_CONFIG), tokenizer)
 
 
 def _encoder_weights(weights: Weights) -> Weights:
-    """Names of timm's ResNet, which is torchvision's, for the tutorial's `resnet.0.weight`."""
+    """Rename the tutorial's `resnet.0.weight` and the like to the names in timm's ResNet."""
     renamed = {}
     for name, tensor in weights.items():
         first, _, rest = name.partition(".")
-        stage, _, rest = rest.partition(".")
-        renamed[f"{STAGES[stage]}.{rest}" if first == "resnet" and stage in STAGES else name] = tensor
+        child, _, rest = rest.partition(".")
+        is_known = first == "resnet" and child in RESNET_CHILDREN
+        renamed[f"{RESNET_CHILDREN[child]}.{rest}" if is_known else name] = tensor
     return renamed
 
 
 def _decoder_weights(weights: Weights, order: Tensor) -> Weights:
-    """The weights of `lstm_channel_gate` that compute the same, with words in a new order."""
-    renamed = {new: weights[old] for old, new in SAME.items()}
-    key_bias = weights["attention.encoder_att.bias"] + weights["attention.decoder_att.bias"]
-    renamed["attention.memory_to_key.bias"] = key_bias
-    renamed["embedding.weight"] = weights["embedding.weight"][order]
+    """Rearrange the tutorial's decoder weights for the decoder `lstm_channel_gate`.
+
+    Args:
+        weights: State dict of the tutorial's decoder.
+        order: The tutorial's id of each word, in the order of the new ids, `(V,)`.
+    """
+    new = {new_name: weights[name] for name, new_name in RENAMED.items()}
+    # The two biases are only ever used in this sum.
+    new["attention.memory_to_key.bias"] = weights["attention.encoder_att.bias"] + weights["attention.decoder_att.bias"]
+    new["embedding.weight"] = weights["embedding.weight"][order]
     for kind in ("weight", "bias"):
-        renamed[f"output.{kind}"] = weights[f"fc.{kind}"][order]
-        renamed[f"memory_to_state.{kind}"] = torch.cat([weights[f"init_h.{kind}"], weights[f"init_c.{kind}"]])
-    # An LSTMCell reads word and context, then h. Of the rows here, those from the word stand by themselves.
-    from_inputs, from_hidden = (_gates(weights[f"decode_step.weight_{end}"]) for end in ("ih", "hh"))
-    embedding_size = renamed["embedding.weight"].shape[1]
-    bias = _gates(weights["decode_step.bias_ih"] + weights["decode_step.bias_hh"])
-    forget = bias.unflatten(0, (4, -1))[1]
-    forget -= 1  # the bias that forget gates have here anyway
-    renamed["word_to_lstm.weight"], renamed["word_to_lstm.bias"] = from_inputs[:, :embedding_size], bias
-    renamed["step_to_lstm.weight"] = torch.cat([from_inputs[:, embedding_size:], from_hidden], 1)
-    return renamed
+        new[f"output.{kind}"] = weights[f"fc.{kind}"][order]
+        new[f"memory_to_state.{kind}"] = torch.cat([weights[f"init_h.{kind}"], weights[f"init_c.{kind}"]])
+    # torch's LSTMCell has one matrix for word and context and one for the hidden state. The decoder here has one for
+    # the word and one for context and hidden state.
+    from_inputs, from_hidden = (_reordered_gates(weights[f"decode_step.weight_{end}"]) for end in ("ih", "hh"))
+    embedding_size = new["embedding.weight"].shape[1]
+    bias = _reordered_gates(weights["decode_step.bias_ih"] + weights["decode_step.bias_hh"])
+    bias.unflatten(0, (4, -1))[1] -= 1  # the decoder here adds 1 to the forget gate
+    new["word_to_lstm.weight"], new["word_to_lstm.bias"] = from_inputs[:, :embedding_size], bias
+    new["step_to_lstm.weight"] = torch.cat([from_inputs[:, embedding_size:], from_hidden], 1)
+    return new
 
 
-def _gates(rows: Tensor) -> Tensor:
-    """Rows of torch's gates (admit, forget, new content, emit) in the order (admit, forget, emit, new content)."""
-    admit, forget, new, emit = rows.chunk(4)
-    return torch.cat([admit, forget, emit, new])
+def _reordered_gates(rows: Tensor) -> Tensor:
+    """Reorder LSTM rows from torch's (input, forget, cell, output) to this package's (input, forget, output, cell)."""
+    input_gate, forget_gate, cell, output_gate = rows.chunk(4)
+    return torch.cat([input_gate, forget_gate, output_gate, cell])
 
 
-def _load(module: Any, weights: Weights, problem: str) -> None:
-    mine = module.state_dict()
-    wrong = [name for name in mine.keys() & weights.keys() if mine[name].shape != weights[name].shape]
-    if mine.keys() != weights.keys() or wrong:
-        reason = _differences(weights.keys() - mine.keys(), mine.keys() - weights.keys(), wrong)
-        raise ValueError(f"The {problem}: {reason}")
+def _load(module: nn.Module, weights: Weights, problem: str) -> None:
+    """Load a state dict into a module.
+
+    Args:
+        module: Module to load into.
+        weights: State dict, which must have exactly the names and shapes of the module's own.
+        problem: Start of the error message, after "The".
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    own = module.state_dict()
+    reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
+    if own.keys() != weights.keys() or reshaped:
+        unknown, missing = weights.keys() - own.keys(), own.keys() - weights.keys()
+        raise ValueError(f"The {problem}: {_differences(unknown=unknown, missing=missing, reshaped=reshaped)}")
     module.load_state_dict(weights)
 
 
-def _differences(unknown: Any, missing: Any, wrong: Any = ()) -> str:
-    """Up to three names of each."""
-    found = [
-        f"{what} {', '.join(sorted(names)[:3])}{' and others' if len(names) > 3 else ''}"
-        for what, names in (("it has", unknown), ("it lacks", missing), ("of another size are", wrong))
+def _differences(*, unknown: Collection[str], missing: Collection[str], reshaped: Collection[str] = ()) -> str:
+    """Describe how a state dict differs from the expected one, with up to three names of each kind of difference."""
+    kinds = (("it has", unknown), ("it lacks", missing), ("of another size are", reshaped))
+    described = [
+        f"{kind} {', '.join(sorted(names)[:3])}{' and others' if len(names) > 3 else ''}"
+        for kind, names in kinds
         if names
     ]
-    return "; ".join(found) + "."
+    return "; ".join(described) + "."
