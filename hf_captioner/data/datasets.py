@@ -1,27 +1,30 @@
-"""Captioned photographs: data sets by name, path or id, and how they become batches.
+"""Data sets of captioned images, by name, path or id on the Hub.
 
-A part is a function `(split=None, **kwargs)` that returns a `datasets.Dataset` with the columns `image`, `captions`
-(a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict` of all its splits.
+A data set is a part like encoders and decoders: a function `(split=None, **kwargs)` that returns a `datasets.Dataset`
+with the columns `image`, `captions` (a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict`
+of all its splits.
 """
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.registry import Registry
 from .layouts import Splits, load_layout
-from .layouts.damage import Damage
-from .layouts.splits import find_leaks, split_of
+from .layouts.damage import NAMES_SHOWN, Damage
+from .layouts.splits import canonical_split, find_leaks
 from .layouts.stored_tables import read_hub
 from .rows import undecoded
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+logger = logging.getLogger(__name__)
 
 DATASETS = Registry(
     "datasets",
@@ -36,56 +39,74 @@ def load_captions(
     format: str | None = None,
     streaming: bool = False,
     skip_broken: bool = False,
-    report: Callable[[str], None] = print,
+    names_shown: int | None = NAMES_SHOWN,
+    report: Callable[[str], None] = logger.warning,
     **kwargs: Any,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
-    """Load captioned images by the name of a data set, a folder, a file, or an id on the Hub.
+    """Load a data set of captioned images.
 
-    A folder or file is taken for the first of the forms in `layouts.LAYOUTS` that fits; a line says which. Splits that
-    are absent are made, by image, the same ones each time.
+    Whoever needs several splits loads all of them in one call and picks from the dict that it returns (`pick_split`):
+    each call reads the whole folder, compares its splits and reports what is wrong with them.
+
+    The layout of a folder or file is the first one of `layouts.LAYOUTS` that fits, and it is reported. Missing
+    validation and test splits are made from training images, always from the same ones.
 
     Args:
-        name_or_path: a name in `DATASETS` (`"shapes"`, `"flickr8k"`), a folder or a file of it, or a data set on the
-            Hub with a column of images and one or more of captions.
-        split: one split; None for all of them. `dev` and `val` are `validation`.
-        format: a key of `LAYOUTS`, where a folder fits several.
-        streaming: give rows one after the other (`IterableDataset`), in little memory however many there are.
-        skip_broken: leave out what can't be read, naming each, rather than refuse the data set. Images are opened
-            later: see `drop_broken_images`.
-        report: called with a line for what the data set was taken for, and each thing that is wrong with it: damage
-            that is mended, missing images, images in two splits.
-        kwargs: further arguments of the part, which may also take `streaming`, `skip_broken` and `report`.
+        name_or_path: Name in `DATASETS` (`"shapes"`, `"flickr8k"`), path of a folder or of a file in it, or id of a
+            data set on the Hub with a column of images and one or more columns of captions.
+        split: Name of the split to return; None for all splits. `dev` and `val` are `validation`.
+        format: Key of `LAYOUTS`, for a folder that several layouts fit.
+        streaming: Return an `IterableDataset`, which reads rows one after the other and needs little memory.
+        skip_broken: Leave out files and rows that can't be read, and report them, instead of raising an error. Images
+            are not opened yet: see `drop_broken_images`.
+        names_shown: Largest number of names in one line of the report; None for no limit.
+        report: Function that is called with each line about the data set: its layout, damage that was mended, missing
+            images, images that are in two splits. By default lines are logged as warnings.
+        kwargs: Further arguments of a named data set. The options above are passed to those that accept them.
 
     Returns:
-        A data set with `image`, `captions` and `image_id`, or a dict of splits.
+        One split with the columns `image`, `captions` and `image_id`, or a dict of all splits.
 
     Raises:
-        ValueError: an unknown name, format or split, other columns than expected, or broken files.
-        FileNotFoundError: a path where there is nothing.
+        ValueError: The name, the format or the split is unknown, columns are missing, or a file is broken.
+        FileNotFoundError: There is nothing at this path.
     """
+    options = {"streaming": streaming, "skip_broken": skip_broken, "names_shown": names_shown, "report": report}
     if name_or_path in DATASETS.names():
         if format is not None:
             raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
-        part = DATASETS.get(name_or_path)
-        taken = signature(part).parameters
-        options = {"streaming": streaming, "skip_broken": skip_broken, "report": report}
-        named = part(split, **{name: value for name, value in options.items() if name in taken}, **kwargs)
-        return named if "streaming" in taken or not streaming else _stream(named)
+        return _load_part(name_or_path, split, options, kwargs)
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
-    damage = Damage(report, skip_broken=skip_broken)
-    return _chosen(_load(name_or_path, format, streaming, damage), split, name_or_path, damage)
+    from datasets import Dataset, DatasetDict, IterableDatasetDict
+
+    damage = Damage(report, skip_broken=skip_broken, names_shown=names_shown)
+    splits = _read_path(name_or_path, format, streaming, damage)
+    chosen = None if split is None else pick_split(splits, split, name_or_path)
+    loaded = {name: dataset for name, dataset in splits.items() if isinstance(dataset, Dataset)}
+    for leak in find_leaks({name: undecoded(dataset) for name, dataset in loaded.items()}):
+        for line in leak.lines(names_shown):
+            report(line)
+    if chosen is not None:
+        return chosen
+    return DatasetDict(loaded) if loaded else IterableDatasetDict(splits)
 
 
-def _load(path: str, format: str | None, streaming: bool, damage: Damage) -> Splits:
-    """All splits of a folder or file, or a data set on the Hub."""
-    if Path(path).exists():
-        return load_layout(path, damage, format=format, streaming=streaming)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
-        if "/" in path or "\\" in path:
-            raise FileNotFoundError(f"No data set at {path!r}. Give a folder that exists.")
-        DATASETS.get(path)  # names the known ones
-    return read_hub(path, damage, streaming)
+def pick_split(splits: Mapping[str, Any], name: str, source: str) -> Any:
+    """Return one split of a dict of splits.
+
+    Args:
+        splits: Splits by name, as `load_captions` returns them.
+        name: Name of the split; `dev` and `val` are `validation`.
+        source: Name or path of the data set, for the error.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    found = name if name in splits else canonical_split(name)
+    if found not in splits:
+        raise ValueError(f"{source!r} has no split {name!r}. It has: {', '.join(splits)}.")
+    return splits[found]
 
 
 def load_flickr8k(
@@ -93,42 +114,43 @@ def load_flickr8k(
     *,
     path: str = "jxie/flickr8k",
     streaming: bool = False,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = logger.warning,
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
-    """Flickr8k (Hodosh, Young and Hockenmaier 2013) as the Hub's `jxie/flickr8k` has it.
+    """Load Flickr8k (Hodosh, Young and Hockenmaier 2013) in the form of the Hub's `jxie/flickr8k`.
 
     Args:
-        split: `"train"`, `"validation"` or `"test"`; None for all.
-        path: id on the Hub of it or a set like it.
-        streaming: as `load_captions` has it.
-        report: as `load_captions` has it.
+        split: `"train"`, `"validation"` or `"test"`; None for all splits.
+        path: Id on the Hub of this data set or of a copy.
+        streaming: Return an `IterableDataset`, see `load_captions`.
+        report: Function that is called with each line about the data set, see `load_captions`.
 
     Raises:
-        ValueError: no such split, or the data set can't be reached.
+        ValueError: There is no such split, or the data set can't be reached.
     """
     return load_captions(path, split, streaming=streaming, report=report)
 
 
-def _chosen(
-    splits: Splits, split: str | None, path: str, damage: Damage
-) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
-    """One of the splits or all, and what is in two of them said."""
-    from datasets import Dataset, DatasetDict, IterableDatasetDict
-
-    if split is not None and split_of(split) not in splits:
-        raise ValueError(f"{path!r} has no split {split!r}. It has: {', '.join(splits)}.")
-    loaded = {name: dataset for name, dataset in splits.items() if isinstance(dataset, Dataset)}
-    for leak in find_leaks({name: undecoded(dataset) for name, dataset in loaded.items()}):
-        for line in leak.lines(damage.names_shown):
-            damage.report(line)
-    if split is not None:
-        return splits[split_of(split)]
-    return DatasetDict(loaded) if loaded else IterableDatasetDict(splits)
-
-
-def _stream(loaded: Dataset | DatasetDict) -> IterableDataset | IterableDatasetDict:
+def _load_part(name: str, split: str | None, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call the function of a named data set with those options that it accepts; stream its result if it can't."""
+    part = DATASETS.get(name)
+    parameters = signature(part).parameters
+    accepted = {option: value for option, value in options.items() if option in parameters}
+    loaded = part(split, **accepted, **kwargs)
+    if not options["streaming"] or "streaming" in accepted:
+        return loaded
     from datasets import Dataset, IterableDatasetDict
 
     if isinstance(loaded, Dataset):
         return loaded.to_iterable_dataset()
     return IterableDatasetDict({name: dataset.to_iterable_dataset() for name, dataset in loaded.items()})
+
+
+def _read_path(path: str, format: str | None, streaming: bool, damage: Damage) -> Splits:
+    """Read all splits of a folder, a file or a data set on the Hub."""
+    if Path(path).exists():
+        return load_layout(path, damage, format=format, streaming=streaming)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+        if "/" in path or "\\" in path:
+            raise FileNotFoundError(f"No data set at {path!r}. Give a folder that exists.")
+        DATASETS.get(path)  # raises an error that lists the known names
+    return read_hub(path, damage, streaming)

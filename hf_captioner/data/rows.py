@@ -1,7 +1,8 @@
-"""Rows of a captioned data set: checked, and their images opened one by one."""
+"""Rows of a captioned data set: checking their captions, and opening their images one at a time."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,17 +21,21 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 AnyDataset = TypeVar("AnyDataset", bound="Dataset | IterableDataset")
 
+logger = logging.getLogger(__name__)
 
-def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = print) -> Dataset:
-    """Refuse, or take out and report, images without captions and captions without a word.
+
+def check_captions(
+    dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = logger.warning
+) -> Dataset:
+    """Refuse or remove captions without a word and images without a caption.
 
     Args:
-        dataset: as `load_captions` returns it.
-        skip_broken: take them out, naming each, rather than refuse.
-        report: called with a line for each caption taken out.
+        dataset: Split as `load_captions` returns it.
+        skip_broken: Remove them, and report each image concerned, instead of raising an error.
+        report: Function that is called with a line for each of these images.
 
     Raises:
-        ValueError: a caption is empty and `skip_broken` is False.
+        ValueError: A caption is empty and `skip_broken` is False.
     """
     captions = dataset["captions"][:]
     kept = [[caption for caption in row if re.search(r"\w", caption or "")] for row in captions]
@@ -44,64 +49,23 @@ def check_captions(dataset: Dataset, *, skip_broken: bool = False, report: Calla
             f"Image {name!r} of split {dataset.split} has {len(before) - len(after)} empty of {len(before)} captions"
         )
         if not skip_broken:
-            raise ValueError(f"{problem}. Every caption needs a word: mend the data, or go on with --skip-broken.")
+            raise ValueError(f"{problem}. Every caption needs a word: mend the data, or go on with --skip_broken.")
         report(f"{problem}: left out.")
     dataset = dataset.remove_columns("captions").add_column("captions", kept)
     return dataset.select([i for i, row in enumerate(kept) if row])
 
 
-def undecoded(dataset: AnyDataset) -> AnyDataset:
-    """The same rows with images as files (`{"bytes": …, "path": …}`), to be opened one by one, by name."""
-    from datasets import Image as ImageFeature
+def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = logger.warning) -> Dataset:
+    """Open every image once, and return the rows whose images can be read.
 
-    return dataset.cast_column("image", ImageFeature(decode=False))
-
-
-def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -> Image:
-    """Open the image of one row of `undecoded` rows; for `used_size` see `open_image`.
-
-    Raises:
-        ValueError: the image can't be read; the error names it.
+    Args:
+        dataset: Split as `load_captions` returns it.
+        report: Function that is called with a line for each image that is left out.
     """
-    with _source(row) as source:
-        return open_image(source, used_size=used_size)
-
-
-def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -> Tensor:
-    """Pixel values `(B, 3, H, W)` of `undecoded` rows.
-
-    Raises:
-        ValueError: an image can't be read; the error names it.
-    """
-
-    def opened(row: Row) -> OpenedImage:
-        with _source(row) as source:
-            return image_processor.open(source)
-
-    pixel_values = image_processor.empty(len(rows))
-    image_processor.write(map(opened, rows), pixel_values)
-    return pixel_values
-
-
-@contextmanager
-def _source(row: Row) -> Iterator[bytes | str]:
-    """What the image of a row is opened from; errors on the way get its name."""
-    file = row["image"]
-    try:
-        yield file["bytes"] if file["bytes"] is not None else file["path"]
-    except (ValueError, OSError) as e:
-        raise ValueError(
-            f"Image {row['image_id']!r} can't be read: {first_line(e)} "
-            "Mend or remove it, or go on without it with --skip-broken."
-        ) from e
-
-
-def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = print) -> Dataset:
-    """Open every image once and leave out those that can't be read, reporting each by name."""
     from tqdm.auto import tqdm
 
     kept = []
-    for index, row in enumerate(tqdm(undecoded(dataset), desc="Checking images", leave=False)):
+    for index, row in enumerate(tqdm(undecoded(dataset), desc="Checking images", leave=False, disable=None)):
         try:
             open_row(row)
         except ValueError as e:
@@ -109,3 +73,53 @@ def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = prin
         else:
             kept.append(index)
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+def undecoded(dataset: AnyDataset) -> AnyDataset:
+    """Return the same rows with each image as its file, `{"bytes": …, "path": …}`, for `open_row` to open later."""
+    from datasets import Image as ImageFeature
+
+    return dataset.cast_column("image", ImageFeature(decode=False))
+
+
+def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -> Image:
+    """Open the image of one undecoded row.
+
+    Args:
+        row: Row of a data set that `undecoded` returned.
+        used_size: Function from an image's size to the size at which it will be used, see `open_image`.
+
+    Raises:
+        ValueError: The image can't be read. The error contains the image's id.
+    """
+    with _image_file(row) as file:
+        return open_image(file, used_size=used_size)
+
+
+def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -> Tensor:
+    """Open and preprocess the images of undecoded rows, and return their pixel values `(B, 3, H, W)`.
+
+    Raises:
+        ValueError: An image can't be read. The error contains the image's id.
+    """
+
+    def opened(row: Row) -> OpenedImage:
+        with _image_file(row) as file:
+            return image_processor.open(file)
+
+    pixel_values = image_processor.empty(len(rows))
+    image_processor.write(map(opened, rows), pixel_values)
+    return pixel_values
+
+
+@contextmanager
+def _image_file(row: Row) -> Iterator[bytes | str]:
+    """Yield the bytes or the path of a row's image; errors raised while it is read get the image's id."""
+    file = row["image"]
+    try:
+        yield file["bytes"] if file["bytes"] is not None else file["path"]
+    except (ValueError, OSError) as e:
+        raise ValueError(
+            f"Image {row['image_id']!r} can't be read: {first_line(e)} "
+            "Mend or remove it, or go on without it with --skip_broken."
+        ) from e

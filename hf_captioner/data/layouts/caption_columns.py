@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, captions and ids, and what captions a value holds."""
+"""Which columns of a table hold images, captions and ids, and how captions are stored in a column."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
-# By preference. The names of WebDataset's columns are the suffixes of files.
+# Names of columns, those that are preferred first. WebDataset names its columns by the suffixes of files.
 IMAGE_COLUMNS = (
     *("image", "img", *(suffix[1:] for suffix in IMAGE_SUFFIXES)),
     *("file_name", "filename", "image_path", "image_file", "image_name", "file_path", "filepath", "file", "path"),
@@ -22,7 +22,7 @@ ID_COLUMNS = ("image_id", "img_id", "cocoid", "__key__")
 
 
 class Columns(NamedTuple):
-    """Names of columns; several hold captions where they are numbered."""
+    """Names of a table's columns. There are several of captions if these are numbered."""
 
     image: str
     captions: list[str]
@@ -30,11 +30,15 @@ class Columns(NamedTuple):
     split: str | None
 
 
-def find_columns(names: Iterable[str], place: str) -> Columns:
-    """The columns to read, by their names.
+def find_columns(names: Iterable[str], source: str) -> Columns:
+    """Find the columns to read by their names.
+
+    Args:
+        names: Names of all columns.
+        source: File or data set that has them, for the error.
 
     Raises:
-        ValueError: no column of images, or none of captions.
+        ValueError: There is no column of images, or none of captions.
     """
     names = list(names)
     lower = {name.strip().lower(): name for name in reversed(names)}
@@ -42,17 +46,16 @@ def find_columns(names: Iterable[str], place: str) -> Columns:
     captions = find_caption_columns(names)
     if image is None or not captions:
         raise ValueError(
-            f"{place!r} has the columns {', '.join(names)}; wanted are image, caption_0, caption_1, … or another "
+            f"{source!r} has the columns {', '.join(names)}; wanted are image, caption_0, caption_1, … or another "
             f"column of images ({', '.join(IMAGE_COLUMNS[-9:-5])}, …) and of captions "
             f"({', '.join(CAPTION_COLUMNS[:8])}, …). Rename them."
         )
-    return Columns(
-        image, captions, next((lower[name] for name in ID_COLUMNS if name in lower), None), lower.get("split")
-    )
+    image_id = next((lower[name] for name in ID_COLUMNS if name in lower), None)
+    return Columns(image, captions, image_id, lower.get("split"))
 
 
 def find_caption_columns(names: Iterable[str]) -> list[str]:
-    """Columns of captions, of one kind only, numbered ones in their order."""
+    """Return the columns of captions, all of one kind; numbered ones such as `caption_0` in their order."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         if match := re.fullmatch(rf"({'|'.join(CAPTION_COLUMNS)})(?:[_ -]?(\d+))?", name.strip().lower()):
@@ -61,17 +64,24 @@ def find_caption_columns(names: Iterable[str]) -> list[str]:
     return [] if kind is None else [name for _, name in sorted(found[kind])]
 
 
-def captions_of(row: Mapping[str, Any], columns: Iterable[str] | None = None) -> list[str]:
-    """All captions of a row: strings, lists of them, the JSON of a list, or COCO's and Karpathy's records."""
-    chosen = find_caption_columns(row) if columns is None else columns
-    return [caption for name in chosen for caption in _captions(row[name])]
+def captions_in_row(row: Mapping[str, Any], columns: Iterable[str] | None = None) -> list[str]:
+    """Return all captions of a row.
+
+    Args:
+        row: Values by column. A value may be a string, a list, the JSON of a list, or a record such as COCO's and
+            Karpathy's, whose own caption columns are then read.
+        columns: Columns of captions; by default they are found by name.
+    """
+    columns = find_caption_columns(row) if columns is None else columns
+    return [caption for name in columns for caption in _captions_in_value(row[name])]
 
 
-def _captions(value: Any) -> list[str]:
+def _captions_in_value(value: Any) -> list[str]:
+    """Return the captions in one value of a table; raise a ValueError if it can't hold any."""
     if value is None:
         return []
     if isinstance(value, Mapping):
-        return captions_of(value)
+        return captions_in_row(value)
     if isinstance(value, str) and value.startswith('["') and value.endswith('"]'):
         try:
             value = json.loads(value)
@@ -80,5 +90,5 @@ def _captions(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     if isinstance(value, Iterable):
-        return [caption for item in value for caption in _captions(item)]
+        return [caption for item in value for caption in _captions_in_value(item)]
     raise ValueError(f"{value!r} is no caption: captions are strings, or lists of strings.")

@@ -1,59 +1,71 @@
-"""What is wrong with a data set on disk: said where it can be mended, else refused, or on request left out and said."""
+"""Damage of a data set on disk: reported where readers can repair it, otherwise refused or, on request, left out."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 NAMES_SHOWN = 10
 
+logger = logging.getLogger(__name__)
+
 
 class Damage:
-    """Collects what readers of data sets come upon.
+    """Collects and reports the damage that readers of a data set find.
 
     Args:
-        report: called with a line for each kind of damage.
-        skip_broken: leave out what can't be read, naming each, rather than refuse the data set.
-        names_shown: most names in a line; None for all.
+        report: Function that is called with a line for each kind of damage.
+        skip_broken: Leave out and report what can't be read, instead of raising an error.
+        names_shown: Largest number of names in one line; None for no limit.
     """
 
     def __init__(
-        self, report: Callable[[str], None] = print, *, skip_broken: bool = False, names_shown: int | None = NAMES_SHOWN
+        self,
+        report: Callable[[str], None] = logger.warning,
+        *,
+        skip_broken: bool = False,
+        names_shown: int | None = NAMES_SHOWN,
     ) -> None:
         self.report, self.skip_broken, self.names_shown = report, skip_broken, names_shown
-        self._mended: dict[str, list[str]] = {}
+        self._repairs: dict[str, list[str]] = {}
 
-    def mended(self, kind: str, name: str) -> None:
-        """Something is wrong with `name` that does no harm as it is handled; `tell` says it."""
-        self._mended.setdefault(kind, []).append(name)
+    def repaired(self, kind: str, name: str) -> None:
+        """Record one case of damage that the reader repaired; `report_repairs` reports all cases of a kind in a line.
+
+        Args:
+            kind: Description of the damage and of its repair.
+            name: File, line or image that was damaged.
+        """
+        self._repairs.setdefault(kind, []).append(name)
+
+    def report_repairs(self) -> None:
+        """Report the repairs since the last call, in one line for each kind."""
+        for kind, names in self._repairs.items():
+            self.report(f"{kind}: {len(names)} ({join_names(names, self.names_shown)}).")
+        self._repairs.clear()
 
     def broken(self, problem: str) -> None:
-        """Something can't be used.
+        """Report something that is left out because it can't be used, or refuse it.
 
         Raises:
-            ValueError: unless broken things are to be skipped.
+            ValueError: `skip_broken` is False.
         """
         if not self.skip_broken:
-            raise ValueError(f"{problem} Mend it, or go on without it with --skip-broken (skip_broken=True).")
+            raise ValueError(f"{problem} Mend it, or go on without it with --skip_broken (skip_broken=True).")
         self.report(f"Left out: {problem}")
 
     @contextmanager
     def skipping(self) -> Iterator[None]:
-        """What raises a ValueError in this block is broken."""
+        """Pass the message of a ValueError that is raised within this context to `broken`."""
         try:
             yield
         except ValueError as e:
             self.broken(str(e))
 
-    def tell(self) -> None:
-        """Report what was mended since the last time, a line for each kind."""
-        for kind, names in self._mended.items():
-            self.report(f"{kind}: {len(names)} ({listed(names, self.names_shown)}).")
-        self._mended.clear()
 
-
-def listed(names: list[str], limit: int | None = NAMES_SHOWN) -> str:
-    """Names in a line, the last ones counted."""
+def join_names(names: list[str], limit: int | None = NAMES_SHOWN) -> str:
+    """Join at most `limit` names with commas, and say how many more there are."""
     shown = names if limit is None else names[:limit]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    num_more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {num_more} more" if num_more else "")

@@ -1,9 +1,10 @@
-"""The files of a data set's folder: where its images are, and that none lies outside."""
+"""Files of a data set's folder: finding its images, and refusing images that lie outside of it."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +15,10 @@ class ImageFolder:
     """All files under a folder, found in one walk.
 
     Args:
-        path: a folder, or a file in it, which is then the only one that `matching` finds.
+        path: Path of a folder, or of a file in it; `matching` then finds this file alone.
 
     Raises:
-        ValueError: there is nothing in it.
+        ValueError: The folder is empty.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -31,10 +32,11 @@ class ImageFolder:
             raise ValueError(f"The folder {str(path)!r} is empty. Give one with images and captions.")
 
     def _scan(self) -> None:
+        """Walk the folder and list its images and other files, paths with few parts first."""
         self.images: dict[str, bool] = {}  # relative path -> whether it is a link
         self.files: list[str] = []
-        self.outside: list[str] = []  # linked folders that lie elsewhere
-        self._real = os.path.realpath(self.root)
+        self.outside: list[str] = []  # links to folders elsewhere
+        self._real_root = os.path.realpath(self.root)
         folders = [""]
         while folders:
             folder = folders.pop()
@@ -52,62 +54,82 @@ class ImageFolder:
                         self.images[name] = entry.is_symlink()
                     else:
                         self.files.append(name)
-        self.files.sort(key=lambda name: (name.count("/"), name))
-        self._by_name: dict[str, list[str]] = defaultdict(list)
-        for name in sorted(self.images, key=lambda name: (name.count("/"), name)):
-            self._by_name[os.path.basename(name)].append(name)
-
-        self.has_distinct_names = len(self._by_name) == len(self.images)
+        self.files.sort(key=_depth_and_name)
+        self._paths_by_name: dict[str, list[str]] = defaultdict(list)
+        for path in sorted(self.images, key=_depth_and_name):
+            self._paths_by_name[os.path.basename(path)].append(path)
+        self.has_distinct_names = len(self._paths_by_name) == len(self.images)
 
     def matching(self, *patterns: str) -> list[str]:
-        """Files, of images aside, whose names match, the least deep first."""
-        files = (
-            self.files if self.path.is_dir() else [self.path.absolute().relative_to(self.root.absolute()).as_posix()]
-        )
-        return [name for name in files if any(fnmatch(os.path.basename(name).lower(), p.lower()) for p in patterns)]
+        """Return the files that are no images and whose names match a pattern in any case.
+
+        If the data set was given as the path of one file, this is the only candidate.
+        """
+        if self.path.is_dir():
+            return _matching(self.files, patterns)
+        return _matching([self.path.absolute().relative_to(self.root.absolute()).as_posix()], patterns)
 
     def beside(self, *patterns: str) -> list[str]:
-        """As `matching`, but of all files."""
-        return [name for name in self.files if any(fnmatch(os.path.basename(name), p) for p in patterns)]
+        """Return the files that are no images and whose names match, also if the data set was given as one file."""
+        return _matching(self.files, patterns)
 
     def find(self, name: str, folder: str = "") -> str | None:
-        """The image that a file in `folder` calls `name`, as a path relative to the root; None if it is not there.
+        """Find the image that a file of the data set names.
 
-        Since archives unpack in many ways, it may lie deeper than `folder` says.
+        Since archives unpack in many ways, the image may lie deeper than its name says.
+
+        Args:
+            name: Path of the image as the file has it, relative or absolute.
+            folder: Folder of that file, relative to the root.
+
+        Returns:
+            The path of the image relative to the root; None if it is missing.
 
         Raises:
-            ValueError: it lies outside the data set's folder, or several images could be meant.
+            ValueError: The image lies outside the data set's folder, or several different images have this name.
         """
         path = name.replace("\\", "/")
         if os.path.isabs(path):
-            root = self._real if path.startswith(f"{self._real}/") else os.path.abspath(self.root)
+            root = self._real_root if path.startswith(f"{self._real_root}/") else os.path.abspath(self.root)
             path, folder = os.path.relpath(path, root), ""
         if ".." in PurePosixPath(path).parts:
             raise ValueError(f"{name!r} leaves the data set's folder {str(self.root)!r}.")
         path = os.path.normpath(path)
-        inside = os.path.normpath(os.path.join(folder, path))
-        if inside not in self.images:
-            found = [
+        found = os.path.normpath(os.path.join(folder, path))
+        if found not in self.images:
+            deeper = [
                 other
-                for other in self._by_name.get(os.path.basename(path), [])
+                for other in self._paths_by_name.get(os.path.basename(path), [])
                 if f"/{other}".endswith(f"/{path}") and (not folder or other.startswith(f"{folder}/"))
             ]
-            if not found:
-                self._refuse_outside(name, inside)
+            if not deeper:
+                self._refuse_linked_folders(name, found)
                 return None
-            if len({os.path.getsize(self.root / other) for other in found}) > 1:
-                raise ValueError(f"{name!r} may be any of {', '.join(found)}. Give its path.")
-            inside = found[0]
-        if self.images[inside] and not self._is_inside(inside):
+            if len({os.path.getsize(self.root / other) for other in deeper}) > 1:
+                raise ValueError(f"{name!r} may be any of {', '.join(deeper)}. Give its path.")
+            found = deeper[0]
+        if self.images[found] and not self._is_inside(found):
             raise ValueError(f"{name!r} is a link that leaves the data set's folder {str(self.root)!r}.")
-        return inside
+        return found
 
-    def _refuse_outside(self, name: str, inside: str) -> None:
+    def _refuse_linked_folders(self, name: str, path: str) -> None:
+        """Raise a ValueError if the image lies in a linked folder that is outside the data set's folder."""
         for link in self.outside:
-            if (self.root / link / os.path.basename(name)).exists() or inside.startswith(f"{link}/"):
+            if (self.root / link / os.path.basename(name)).exists() or path.startswith(f"{link}/"):
                 raise ValueError(
                     f"{name!r} is in {link!r}, a link that leaves the data set's folder {str(self.root)!r}."
                 )
 
-    def _is_inside(self, name: str) -> bool:
-        return os.path.realpath(self.root / name).startswith(os.path.join(self._real, ""))
+    def _is_inside(self, path: str) -> bool:
+        """Return whether the target of a link, given by its path relative to the root, lies under the root."""
+        return os.path.realpath(self.root / path).startswith(os.path.join(self._real_root, ""))
+
+
+def _depth_and_name(path: str) -> tuple[int, str]:
+    """Return a sorting key that puts paths with few parts first."""
+    return path.count("/"), path
+
+
+def _matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    """Return the paths whose file names match one of the patterns in any case."""
+    return [path for path in paths if any(fnmatch(os.path.basename(path).lower(), p.lower()) for p in patterns)]

@@ -1,4 +1,4 @@
-"""Splits by whatever name, splits made where they are absent, and images that are in two of them."""
+"""Splits of a data set: their names, making those that are missing, and finding images that are in two of them."""
 
 from __future__ import annotations
 
@@ -6,118 +6,129 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .damage import listed
+from .damage import join_names
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
-NAMES = {
+Splits = Mapping[str, "Dataset | IterableDataset"]  # by the names of splits
+
+CANONICAL_NAMES = {
     **dict.fromkeys(("train", "training", "trn", "restval"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-# Tenths of the images that a split gets which is absent; the others are for training.
+# Digests of images are dealt out to ten classes: these become splits that are missing, the others are for training.
 TENTHS = {"validation": 8, "test": 9}
 
 
-def split_of(value: str) -> str:
-    """A split's name by that of a file's or column's: `val` and `dev` are `validation`; others stay."""
-    return NAMES.get(value.strip().lower(), value.strip())
+def canonical_split(name: str) -> str:
+    """Return the canonical form of a split's name: `val` and `dev` become `validation`; unknown names stay."""
+    return CANONICAL_NAMES.get(name.strip().lower(), name.strip())
 
 
-def split_in(path: str) -> str | None:
-    """The split that a path names in a folder or in its file's name: `train/a.csv`, `captions_val2014.json`."""
+def split_in_path(path: str) -> str | None:
+    """Return the split that a folder's or file's name contains, as in `train/a.csv` or `captions_val2014.json`."""
     for part in path.lower().split("/"):
         for word in re.findall(r"[a-z]+", part):
-            if word in NAMES:
-                return NAMES[word]
+            if word in CANONICAL_NAMES:
+                return CANONICAL_NAMES[word]
     return None
 
 
-def absent_splits(present: Collection[str | None]) -> list[str]:
-    """The splits to make from training images: validation where there is none, and then test likewise."""
+def missing_splits(present: Collection[str | None]) -> list[str]:
+    """Return the splits that must be made from training images.
+
+    These are none if there is a validation split; otherwise validation, and test unless it is there.
+    """
     if "validation" in present or not {"train", None} & set(present):
         return []
     return [name for name in TENTHS if name not in present]
 
 
-def made_split(image: str | bytes, absent: Collection[str]) -> str:
-    """The split of an image, by a digest of its id or bytes: the same each time, whatever other images there are."""
-    digest = hashlib.blake2b(image.encode() if isinstance(image, str) else image, digest_size=8).digest()
-    tenth = int.from_bytes(digest, "big") % 10
-    return next((name for name in absent if TENTHS[name] == tenth), "train")
-
-
-def made_splits(images: Iterable[str], absent: Collection[str]) -> list[str]:
-    """`made_split` of each, but that no split stays empty where there are enough images for all."""
-    images = list(images)
-    splits = [made_split(image, absent) for image in images]
-    in_turn = sorted(range(len(images)), key=lambda i: hashlib.blake2b(images[i].encode(), digest_size=8).digest())
-    for name in absent:
-        if name not in splits and splits.count("train") > 1:
-            splits[next(i for i in in_turn if splits[i] == "train")] = name
-    return splits
-
-
-def said_of_made(absent: Collection[str]) -> str:
-    """A line about them."""
+def missing_splits_message(missing: Collection[str]) -> str:
+    """Return a line that says which splits were made, and from what."""
     return (
-        f"There is no {' and no '.join(absent)} split: made of {' and '.join(['a tenth'] * len(absent))} of the "
+        f"There is no {' and no '.join(missing)} split: made of {' and '.join(['a tenth'] * len(missing))} of the "
         "training images, by a digest of each image, so the same ones each time."
     )
 
 
+def assign_split(image: str | bytes, missing: Collection[str]) -> str:
+    """Assign a training image to one of the missing splits or to `train`.
+
+    Args:
+        image: Id or bytes of the image. Its digest alone decides, so other images have no influence.
+        missing: Splits to make.
+    """
+    return next((name for name in missing if TENTHS[name] == int.from_bytes(_short_digest(image), "big") % 10), "train")
+
+
+def assign_splits(images: Iterable[str], missing: Collection[str]) -> list[str]:
+    """Assign each training image as `assign_split` does, but leave no split empty if there are enough images."""
+    images = list(images)
+    splits = [assign_split(image, missing) for image in images]
+    by_digest = sorted(range(len(images)), key=lambda i: _short_digest(images[i]))
+    for name in missing:
+        if name not in splits and splits.count("train") > 1:
+            splits[next(i for i in by_digest if splits[i] == "train")] = name
+    return splits
+
+
+def _short_digest(image: str | bytes) -> bytes:
+    return hashlib.blake2b(image.encode() if isinstance(image, str) else image, digest_size=8).digest()
+
+
 class Leak(NamedTuple):
-    """Images that two splits share."""
+    """Images that are in two splits, as pairs of their ids in the first and in the second split."""
 
     splits: tuple[str, str]
-    same_bytes: list[tuple[str, str]]  # ids in the one and in the other
-    same_name: list[tuple[str, str]]  # of the same file name but other bytes
+    same_bytes: list[tuple[str, str]]
+    same_name: list[tuple[str, str]]  # same file name but other bytes
 
     def lines(self, limit: int | None = None) -> list[str]:
-        """A line for each kind."""
-        where = " and ".join(self.splits)
+        """Describe the leak in one line for each kind, with at most `limit` pairs of names."""
         kinds = (
             ("the same bytes", self.same_bytes, "Scores on the one are not those of unseen images."),
             ("the same file name but other bytes", self.same_name, "They may be the same photographs."),
         )
-        return [
-            f"Leak: {len(pairs)} images of {where} have {what} ({listed(list(map(_pair, pairs)), limit)}). {hint}"
-            for what, pairs, hint in kinds
-            if pairs
-        ]
-
-
-def _pair(names: tuple[str, str]) -> str:
-    return names[0] if names[0] == names[1] else f"{names[0]} = {names[1]}"
+        lines = []
+        for kind, pairs, hint in kinds:
+            names = [first if first == second else f"{first} = {second}" for first, second in pairs]
+            if names:
+                splits = " and ".join(self.splits)
+                lines.append(f"Leak: {len(names)} images of {splits} have {kind} ({join_names(names, limit)}). {hint}")
+        return lines
 
 
 def find_leaks(splits: Mapping[str, Dataset]) -> list[Leak]:
-    """Images that are in two splits, by their files' names and by their bytes.
+    """Find images that are in two splits, by their bytes and by their file names.
 
-    Only files of equal size are read.
+    Files of different sizes differ, so only files of equal size are read.
 
     Args:
-        splits: undecoded rows.
+        splits: Undecoded rows of each split.
     """
-    files = {name: _Files(dataset) for name, dataset in splits.items()}
+    files = {name: _ImageFiles(dataset) for name, dataset in splits.items()}
     leaks = []
-    for one, other in combinations(files, 2):
-        same_bytes = files[one].pairs(files[other], "sizes", "digest")
+    for first, second in combinations(files, 2):
+        one, other = files[first], files[second]
+        same_size = _equal_pairs(one.sizes, other.sizes)
+        same_bytes = [(i, j) for i, j in same_size if one.digest(i) == other.digest(j)]
         known = set(same_bytes)
-        same_name = [pair for pair in files[one].pairs(files[other], "names") if pair not in known]
-        ids = [[(files[one].ids[i], files[other].ids[j]) for i, j in pairs] for pairs in (same_bytes, same_name)]
+        same_name = [pair for pair in _equal_pairs(one.names, other.names) if pair not in known]
         if same_bytes or same_name:
-            leaks.append(Leak((one, other), *ids))
+            ids = [[(one.ids[i], other.ids[j]) for i, j in pairs] for pairs in (same_bytes, same_name)]
+            leaks.append(Leak((first, second), *ids))
     return leaks
 
 
-class _Files:
-    """What can be told of a split's images without decoding them."""
+class _ImageFiles:
+    """Ids, file names, file sizes and digests of a split's images, known without decoding them."""
 
     def __init__(self, dataset: Dataset) -> None:
         import pyarrow.compute as pc
@@ -129,42 +140,38 @@ class _Files:
         lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
         paths = pc.struct_field(images, "path").to_pylist()
         self.sizes = [
-            length if length is not None else _size(path) for length, path in zip(lengths, paths, strict=True)
+            length if length is not None else _file_size(path) for length, path in zip(lengths, paths, strict=True)
         ]
         self.names = [os.path.basename(path or name) for path, name in zip(paths, self.ids, strict=True)]
-        if len(set(self.names)) < len(self.names):  # several images of one split share a name: names tell nothing
+        if len(set(self.names)) < len(self.names):  # names that repeat within a split identify no image
             self.names = list(self.ids)
         self._digests: dict[int, bytes] = {}
 
     def digest(self, index: int) -> bytes:
+        """Return the digest of the image in this row, which is read once."""
         if index not in self._digests:
-            image = self.dataset[index]["image"]
-            self._digests[index] = image_digest(image)
+            self._digests[index] = image_digest(self.dataset[index]["image"])
         return self._digests[index]
 
-    def pairs(self, other: _Files, key: str, confirm: str | None = None) -> list[tuple[int, int]]:
-        """Rows of this and of the other split that agree."""
-        places: dict[Any, list[int]] = defaultdict(list)
-        for index, value in enumerate(getattr(other, key)):
-            places[value].append(index)
-        return [
-            (index, twin)
-            for index, value in enumerate(getattr(self, key))
-            if value is not None
-            for twin in places.get(value, ())
-            if confirm is None or self.digest(index) == other.digest(twin)
-        ]
+
+def _equal_pairs(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Return the pairs of indices in two sequences whose values are equal and not None."""
+    indices: dict[Hashable, list[int]] = defaultdict(list)
+    for index, value in enumerate(other):
+        indices[value].append(index)
+    return [(i, j) for i, value in enumerate(one) if value is not None for j in indices.get(value, ())]
 
 
-def _size(path: str) -> int | None:
+def _file_size(path: str) -> int | None:
+    """Return the size of a file in bytes, or None if there is none: whoever opens it reports the error."""
     try:
         return os.path.getsize(path)
-    except OSError:  # a broken file is reported by those who open it
+    except OSError:
         return None
 
 
 def image_digest(image: Mapping[str, Any]) -> bytes:
-    """Of the bytes of an undecoded image."""
+    """Return the digest of the bytes of an undecoded image."""
     content = image["bytes"]
     if content is None:
         with open(image["path"], "rb") as file:

@@ -1,14 +1,23 @@
-"""Data sets that `datasets` reads itself, from Parquet, the Hub or its own files: their columns made ours."""
+"""Tables with images inside, read by `datasets` from Parquet, the Hub or its own files, brought to our columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from .caption_columns import IMAGE_COLUMNS, Columns, captions_of, find_columns
+from .caption_columns import IMAGE_COLUMNS, Columns, captions_in_row, find_columns
 from .damage import Damage
 from .image_folder import ImageFolder
-from .splits import absent_splits, image_digest, made_split, made_splits, said_of_made, split_in, split_of
+from .splits import (
+    assign_split,
+    assign_splits,
+    canonical_split,
+    image_digest,
+    missing_splits,
+    missing_splits_message,
+    split_in_path,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -17,7 +26,11 @@ AnyDataset: TypeAlias = "Dataset | IterableDataset"
 
 
 def has_images_inside(folder: ImageFolder, file: str) -> bool:
-    """Whether a Parquet file holds images themselves, not the names of files."""
+    """Return whether a Parquet file holds images themselves rather than names of files.
+
+    Raises:
+        ValueError: It is not a Parquet file.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -26,104 +39,130 @@ def has_images_inside(folder: ImageFolder, file: str) -> bool:
     except pa.ArrowInvalid as e:
         raise ValueError(f"{file} is not a Parquet file: {e}.") from e
     column = next((name for name in IMAGE_COLUMNS if name in schema.names), None)
-    return column is None or not (pa.types.is_string(schema.field(column).type))
+    return column is None or not pa.types.is_string(schema.field(column).type)
 
 
 def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
-    """Parquet files with images inside; splits are named by files or folders."""
+    """Read Parquet files with images inside; the names of files or folders give the splits."""
     from datasets import load_dataset
 
     data_files: dict[str, list[str]] = {}
     for file in files:
-        data_files.setdefault(split_in(file) or "train", []).append(str(folder.root / file))
-    return arranged(load_dataset("parquet", data_files=data_files, streaming=streaming), str(folder.path), damage)
+        data_files.setdefault(split_in_path(file) or "train", []).append(str(folder.root / file))
+    return standardize(load_dataset("parquet", data_files=data_files, streaming=streaming), str(folder.path), damage)
 
 
 def read_saved(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
-    """What `save_to_disk` wrote, of one split or several."""
+    """Read one split or several that `save_to_disk` wrote."""
     from datasets import Dataset, load_from_disk
 
     loaded = load_from_disk(str(folder.root))
     splits = {str(loaded.split or "train"): loaded} if isinstance(loaded, Dataset) else loaded
-    arranged_splits = arranged(splits, str(folder.path), damage)
+    standardized = standardize(splits, str(folder.path), damage)
     if not streaming:
-        return arranged_splits
-    return {name: cast("Dataset", dataset).to_iterable_dataset() for name, dataset in arranged_splits.items()}
+        return standardized
+    return {name: cast("Dataset", dataset).to_iterable_dataset() for name, dataset in standardized.items()}
 
 
 def read_hub(path: str, damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
-    """A data set on the Hub.
+    """Read a data set on the Hub.
 
     Raises:
-        ValueError: it can't be reached, or has other columns.
+        ValueError: The data set can't be reached, or has other columns.
     """
     from datasets import load_dataset
 
     try:
         splits = load_dataset(path, streaming=streaming)
-    except (OSError, ValueError) as e:  # what datasets and the Hub raise for a set that is not there
+    except (OSError, ValueError) as e:  # raised by datasets and huggingface_hub for a data set that is not there
         line = str(e).strip().partition("\n")[0] or type(e).__name__
         raise ValueError(
             f"The data set {path!r} can't be loaded: {line.rstrip('.')}. "
             "Give a folder of captioned images or the id of a data set on the Hub that you can reach."
         ) from e
-    return arranged(splits, path, damage)
+    return standardize(splits, path, damage)
 
 
-def arranged(splits: Mapping[str, AnyDataset], place: str, damage: Damage) -> dict[str, AnyDataset]:
-    """Splits with the columns `image`, `captions` and `image_id`; absent splits are made.
+def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -> dict[str, AnyDataset]:
+    """Bring splits to the columns `image`, `captions` and `image_id`, and make missing splits.
 
-    Rows of one caption each are gathered to one row an image; a stream gives them as they come.
+    Rows of one caption each are gathered to one row an image, except in a stream.
+
+    Args:
+        splits: Splits as they were read.
+        source: Path or id of the data set, for errors.
+        damage: What is wrong with the data set is reported here.
     """
     from datasets import Dataset
 
-    splits = {split_of(str(name)): dataset for name, dataset in splits.items()}
+    splits = {canonical_split(str(name)): dataset for name, dataset in splits.items()}
     first = next(iter(splits.values()))
-    columns = find_columns(first.column_names or first._resolve_features().column_names, place)
+    columns = find_columns(_column_names(first), source)
     if len(splits) == 1 and columns.split is not None:
-        splits = _by_column(first, columns)
-    absent = absent_splits(splits)
-    if absent:
-        damage.report(said_of_made(absent))
-    sources = {**splits, **dict.fromkeys(absent, splits.get("train", first))}
-    made = {name: absent if name in ("train", *absent) else [] for name in sources}
+        splits = _divide_by_column(first, columns.image, columns.split)
+    missing = missing_splits(splits)
+    if missing:
+        damage.report(missing_splits_message(missing))
+    # Training images are divided between train and the missing splits.
+    divided = ("train", *missing) if missing else ()
     if not isinstance(first, Dataset):
-        return {name: _streamed(dataset, name, columns, made[name]) for name, dataset in sources.items()}
-    ours = {name: _arranged(dataset, name, columns, place, damage) for name, dataset in splits.items()}
-    return {name: _only(ours.get(name, ours["train"]), name, made[name]) if made[name] else ours[name] for name in made}
+        sources = {**splits, **dict.fromkeys(missing, splits.get("train", first))}
+        return {
+            name: _standardize_stream(dataset, name, columns, missing if name in divided else [])
+            for name, dataset in sources.items()
+        }
+    done = {name: _standardize_split(dataset, name, columns, source, damage) for name, dataset in splits.items()}
+    if missing:
+        done |= {name: _select_assigned(done["train"], name, missing) for name in divided}
+    return {name: done[name] for name in (*splits, *missing)}
 
 
 def row_features() -> Features:
-    """The columns of a captioned data set."""
+    """Return the columns of a captioned data set and their types."""
     from datasets import Features, List, Value
     from datasets import Image as ImageFeature
 
     return Features({"image": ImageFeature(), "captions": List(Value("string")), "image_id": Value("string")})
 
 
-def _streamed(dataset: IterableDataset, split: str, columns: Columns, absent: Sequence[str]) -> IterableDataset:
+def _column_names(dataset: AnyDataset) -> list[str]:
+    """Return the names of columns; a stream may have to read its first row for them."""
+    return dataset.column_names or dataset._resolve_features().column_names
+
+
+def _undecoded(dataset: AnyDataset, column: str) -> AnyDataset:
+    """Return the data set with the images of a column as their files' bytes and paths."""
     from datasets import Image as ImageFeature
 
-    def ours(row: dict[str, Any], index: int) -> dict[str, Any]:
+    return dataset.cast_column(column, ImageFeature(decode=False))
+
+
+def _standardize_stream(
+    dataset: IterableDataset, split: str, columns: Columns, missing: Sequence[str]
+) -> IterableDataset:
+    """Bring a stream to our columns, and keep the images of this split if missing splits are made from it."""
+
+    def standardize_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         image_id = f"{split}-{index:06d}" if columns.image_id is None else str(row[columns.image_id])
-        return {"image": row[columns.image], "captions": captions_of(row, columns.captions), "image_id": image_id}
+        return {"image": row[columns.image], "captions": captions_in_row(row, columns.captions), "image_id": image_id}
 
-    def is_chosen(image: dict[str, Any]) -> bool:
-        return made_split(image_digest(image).hex(), absent) == split
+    def is_in_split(image: dict[str, Any]) -> bool:
+        return assign_split(image_digest(image).hex(), missing) == split
 
-    names = dataset.column_names or dataset._resolve_features().column_names
-    dataset = dataset.cast_column(columns.image, ImageFeature(decode=False))
-    dataset = dataset.map(ours, with_indices=True, remove_columns=list({*names} - row_features().keys()))
-    if absent:
-        dataset = dataset.filter(is_chosen, input_columns="image")
-    return dataset.cast(row_features())  # last: datasets decodes no images of rows that go on through map or filter
+    other_columns = list({*_column_names(dataset)} - row_features().keys())
+    dataset = _undecoded(dataset, columns.image)
+    dataset = dataset.map(standardize_row, with_indices=True, remove_columns=other_columns)
+    if missing:
+        dataset = dataset.filter(is_in_split, input_columns="image")
+    return dataset.cast(row_features())  # last, since map and filter would decode images and encode them anew
 
 
-def _arranged(dataset: Dataset, split: str, columns: Columns, place: str, damage: Damage) -> Dataset:
+def _standardize_split(dataset: Dataset, split: str, columns: Columns, source: str, damage: Damage) -> Dataset:
+    """Bring a split to our columns, with one row an image."""
     from datasets import Image as ImageFeature
     from datasets import Value
 
-    captions = [captions_of(row) for row in dataset.select_columns(columns.captions).to_list()]
+    captions = [captions_in_row(row) for row in dataset.select_columns(columns.captions).to_list()]
     dataset = dataset.remove_columns(columns.captions)
     dataset = dataset.add_column("captions", captions, feature=row_features()["captions"])
     for name, wanted in ((columns.image, "image"), (columns.image_id, "image_id")):
@@ -133,76 +172,75 @@ def _arranged(dataset: Dataset, split: str, columns: Columns, place: str, damage
     if columns.image_id is not None and dataset.features["image_id"] != Value("string"):
         dataset = dataset.cast_column("image_id", Value("string"))
     if len(columns.captions) == 1 and all(len(row) == 1 for row in captions):
-        dataset = _gathered(dataset, place, damage)
+        dataset = _gather_captions(dataset, source, damage)
     if columns.image_id is None:
         return dataset.add_column("image_id", [f"{split}-{i:06d}" for i in range(len(dataset))])
-    return _without_duplicates(dataset, split, place, damage)
+    return _drop_duplicates(dataset, split, source, damage)
 
 
-def _by_column(dataset: AnyDataset, columns: Columns) -> dict[str, AnyDataset]:
-    """A data set's splits by a column's values."""
+def _divide_by_column(dataset: AnyDataset, image_column: str, split_column: str) -> dict[str, AnyDataset]:
+    """Divide a data set into splits by the values of a column."""
     from datasets import Dataset
-    from datasets import Image as ImageFeature
 
-    column = columns.split
-    values = [split_of(str(row[column])) for row in dataset.select_columns(column)]
+    values = [canonical_split(str(row[split_column])) for row in dataset.select_columns(split_column)]
     if isinstance(dataset, Dataset):
         return {
-            name: dataset.select([i for i, value in enumerate(values) if value == name]).remove_columns(column)
+            name: dataset.select([i for i, value in enumerate(values) if value == name]).remove_columns(split_column)
             for name in dict.fromkeys(values)
         }
 
-    def of(name: str) -> Callable[[Any], bool]:
-        return lambda value: split_of(str(value)) == name
+    def is_in_split(value: Any, *, name: str) -> bool:
+        return canonical_split(str(value)) == name
 
-    undecoded = dataset.cast_column(columns.image, ImageFeature(decode=False))  # or filter would encode images anew
+    undecoded = _undecoded(dataset, image_column)  # or filter would decode images and encode them anew
     return {
-        name: undecoded.filter(of(name), input_columns=column).remove_columns(column) for name in dict.fromkeys(values)
+        name: undecoded.filter(partial(is_in_split, name=name), input_columns=split_column).remove_columns(split_column)
+        for name in dict.fromkeys(values)
     }
 
 
-def _digests(dataset: Dataset) -> list[str]:
-    """Of every image's bytes, kept in the cache of `datasets`."""
-    from datasets import Image as ImageFeature
-
-    images = dataset.select_columns("image").cast_column("image", ImageFeature(decode=False))
-    return images.map(_digest, remove_columns="image", desc="Reading images")["digest"][:]
+def _image_digests(dataset: Dataset) -> list[str]:
+    """Return the digest of each image's bytes; `datasets` keeps them in its cache."""
+    images = _undecoded(dataset.select_columns("image"), "image")
+    return images.map(_digest_row, remove_columns="image", desc="Reading images")["digest"][:]
 
 
-def _digest(row: dict[str, Any]) -> dict[str, str]:
+def _digest_row(row: dict[str, Any]) -> dict[str, str]:
     return {"digest": image_digest(row["image"]).hex()}
 
 
-def _only(dataset: Dataset, split: str, absent: Sequence[str]) -> Dataset:
-    """The images of a made split."""
+def _select_assigned(dataset: Dataset, split: str, missing: Sequence[str]) -> Dataset:
+    """Return those training images that are assigned to a split when missing splits are made."""
     from datasets import NamedSplit
 
-    dataset = dataset.select([i for i, name in enumerate(made_splits(_digests(dataset), absent)) if name == split])
+    assigned = assign_splits(_image_digests(dataset), missing)
+    dataset = dataset.select([i for i, name in enumerate(assigned) if name == split])
     dataset._split = NamedSplit(split)  # there is no public way
     return dataset
 
 
-def _gathered(dataset: Dataset, place: str, damage: Damage) -> Dataset:
-    """One row an image, of rows with one caption each."""
-    digests = _digests(dataset)
+def _gather_captions(dataset: Dataset, source: str, damage: Damage) -> Dataset:
+    """Turn rows with one caption each into one row an image, which has one id and the same bytes in all its rows."""
+    digests = _image_digests(dataset)
     names = dataset["image_id"][:] if "image_id" in dataset.column_names else digests
     rows: dict[tuple[str, str], list[int]] = {}
     for index, key in enumerate(zip(names, digests, strict=True)):
         rows.setdefault(key, []).append(index)
     if len(rows) == len(dataset):
         return dataset
-    damage.report(f"{place}: {len(dataset)} rows of one caption each are {len(rows)} images.")
+    damage.report(f"{source}: {len(dataset)} rows of one caption each are {len(rows)} images.")
     captions = dataset["captions"][:]
     gathered = [[caption for i in indices for caption in captions[i]] for indices in rows.values()]
     first = dataset.select([indices[0] for indices in rows.values()]).remove_columns("captions")
     return first.add_column("captions", gathered, feature=dataset.features["captions"])
 
 
-def _without_duplicates(dataset: Dataset, split: str, place: str, damage: Damage) -> Dataset:
-    seen: dict[str, int] = {}
+def _drop_duplicates(dataset: Dataset, split: str, source: str, damage: Damage) -> Dataset:
+    """Refuse or leave out rows whose image id an earlier row has."""
+    first_rows: dict[str, int] = {}
     for index, name in enumerate(dataset["image_id"][:]):
-        if seen.setdefault(name, index) != index:
+        if first_rows.setdefault(name, index) != index:
             damage.broken(
-                f"{place}: the image_id {name!r} is there twice in {split}, in rows {seen[name]} and {index}."
+                f"{source}: the image_id {name!r} is there twice in {split}, in rows {first_rows[name]} and {index}."
             )
-    return dataset if len(seen) == len(dataset) else dataset.select(list(seen.values()))
+    return dataset if len(first_rows) == len(dataset) else dataset.select(list(first_rows.values()))

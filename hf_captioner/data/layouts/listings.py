@@ -1,0 +1,100 @@
+"""From records of captions to data sets: find the images, gather their captions and divide them into splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .annotation_files import Record
+from .damage import Damage
+from .image_folder import ImageFolder
+from .splits import Splits, assign_splits, missing_splits, missing_splits_message
+from .stored_tables import row_features
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+ReadRecords = Callable[[ImageFolder, list[str], Damage], Iterable[Record]]
+Rows = dict[tuple[str | None, str], dict[str, Any]]  # by split, None if files name none, and image id
+
+
+def read_listing(
+    read_records: ReadRecords, folder: ImageFolder, files: list[str], damage: Damage, streaming: bool
+) -> Splits:
+    """Read files that list captions of images in the same folder.
+
+    Args:
+        read_records: Reader of the files, one of those in `annotation_files.py` and `caption_lines.py`.
+        folder: Folder of the data set.
+        files: Files to read.
+        damage: What is wrong with them is reported here.
+        streaming: Whether to return `IterableDataset`s.
+
+    Raises:
+        ValueError: Something is broken, or none of the listed images is there.
+    """
+    from datasets import Dataset, NamedSplit
+
+    rows = _gather_rows(folder, files, read_records(folder, files, damage), damage)
+    splits: dict[str, Dataset | IterableDataset] = {}
+    for name, split_rows in _divide(folder, rows, damage).items():
+        columns = {column: [row[column] for row in split_rows] for column in ("image", "captions", "image_id")}
+        dataset = Dataset.from_dict(columns, features=row_features(), split=NamedSplit(name))
+        splits[name] = dataset.to_iterable_dataset(min(64, len(dataset))) if streaming else dataset
+    return splits
+
+
+def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record], damage: Damage) -> Rows:
+    """Find the image of each record, and gather all captions of an image in one row."""
+    rows: Rows = {}
+    numbers: set[tuple[str | None, str, int]] = set()
+    missing_images: dict[str, None] = {}
+    for record in records:
+        with damage.skipping():
+            try:
+                image = folder.find(record.image, record.folder)
+            except ValueError as e:
+                raise ValueError(f"{record.location}: {e}") from e
+            if image is None:
+                missing_images[record.image] = None
+                continue
+            name = record.image_id or (os.path.basename(image) if folder.has_distinct_names else image)
+            row = rows.setdefault((record.split, name), {"image": image, "captions": [], "image_id": name})
+            number = (record.split, name, -1 if record.number is None else record.number)
+            if row["image"] != image or (record.number is not None and number in numbers):
+                which = "" if not record.number else f" with caption number {record.number}"
+                raise ValueError(f"{record.location}: the image {name!r}{which} is there twice.")
+            numbers.add(number)
+            row["captions"] += record.captions
+    for name in missing_images:
+        damage.repaired(f"{files[0]}: listed images that are missing, left out", name)
+    if not rows:
+        damage.report_repairs()
+        raise ValueError(
+            f"None of the images that {files[0]} lists is in {str(folder.root)!r}. Put them there, unpacked."
+        )
+    for name in sorted(folder.images.keys() - {row["image"] for row in rows.values()}):
+        damage.repaired("Images without a caption, left out", name)
+    return rows
+
+
+def _divide(folder: ImageFolder, rows: Rows, damage: Damage) -> Mapping[str, list[dict[str, Any]]]:
+    """Divide rows into splits, those that are missing included, and give images their absolute paths."""
+    present: set[str | None] = {split for split, _ in rows if split is not None} or {None}
+    missing = missing_splits(present)
+    if missing:
+        damage.report(missing_splits_message(missing))
+    source = "train" if "train" in present else None  # the split from whose images missing ones are made
+    candidates = [name for split, name in rows if missing and split == source]
+    assigned = dict(zip(candidates, assign_splits(candidates, missing), strict=True))
+    splits: dict[str, list[dict[str, Any]]] = {}
+    for (split, name), row in rows.items():
+        target = assigned.get(name, split) if split == source else split
+        if target is None:
+            damage.repaired("Images with captions that are in no split, left out", name)
+            continue
+        path = os.path.abspath(folder.root / row["image"])
+        splits.setdefault(target, []).append({**row, "image": {"bytes": None, "path": path}})
+    usual_order = [*(name for name in ("train", "validation", "test") if name in splits), *sorted(splits)]
+    return {name: splits[name] for name in dict.fromkeys(usual_order)}
