@@ -16,7 +16,7 @@ from torch.nn import functional
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.data.collator import CaptionCollator
 from hf_captioner.model.objectives import sampling_probability
-from hf_captioner.model.recurrence import Plan
+from hf_captioner.model.packing import PackedOrder
 
 TinyModel = Callable[..., CaptionerModel]
 
@@ -58,8 +58,8 @@ def test_sampling_reads_what_the_decoder_drew(tiny_model: TinyModel, decoder_typ
 
     words = labels.flatten(0, 1)
     lengths = (words != -100).sum(1)
-    plan = Plan(2, 3, 6, lengths)
-    ids = plan.unpack(plan.trim(torch.cat(read)))
+    order = PackedOrder(lengths, 3, 6)
+    ids = order.unpack(order.trim(torch.cat(read)))
     teacher = model.prepare_decoder_input_ids_from_labels(words)
     changed = (ids != teacher)[words != -100]
     assert (ids[:, 0] == teacher[:, 0]).all() and 0.2 < changed.float().mean() < 0.8
@@ -140,8 +140,8 @@ def test_images_are_augmented_by_their_draw(processor: CaptionerProcessor, photo
     collator = CaptionCollator(processor, augment=True)
     row: dict[str, Any] = {"captions": ["a man"], "image_id": "x", "image": {"bytes": _png(photos[0]), "path": None}}
 
-    def show(draw: tuple[int, ...]) -> Tensor:
-        return collator([{**row, "draw": draw}])["pixel_values"]
+    def show(seed: tuple[int, ...]) -> Tensor:
+        return collator([{**row, "random_seed": seed}])["pixel_values"]
 
     torch.manual_seed(0)
     first, state = show((0, 0, 1)), torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Image cells of a frozen encoder, computed once and kept on disk."""
+"""Cells of images by a frozen encoder, encoded once and kept on disk."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .rows import read_pixels
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from ..model.modeling_captioner import CaptionerEncoder
+    from ..model.encoder_model import CaptionerEncoder
 
-# Half the disk of float32. Features of an encoder are a few units wide and dropout disturbs them far more than
-# the 0.05 % that rounding does.
+# Half the disk space of float32. Cells have values of a few units, and dropout disturbs them far more than the 0.05 %
+# of rounding does.
 DTYPE = np.dtype(np.float16)
-SPARE_BYTES = 256 * 2**20  # left free on the disk
+SPARE_BYTES = 256 * 2**20  # disk space to leave free
 
 
 @dataclass
 class Split:
-    """A split ready to be read.
+    """A split that is ready to be read.
 
     Args:
-        rows: undecoded, images unopened.
-        cells: `(images, P, C)` of them, where these are cached.
-        mirrored_cells: of the images mirrored.
+        rows: Undecoded rows.
+        cells: Cells of the images, `(images, P, C)`, if they are cached.
+        mirrored_cells: Cells of the mirrored images, if they are cached.
     """
 
     rows: Dataset
@@ -46,7 +46,7 @@ class Split:
 
 
 def default_cache_dir() -> Path:
-    """Beside the other caches of Hugging Face's libraries, under `HF_HOME`."""
+    """Return the folder of cached cells, beside the other caches of Hugging Face's libraries under `HF_HOME`."""
     from huggingface_hub.constants import HF_HOME
 
     return Path(HF_HOME) / "hf_captioner" / "cells"
@@ -62,47 +62,47 @@ def cached_cells(
     batch_size: int = 32,
     show_progress: bool = True,
 ) -> np.ndarray:
-    """The cells of every image, memory-mapped; encoded now unless this was done before.
+    """Return the cells of every image, memory-mapped; encode the images first unless the cache has their cells.
 
-    The file's name is a digest of the encoder's weights and architecture, the image processor and the bytes of the
-    images, so cells of another encoder, another transform or other images are never read. It appears under that
-    name only when complete.
+    The name of the cache file is a digest of the encoder's weights and architecture, the image processor and the bytes
+    of the images, so cells of another encoder, another transform or other images are never read. The file has this
+    name only once it is complete.
 
     Args:
-        encoder: a `CaptionerEncoder`, in evaluation mode.
-        image_processor: a `CaptionerImageProcessor`.
-        dataset: undecoded rows (see `data.undecoded`).
-        mirrored: encode the images mirrored left to right.
-        cache_dir: folder of the cache; by default one beside the other Hugging Face caches.
-        batch_size: images encoded at once.
-        show_progress: show a bar.
+        encoder: `CaptionerEncoder` in evaluation mode.
+        image_processor: `CaptionerImageProcessor`.
+        dataset: Undecoded rows.
+        mirrored: Whether to encode the images mirrored left to right.
+        cache_dir: Folder of the cache; `default_cache_dir()` by default.
+        batch_size: Number of images to encode at once.
+        show_progress: Whether to show a progress bar on a terminal.
 
     Returns:
-        `(images, P, C)` float16, read-only.
+        Read-only float16 array `(images, P, C)`.
 
     Raises:
-        OSError: the cells do not fit on the disk; nothing was written.
+        OSError: The cells do not fit on the disk; nothing was written.
     """
     assert not encoder.training, "cells of an encoder in training mode depend on the batch"
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
     file = folder / f"{cells_key(encoder, image_processor, dataset)}{'-mirrored' if mirrored else ''}.npy"
     if not file.exists():
-        _encode(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
+        _encode_to_file(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
     cells = np.load(file, mmap_mode="r")
     assert len(cells) == len(dataset)
     return cells
 
 
 def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset) -> str:
-    """Digest of all that decides what the cells are."""
+    """Return a digest of everything that determines the cells of a data set's images."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in encoder.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     config = encoder.config
-    parts = [config.encoder_type, config.encoder_name, config.encoder_kwargs, image_processor.to_dict(), str(DTYPE)]
-    parts.append(REDUCTION_GAP)  # decides the pixels too
-    digest.update(json.dumps(parts, sort_keys=True, default=str).encode())
+    settings = [config.encoder_type, config.encoder_name, config.encoder_kwargs, image_processor.to_dict(), str(DTYPE)]
+    settings.append(REDUCTION_GAP)  # changes the pixels of large JPEGs
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for row in dataset.select_columns("image"):
         file = row["image"]
         if file["bytes"] is None:
@@ -114,7 +114,7 @@ def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset)
 
 
 @torch.no_grad()
-def _encode(
+def _encode_to_file(
     encoder: CaptionerEncoder,
     image_processor: Any,
     dataset: Dataset,
@@ -123,42 +123,48 @@ def _encode(
     batch_size: int,
     show_progress: bool,
 ) -> None:
+    """Encode all images batch by batch into an `.npy` file, which keeps a temporary name until it is complete."""
     device = next(encoder.parameters()).device
+    num_images = len(dataset)
 
-    def read(images: range) -> Tensor:
-        return read_pixels(dataset.__getitems__(list(images)), image_processor)
+    def read(indices: range) -> Tensor:
+        return read_pixels(dataset.__getitems__(list(indices)), image_processor)
 
     def encode(pixel_values: Tensor) -> np.ndarray:
         pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
         return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()
 
-    description = "Encoding mirrored images" if mirrored else "Encoding images"
-    shape = (len(dataset), *encode(read(range(1))).shape[1:])
-    _refuse_if_full(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
+    shape = (num_images, *encode(read(range(1))).shape[1:])
+    _check_disk_space(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
+    batches = (range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size))
+    progress = tqdm(
+        total=num_images,
+        desc="Encoding mirrored images" if mirrored else "Encoding images",
+        unit="image",
+        disable=None if show_progress else True,
+    )
     try:
-        batches = (range(shape[0])[start : start + batch_size] for start in range(0, shape[0], batch_size))
-        with (
-            open(partial, "wb") as output,
-            tqdm(total=shape[0], desc=description, unit="image", disable=not show_progress) as bar,
-        ):
+        with open(partial, "wb") as output, progress:
             header = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(output, header)
             for pixel_values in read_ahead(read, batches):
                 cells = encode(pixel_values)
                 output.write(np.ascontiguousarray(cells).data)
-                bar.update(len(cells))
+                progress.update(len(cells))
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _refuse_if_full(folder: Path, num_bytes: int) -> None:
+def _check_disk_space(folder: Path, num_bytes: int) -> None:
+    """Raise an OSError if a file of this size does not fit in a folder, which may not exist yet."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if num_bytes + SPARE_BYTES > free:
         raise OSError(
             f"The cells need {num_bytes / 2**30:.2f} GiB in {str(folder)!r}, where {free / 2**30:.2f} GiB are free. "
-            "Name a folder on a larger disk with --cache-dir, or encode anew each epoch with --cache-cells false."
+            "Name a folder on a larger disk with --cache_dir, or encode images anew each epoch with "
+            "--cache_cells false."
         )

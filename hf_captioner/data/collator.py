@@ -1,4 +1,4 @@
-"""Batches of a captioned data set."""
+"""Batches from rows of a captioned data set."""
 
 from __future__ import annotations
 
@@ -17,21 +17,28 @@ from .rows import Row, open_row, read_pixels
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+MIN_CROP = 0.8  # smallest fraction of an image's width, and of its height, that augmentation keeps
+
 
 class CaptionCollator:
-    """Rows of a captioned data set to a batch: every image once, with all its captions.
+    """Collates undecoded rows into a batch that contains every image once, with all its captions.
+
+    What is random about an image depends on `row["random_seed"]`, which `loading.StepLoader` adds, or without it on
+    torch's global generator.
 
     Args:
-        processor: a `CaptionerProcessor`.
-        cells: image cells computed earlier, `(images, P, C)`; rows then carry their `index`, and images stay shut.
-        mirror: show every other image mirrored left to right; which ones is drawn by the `draw` that rows carry (see
-            `loading.py`), or else by torch's generator.
-        mirrored_cells: cells of the mirrored images; needed to mirror where there are cells.
-        max_words: longer captions are cut, `<end>` included, so that one rambling caption does not stretch a batch.
-        augment: crop images a little and change their brightness, contrast and saturation, as `draw` has it.
+        processor: `CaptionerProcessor`.
+        cells: Cells that were computed earlier, `(images, P, C)`. Images then stay unopened, and rows need `index`.
+        mirror: Whether to mirror each image left to right with probability 0.5.
+        mirrored_cells: Cells of the mirrored images, `(images, P, C)`; required for mirroring with `cells`.
+        max_words: Largest number of tokens of a caption, `<end>` included. Longer captions are cut, since a single
+            very long one would lengthen the whole batch.
+        augment: Whether to crop images slightly and to change their brightness, contrast and saturation. It has no
+            effect on `cells`.
 
-    Returns a dict with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)` or `cells`
-    `(B, P, C)`; and `index` `(B,)` if rows have one.
+    Returns:
+        A batch with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)` or `cells`
+        `(B, P, C)`; and `index` `(B,)` if rows have it.
     """
 
     def __init__(
@@ -46,53 +53,54 @@ class CaptionCollator:
     ) -> None:
         assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
         self.processor = processor
+        self.cells = cells
         self.mirror = mirror
         self.mirrored_cells = mirrored_cells
-        self.cells = cells
         self.max_words = max_words
         self.augment = augment and cells is None
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Collate rows with `captions` and `image` or `index`, or both."""
+        """Collate rows with `captions` and `image`, or with `captions` and `index`."""
         labels = self.processor(text=[row["captions"] for row in rows])["labels"]
         batch = {"labels": labels[..., : self.max_words]}
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
-        mirrored = torch.tensor([self.mirror and _generator(row).random() < 0.5 for row in rows])
+        is_mirrored = torch.tensor([self.mirror and _row_generator(row).random() < 0.5 for row in rows])
         if self.cells is not None:
-            views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
-            cells = np.stack([views[flag][row["index"]] for flag, row in zip(mirrored.tolist(), rows, strict=True)])
-            return batch | {"cells": torch.from_numpy(cells).float()}
+            return batch | {"cells": self._cells_of(rows, is_mirrored)}
         image_processor = self.processor.image_processor
         if self.augment:
-            pixel_values = image_processor([_augmented(row, image_processor) for row in rows])["pixel_values"]
+            pixel_values = image_processor([_augment(row, image_processor) for row in rows])["pixel_values"]
         else:
             pixel_values = read_pixels(rows, image_processor)
-        pixel_values[mirrored] = pixel_values[mirrored].flip(-1)
+        pixel_values[is_mirrored] = pixel_values[is_mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
 
+    def _cells_of(self, rows: Sequence[Row], is_mirrored: Tensor) -> Tensor:
+        """Return the cells of the rows' images, `(B, P, C)`; where `is_mirrored` `(B,)`, of the mirrored images."""
+        views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
+        cells = np.stack([views[flag][row["index"]] for flag, row in zip(is_mirrored.tolist(), rows, strict=True)])
+        return torch.from_numpy(cells).float()
 
-LEAST_CROP = 0.8  # share of an image's width, and of its height, that augmentation leaves at least
 
-
-def _augmented(row: Row, image_processor: CaptionerImageProcessor) -> Image:
-    """The image of a row as its draw has it."""
+def _augment(row: Row, image_processor: CaptionerImageProcessor) -> Image:
+    """Open the image of a row, crop it and change its colours at random."""
     from torchvision.transforms import v2
 
     def used_size(width: int, height: int) -> Size:
-        """An image of which a part will be resized is used as if it were resized to more."""
+        # What the crop leaves is resized to `resized_size`, so the whole image must be larger than that.
         width, height = image_processor.resized_size(width, height)
-        return math.ceil(width / LEAST_CROP), math.ceil(height / LEAST_CROP)
+        return math.ceil(width / MIN_CROP), math.ceil(height / MIN_CROP)
 
     image = open_row(row, used_size=used_size)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is the image's own affair
-        torch.manual_seed(int(_generator(row).integers(2**62)))
-        sizes = torch.tensor([image.height, image.width]) * (LEAST_CROP + (1 - LEAST_CROP) * torch.rand(2))
-        # Mild: what a caption names must stay in sight and keep its colour.
+    with torch.random.fork_rng(devices=[]):  # leaves torch's global generator as it was
+        torch.manual_seed(int(_row_generator(row).integers(2**62)))
+        sizes = torch.tensor([image.height, image.width]) * (MIN_CROP + (1 - MIN_CROP) * torch.rand(2))
+        # Mild: what a caption names must stay visible and keep its colour.
         change_colours = v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2)
         return change_colours(v2.RandomCrop(sizes.ceil().int().tolist())(image))
 
 
-def _generator(row: Row) -> np.random.Generator:
-    """What is drawn for an image as it is shown this once."""
-    return np.random.default_rng(row["draw"] if "draw" in row else int(torch.randint(2**62, ())))
+def _row_generator(row: Row) -> np.random.Generator:
+    """Return a generator for everything that is random about a row this time."""
+    return np.random.default_rng(row["random_seed"] if "random_seed" in row else int(torch.randint(2**62, ())))

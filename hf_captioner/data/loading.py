@@ -1,7 +1,7 @@
-"""Which images are read at which step, and what is drawn for each.
+"""Which images are read at which optimizer step, and the random seed of each.
 
-All of it follows from the seed, the epoch and the image's number alone: neither the number of processes, nor that of
-the readers, nor where a run was interrupted changes what an epoch shows.
+Both follow from the seed, the epoch and the image's index alone: neither the number of processes, nor the number of
+workers, nor the step at which a run was interrupted changes what an epoch shows.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 Batch = dict[str, Any]  # tensors, and plain values that go to the model with them
-Key = tuple[int, int]  # epoch and image
+Key = tuple[int, int]  # epoch and index of an image
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def is_death_of_reader(error: RuntimeError) -> bool:
-    """Whether torch, or `StepLoader`, says by it that a reader died."""
-    return "DataLoader worker" in str(error) and not _is_passed_on(error)
+def is_worker_death(error: RuntimeError) -> bool:
+    """Return whether an error, of torch or of `StepLoader`, says that a worker process died."""
+    return "DataLoader worker" in str(error) and not _is_raised_by_worker(error)
 
 
-def _is_passed_on(error: Exception) -> bool:
-    """Whether it was raised in a reader that lives: torch puts these words before what it passes on."""
+def _is_raised_by_worker(error: Exception) -> bool:
+    """Return whether an error was raised by code in a live worker, as torch says at the beginning of its message."""
     return re.match(r"Caught \w+ in DataLoader worker", str(error)) is not None
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], num_threads: int | None = None) -> Iterator[Result]:
-    """`map(read, jobs)`, done by threads that are a few results ahead of whoever asks for them.
+    """Yield `read(job)` for each job in order, computed by threads that keep a few results ready.
 
-    Images are decoded and resized outside of Python's lock, so threads do for reading what processes would, and copy
-    nothing. However many jobs there are, no more than one result a thread and one more wait to be asked for.
+    Images are decoded and resized outside of Python's global lock, so threads are as fast as processes and copy
+    nothing. However many jobs there are, at most one result more than there are threads waits to be consumed.
 
     Args:
-        read: called in a thread.
-        jobs: in order.
-        num_threads: by default one a core, but 8 at most.
+        read: Function to call in a thread.
+        jobs: Its arguments.
+        num_threads: Number of threads; by default one for each core, up to 8.
     """
     num_threads = num_threads or min(8, num_cores())
     waiting: deque[Future[Result]] = deque()
@@ -69,21 +69,22 @@ def read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], num_threads: 
 
 
 class StepSampler(Sampler[list[Key]]):
-    """The images of each step, in an order drawn anew each epoch, and this process's share of them.
+    """Samples the images of each optimizer step, in a new order each epoch, and yields those of one process.
 
-    All steps are equally large but for one image, so that no image is left out and no step is small; so are the parts
-    that a step's images are dealt out in, to processes and to steps of gradient accumulation.
+    No image is left out and no step is small: the images of an epoch are divided into steps whose sizes differ by at
+    most one, and the images of a step in the same way into parts, one for each process and each step of gradient
+    accumulation.
 
     Args:
-        num_images: of the split.
-        batch_size: most images in a part.
-        seed: of the order.
-        num_processes: that share a step.
-        process: which of them this is.
-        accumulation: parts of a step that a process reads one after the other.
+        num_images: Number of images of the split.
+        batch_size: Largest number of images in a part.
+        seed: Seed of the order.
+        num_processes: Number of processes that train together.
+        process: Index of this process.
+        accumulation: Number of parts of a step that a process reads one after the other.
 
     Raises:
-        ValueError: fewer images than parts.
+        ValueError: There are fewer images than parts of a step.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class StepSampler(Sampler[list[Key]]):
         self.epoch = self.step = 0
 
     def start_at(self, epoch: int, step: int) -> None:
-        """Where the next pass begins."""
+        """Set the epoch and the step at which the next iteration begins."""
         self.epoch, self.step = epoch, step
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -118,16 +119,16 @@ class StepSampler(Sampler[list[Key]]):
                 yield [(self.epoch, image) for image in part.tolist()]
 
     def __len__(self) -> int:
-        """Parts that this process reads in a whole epoch."""
+        """Return the number of parts that this process reads in a whole epoch."""
         return self.num_steps * self.accumulation
 
 
-class ShownRows:
-    """Rows of a split as an epoch shows them: with their `index`, and the `draw` that seeds what is random of it.
+class SeededRows:
+    """Rows of a split for one epoch: each gets its `index` and the `random_seed` that decides its augmentation.
 
     Args:
-        rows: undecoded rows.
-        seed: of all that is drawn.
+        rows: Undecoded rows.
+        seed: Seed of the run.
     """
 
     def __init__(self, rows: Dataset, seed: int) -> None:
@@ -140,32 +141,33 @@ class ShownRows:
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
-        """Several at once, as torch asks for them."""
+        """Return the rows of several keys in one read, which torch's DataLoader asks for."""
         rows = self.rows.__getitems__([image for _, image in keys])
         return [
-            {**row, "index": image, "draw": (self.seed, epoch, image)}
+            {**row, "index": image, "random_seed": (self.seed, epoch, image)}
             for row, (epoch, image) in zip(rows, keys, strict=True)
         ]
 
 
-def _leave_its_group(reader: int) -> None:
-    """Spare a process that reads images the signals to its training's group, as from `timeout`, `kill` and Ctrl-C.
+def _leave_process_group(worker: int) -> None:
+    """Make a worker process leave the process group of the training.
 
-    The training answers them at the end of its step, which it could not reach without its readers, and ends them.
+    It then gets no signals that are sent to the group, as by `timeout`, `kill` and Ctrl-C. The training process handles
+    these at the end of its step, which it could not reach without its workers, and ends them itself.
     """
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
 
 class StepLoader:
-    """Batches for this process, step by step.
+    """Loads the batches of this process, step by step.
 
     Args:
-        rows: undecoded rows of the training split.
-        sampler: deals them out.
-        collate: rows to a batch, such as `data.CaptionCollator`.
-        device: where batches go.
-        num_workers: processes that read images; 0 to read them here.
+        rows: Undecoded rows of the training split.
+        sampler: Sampler of the images of each step.
+        collate: Function from rows to a batch, such as `CaptionCollator`.
+        device: Device for the batches.
+        num_workers: Number of processes that read images; 0 to read them in this process.
     """
 
     def __init__(
@@ -179,34 +181,47 @@ class StepLoader:
     ) -> None:
         self.sampler, self.device = sampler, torch.device(device)
         self.loader: DataLoader[Any] = DataLoader(
-            ShownRows(rows, sampler.seed),  # type: ignore[arg-type]
+            SeededRows(rows, sampler.seed),  # type: ignore[arg-type]
             batch_sampler=sampler,
             collate_fn=collate,
             num_workers=num_workers,
-            worker_init_fn=_leave_its_group,
+            worker_init_fn=_leave_process_group,
             pin_memory=self.device.type == "cuda",
-            # torch seeds its readers from this; from the generator that dropout uses, a resumed run would draw others.
+            # torch seeds its workers from this generator. If it used the one of dropout, a resumed run would draw
+            # other numbers than one that was not interrupted.
             generator=torch.Generator(),
         )
 
     @property
     def num_steps(self) -> int:
-        """Of an epoch."""
+        """Number of optimizer steps per epoch."""
         return self.sampler.num_steps
 
     def steps(self, epoch: int, step: int = 0) -> Iterator[list[Batch]]:
-        """The batches of every step from this one on, as many each as there are steps of gradient accumulation."""
+        """Yield the batches of each step of an epoch: as many as there are steps of gradient accumulation.
+
+        Args:
+            epoch: Index of the epoch.
+            step: Index of the first step to load.
+
+        Raises:
+            RuntimeError: A worker died (see `is_worker_death`).
+        """
         self.sampler.start_at(epoch, step)
-        batches = self._read()
+        batches = self._read_batches()
         while group := list(islice(batches, self.sampler.accumulation)):
             yield group
 
-    def _read(self) -> Iterator[Batch]:
-        """All batches. That a reader died is a RuntimeError, as torch's, even if torch sees first that it hung up."""
+    def _read_batches(self) -> Iterator[Batch]:
+        """Yield all batches on the device.
+
+        If torch notices the broken connection to a dead worker first, and not its death, the error is a RuntimeError
+        all the same.
+        """
         try:
             for batch in self.loader:
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         except (EOFError, ConnectionError) as e:
-            if not self.loader.num_workers or _is_passed_on(e):
+            if not self.loader.num_workers or _is_raised_by_worker(e):
                 raise
             raise RuntimeError("DataLoader worker hung up.") from e

@@ -1,7 +1,7 @@
-"""The embedded data set `shapes`: drawn scenes of one or two coloured objects, with captions and boxes.
+"""The built-in data set `shapes`: drawn scenes of one or two coloured objects, with captions and bounding boxes.
 
-It needs no download, is the same on every machine, and knows the truth of what is in a picture and where. A
-model that reads a scene right scores a BLEU-4 near 1, and attention maps can be held against the boxes.
+It needs no download and is the same on every machine. Its captions are true and complete, so a model that describes
+every scene correctly scores a BLEU-4 near 1, and its boxes tell where attention belongs.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ Point = tuple[float, float]
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]
 
-# Images of a split if the caller does not say, and the tenths of all describable scenes that belong to it.
+# Default number of images of each split, and the tenths of all possible scenes that belong to it.
 NUM_IMAGES = {"train": 4000, "validation": 400, "test": 400}
 TENTHS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 
 
 def _ring(radii: tuple[float, ...], num_points: int) -> tuple[Point, ...]:
-    """Points at equal angles, clockwise from the top, whose distances to the centre repeat `radii`."""
+    """Return points at equal angles, clockwise from the top, whose distances to the centre repeat `radii`."""
     angles = [2 * math.pi * i / num_points for i in range(num_points)]
     distances = [radii[i % len(radii)] for i in range(num_points)]
     return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(distances, angles, strict=True))
 
 
 def _heart(num_points: int) -> tuple[Point, ...]:
+    """Return points on the outline of a heart."""
     angles = [2 * math.pi * i / num_points for i in range(num_points)]
     xs = [16 * math.sin(a) ** 3 for a in angles]
     ys = [5 * math.cos(2 * a) + 2 * math.cos(3 * a) + math.cos(4 * a) - 13 * math.cos(a) for a in angles]
     return tuple(zip(xs, ys, strict=True))
 
 
-# Outlines, y downwards. Their scale is free: drawing fits them to an object's side.
+# Outlines of objects, with y downwards, in any scale: drawing fits them to an object's side.
 SHAPES: dict[str, tuple[Point, ...]] = {
     "circle": _ring((1.0,), 64),
     "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
@@ -71,18 +72,18 @@ COLOURS: dict[str, tuple[float, float, float]] = {
 
 SUPERSAMPLING = 4  # sub-pixels along the side of a pixel, for smooth edges
 
-# Everything below is measured in image sides, so that a scene is the same at every image size.
+# The unit of all lengths below is the side of the image, so that a scene is the same at every image size.
 SIZES = {"small": (0.15, 0.19), "large": (0.30, 0.36)}
-MARGIN = 0.03  # from an object to the edge of the image
-GAP = 0.05  # between two objects, along the axis of their relation
-WANDER = 0.06  # how far a lone object may stray from its place
+MARGIN = 0.03  # least distance from an object to the edge of the image
+GAP = 0.05  # least distance between two objects, along the axis of their relation
+JITTER = 0.06  # range in which the centre of a lone object varies
 
-# How the first object, always the left or the upper one, relates to the second, as a word of the grammar;
-# the inverse of that; the axis along which it holds (0: x, 1: y).
+# Relation of the first object, always the left or the upper one, to the second, as a word of the grammar below; the
+# inverse relation; and the axis along which it holds (0: x, 1: y).
 RELATIONS: dict[str, tuple[str, int]] = {"LEFT": ("RIGHT", 0), "ABOVE": ("BELOW", 1)}
 
-# Where a lone object can be, as column and row of a 3 x 3 board.
-PLACES: dict[str, tuple[int, int]] = {
+# Positions of a lone object, as column and row of a 3 x 3 board.
+POSITIONS: dict[str, tuple[int, int]] = {
     "in the top left corner": (0, 0),
     "at the top": (1, 0),
     "in the top right corner": (2, 0),
@@ -93,13 +94,13 @@ PLACES: dict[str, tuple[int, int]] = {
     "at the bottom": (1, 2),
     "in the bottom right corner": (2, 2),
 }
-SHARE_OF_LONE_OBJECTS = 0.2
+LONE_FRACTION = 0.2  # of all scenes
 
-# The grammar: words in capitals are rewritten until none is left; FIRST, SECOND, RELATION, PLACE and the like
-# are filled in from the scene. Each form gives one caption an image. The first wording of a rule has
-# probability USUAL, the others share the rest: seldom enough that a truthful caption in usual wording scores
-# a BLEU-4 of 0.95 and more against the five. The forms differ in article and word order where "b above a"
-# would otherwise find most of its 4-grams in the captions of "a above b".
+# The grammar of captions: words in capitals are replaced until none is left. RULES replaces some; FIRST, SECOND,
+# RELATION, POSITION and the like depend on the scene. Each form gives one caption per image. The first wording of a
+# rule has probability USUAL, and the others share the rest: so seldom that a true caption in the usual wording scores a
+# BLEU-4 of 0.95 and more against the five. The forms differ in article and word order, since otherwise the false
+# caption "b above a" would find most of its 4-grams in the captions of "a above b".
 PAIR_FORMS = (
     "a FIRST IS RELATION a SECOND",
     "INVERSE the FIRST IS a SECOND",
@@ -108,11 +109,11 @@ PAIR_FORMS = (
     "the FIRST_SHAPE RELATION a SECOND is FIRST_LOOKS",
 )
 LONE_FORMS = (
-    "a FIRST IS PLACE",
-    "PLACE IS a FIRST",
-    "THERE a FIRST PLACE",
-    "a PICTURE with a FIRST PLACE",
-    "the FIRST_SHAPE PLACE is FIRST_LOOKS",
+    "a FIRST IS POSITION",
+    "POSITION IS a FIRST",
+    "THERE a FIRST POSITION",
+    "a PICTURE with a FIRST POSITION",
+    "the FIRST_SHAPE POSITION is FIRST_LOOKS",
 )
 RULES: dict[str, tuple[str, ...]] = {
     "IS": ("is", "sits", "lies"),
@@ -130,7 +131,7 @@ USUAL = 0.9
 
 @dataclass(frozen=True)
 class _Object:
-    """One object: its names, and how it is drawn (lengths in image sides, angle in radians)."""
+    """An object: the words that describe it, and how it is drawn (lengths in image sides, angle in radians)."""
 
     shape: str
     colour: str
@@ -143,7 +144,7 @@ class _Object:
 
 @dataclass(frozen=True)
 class _Scene:
-    """One or two objects, their relation or place, and the 2 x 2 light colours behind them."""
+    """One or two objects, their relation or position, and the 2 x 2 light colours behind them."""
 
     objects: tuple[_Object, ...]
     layout: str
@@ -153,33 +154,34 @@ class _Scene:
 def load_shapes(
     split: str | None = None, *, num_images: int | None = None, image_size: int = 96, seed: int = 0
 ) -> datasets.Dataset | datasets.DatasetDict:
-    """Draw a split of the data set `shapes`, or all three.
+    """Draw one split of the data set `shapes`, or all three.
 
     The columns are
 
-    - `image`: RGB, its PNG bytes inside the table,
-    - `captions`: five, lower case, without punctuation; the i-th of every image has the i-th sentence form,
-    - `image_id`: such as "shapes-train-00042",
-    - `objects`: one or two, the left or upper one first, each with `shape`, `colour`, `size` and `box`, the
-      [left, top, right, bottom] of its pixels, right and bottom exclusive.
+    - `image`: RGB, stored as PNG bytes;
+    - `captions`: five captions in lower case and without punctuation; the i-th caption of every image has the i-th
+      sentence form;
+    - `image_id`: such as "shapes-train-00042";
+    - `objects`: one or two objects, the left or upper one first, each with `shape`, `colour`, `size` and `box`, which
+      is [left, top, right, bottom] in pixels, right and bottom exclusive.
 
-    Two objects of an image never have the same shape, and no shape has a second name. So the words of a
-    caption that name an object are exactly those equal to the `shape` of an entry of `objects`, and its
-    `box` is where attention belongs at such a word (the pointing game).
+    The two objects of an image never have the same shape, and no shape has a second name. Therefore the words of a
+    caption that name an object are exactly those that equal the `shape` of an entry of `objects`, and attention belongs
+    in its `box` at such a word.
 
-    No scene is in two splits, whatever their seeds: what captions tell of a scene (sizes, colours, shapes,
-    relation or place) decides its split. Validation and test thus ask for new combinations of known words.
-    An image follows from (split, seed, index, image_size) alone; scene and captions are the same at every
-    `image_size`, and a smaller `num_images` gives the first of the same images.
+    No scene is in two splits, whatever the seeds: the description of a scene (sizes, colours, shapes, and relation or
+    position) decides its split. So validation and test contain new combinations of known words. An image depends on
+    split, seed, index and image size alone. Scene and captions are the same at every `image_size`, and a smaller
+    `num_images` gives the first of the same images.
 
     Args:
-        split: "train", "validation" or "test"; None for a dict of all.
-        num_images: images to draw; 4000, 400 and 400 for the three splits if None.
-        image_size: side of the square images in pixels, at least 32.
-        seed: draws other images.
+        split: "train", "validation" or "test"; None for a dict of all three.
+        num_images: Number of images to draw; by default 4000, 400 and 400 for the three splits.
+        image_size: Side of the square images in pixels, at least 32.
+        seed: Another seed gives other images.
 
     Raises:
-        ValueError: on an unknown split, `num_images` below 1 or `image_size` below 32.
+        ValueError: The split is unknown, `num_images` is below 1 or `image_size` below 32.
     """
     import datasets
 
@@ -217,6 +219,7 @@ def load_shapes(
 
 
 def _row(split: str, index: int, image_size: int, seed: int) -> dict[str, object]:
+    """Draw one row of a split."""
     # Random seeds itself from the SHA-512 of a string, which, unlike hash(), is the same in every process.
     rng = random.Random(f"shapes/{seed}/{split}/{index}")
     scene = _sample_scene(rng, split)
@@ -235,18 +238,18 @@ def _row(split: str, index: int, image_size: int, seed: int) -> dict[str, object
 
 
 def _sample_scene(rng: random.Random, split: str) -> _Scene:
-    """A scene whose description belongs to the split."""
+    """Sample a scene whose description belongs to the split."""
     while True:
-        num_objects = 1 if rng.random() < SHARE_OF_LONE_OBJECTS else 2
+        num_objects = 1 if rng.random() < LONE_FRACTION else 2
         shapes = rng.sample(list(SHAPES), num_objects)
         colours = rng.choices(list(COLOURS), k=num_objects)
         sizes = rng.choices(list(SIZES), k=num_objects)
-        layout = rng.choice(list(PLACES if num_objects == 1 else RELATIONS))
+        layout = rng.choice(list(POSITIONS if num_objects == 1 else RELATIONS))
         description = f"{shapes} {colours} {sizes} {layout}"
         if hashlib.sha256(description.encode()).digest()[0] % 10 in TENTHS[split]:
             break
     sides = [rng.uniform(*SIZES[size]) for size in sizes]
-    centres = _place_one(rng, sides, layout) if num_objects == 1 else _place_two(rng, sides, layout)
+    centres = _sample_centre(rng, sides, layout) if num_objects == 1 else _sample_centres(rng, sides, layout)
     objects = tuple(
         _Object(shape, colour, size, side, math.radians(rng.uniform(-8, 8)), _paint(rng, colour), centre)
         for shape, colour, size, side, centre in zip(shapes, colours, sizes, sides, centres, strict=True)
@@ -258,20 +261,20 @@ def _sample_scene(rng: random.Random, split: str) -> _Scene:
     return _Scene(objects, layout, background)
 
 
-def _place_one(rng: random.Random, sides: list[float], place: str) -> list[Point]:
-    """Centre of a lone object: at the edges its place names, else in the middle, give or take WANDER."""
+def _sample_centre(rng: random.Random, sides: list[float], position: str) -> list[Point]:
+    """Sample the centre of a lone object: at the edges that its position names, otherwise in the middle."""
     edge = MARGIN + sides[0] / 2
     board = (
-        (edge, edge + WANDER),
-        (0.5 - WANDER / 2, 0.5 + WANDER / 2),
-        (1 - edge - WANDER, 1 - edge),
+        (edge, edge + JITTER),
+        (0.5 - JITTER / 2, 0.5 + JITTER / 2),
+        (1 - edge - JITTER, 1 - edge),
     )
-    column, row = PLACES[place]
+    column, row = POSITIONS[position]
     return [(rng.uniform(*board[column]), rng.uniform(*board[row]))]
 
 
-def _place_two(rng: random.Random, sides: list[float], relation: str) -> list[Point]:
-    """Centres of two objects, well apart along the axis of their relation and clearly less so across it."""
+def _sample_centres(rng: random.Random, sides: list[float], relation: str) -> list[Point]:
+    """Sample the centres of two objects: well apart along the axis of their relation, and clearly less across it."""
     _, axis = RELATIONS[relation]
     while True:
         first, second = ([rng.uniform(MARGIN + side / 2, 1 - MARGIN - side / 2) for _ in range(2)] for side in sides)
@@ -281,19 +284,20 @@ def _place_two(rng: random.Random, sides: list[float], relation: str) -> list[Po
 
 
 def _paint(rng: random.Random, colour: str) -> Colour:
-    """The named colour, slightly off."""
+    """Return a random variation of the named colour."""
     hue, saturation, value = COLOURS[colour]
     hue += rng.uniform(-5, 5)
     return _rgb(hue / 360, saturation + rng.uniform(-0.06, 0.06), value + rng.uniform(-0.05, 0.05))
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Colour:
+    """Convert a colour from HSV, in units of 1, to RGB from 0 to 255."""
     red, green, blue = colorsys.hsv_to_rgb(hue % 1, min(max(saturation, 0), 1), min(max(value, 0), 1))
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _draw(scene: _Scene, image_size: int) -> tuple[Image.Image, list[Box]]:
-    """The image of a scene, and for each object the box of the pixels it touches."""
+    """Draw a scene; return the image, and for each object the box of the pixels that it touches."""
     light = Image.frombytes("RGB", (2, 2), bytes(itertools.chain(*scene.background)))
     image = light.resize((image_size, image_size), Image.Resampling.BICUBIC)
     boxes = []
@@ -309,7 +313,7 @@ def _draw(scene: _Scene, image_size: int) -> tuple[Image.Image, list[Box]]:
 
 
 def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
-    """Corners of an object, turned and fitted to its side and centre, in pixels of a `scale` wide image."""
+    """Return the corners of an object, turned and fitted to its side and centre, in an image `scale` pixels wide."""
     cos, sin = math.cos(item.angle), math.sin(item.angle)
     turned = [(x * cos - y * sin, x * sin + y * cos) for x, y in SHAPES[item.shape]]
     left, right = min(x for x, _ in turned), max(x for x, _ in turned)
@@ -326,7 +330,7 @@ def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
 
 
 def _captions(scene: _Scene, rng: random.Random) -> list[str]:
-    """One caption per sentence form."""
+    """Describe a scene in one caption per sentence form."""
     first, second = scene.objects[0], scene.objects[-1]
     rules = {
         **RULES,
@@ -336,14 +340,14 @@ def _captions(scene: _Scene, rng: random.Random) -> list[str]:
         "FIRST_LOOKS": (f"{first.size.upper()} and {first.colour}",),
     }
     if len(scene.objects) == 1:
-        return [_expand(form, {**rules, "PLACE": (scene.layout,)}, rng) for form in LONE_FORMS]
+        return [_expand(form, {**rules, "POSITION": (scene.layout,)}, rng) for form in LONE_FORMS]
     inverse, _ = RELATIONS[scene.layout]
     rules |= {"RELATION": (scene.layout,), "INVERSE": (inverse,)}
     return [_expand(form, rules, rng) for form in PAIR_FORMS]
 
 
 def _expand(text: str, rules: Mapping[str, tuple[str, ...]], rng: random.Random) -> str:
-    """Rewrite the words of `text` that have a rule, and what they become, until none is left."""
+    """Replace the words of `text` that have a rule by one of its wordings, until no such word is left."""
     words = []
     for word in text.split():
         if word in rules:
