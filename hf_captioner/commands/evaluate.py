@@ -1,109 +1,98 @@
-"""Score a saved captioner, or the captions of any other system, on a split of a data set.
+"""Score a captioner, or the captions of any other system, on a split of a data set.
 
-    python examples/evaluate.py outputs/shapes --dataset shapes --split validation --num_beams 5
-    accelerate launch examples/evaluate.py outputs/flickr8k --dataset flickr8k --split test
-    python examples/evaluate.py captions.json --dataset flickr8k --split test     # COCO's format of results
-    python examples/evaluate.py outputs/first outputs/second --dataset shapes     # is the second better?
+    hf-captioner evaluate outputs/shapes
+    hf-captioner evaluate outputs/flickr8k --dataset flickr8k --split test
+    hf-captioner evaluate captions.json --dataset flickr8k --split test      # captions in COCO's result format
+    hf-captioner evaluate outputs/first outputs/second                       # is the second one better?
+    accelerate launch -m hf_captioner evaluate outputs/flickr8k --dataset flickr8k     # on several devices
 
-Captions are decoded, each image once whatever the number of processes. `results.json` (scores, 95 % intervals and
-the protocol), `predictions.jsonl` and `report.html` go to `--output_dir`; two systems get a folder each there, `first`
-and `second`, and `comparison.json`.
+Writes `results.json` (scores, 95 % intervals and the protocol), `predictions.jsonl` and `report.html`. With two
+systems, each gets a folder, `first` and `second`, and the differences are in `comparison.json`.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from datasets import Dataset
+from accelerate.logging import get_logger
+from datasets import Dataset, DatasetDict
 
-from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner
-from ..data.datasets import load_captions
+from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
+from ..data.datasets import load_captions, pick_split
 from ..data.rows import check_captions, drop_broken_images, open_row, undecoded
-from ..evaluation.predictions import (
-    Evaluation,
-    Prediction,
-    collapse_warnings,
-    comparison_lines,
-    decode_captions,
-    evaluate_predictions,
-    prediction_records,
-    read_predictions,
-)
+from ..evaluation.predictions import Prediction, decode_captions, read_predictions
 from ..evaluation.protocol import describe_decoding
 from ..evaluation.report_page import report_page
-from ..metrics.resampling import NUM_RESAMPLES, compare
+from ..evaluation.results import write_comparison, write_results
+from ..evaluation.scoring import Evaluation, collapse_warnings, compare_evaluations, evaluate_predictions
+from ..metrics.resampling import NUM_RESAMPLES
 from ..training.accelerator import build_accelerator
+
+logger = get_logger(__name__)  # logs on the main process only
 
 
 def main(argv: Sequence[str]) -> None:
-    """Decode or read captions, score, print, write."""
+    """Caption a split with each system, then print and write the scores."""
     arguments = parse(argv)
-    accelerator = build_accelerator()
-    say = accelerator.print
-    once = functools.cache(say)  # what is said of a whole data set
     if len(arguments.systems) > 2:
         raise ValueError(f"{len(arguments.systems)} systems are given; give one to score or two to compare.")
+    accelerator = build_accelerator()
     with accelerator.local_main_process_first():
-        dataset = load(arguments, arguments.split, once)
-    split_images = len(dataset)
-    if arguments.max_images is not None:
-        dataset = dataset.select(range(min(arguments.max_images, len(dataset))))
-    dataset = check_captions(dataset, skip_broken=arguments.skip_broken, report=say)
-    if arguments.skip_broken:
-        dataset = drop_broken_images(dataset, report=say)
-    rows = undecoded(dataset)
+        splits = load_captions(
+            arguments.dataset, format=arguments.dataset_format, skip_broken=arguments.skip_broken, report=logger.warning
+        )
+    split = pick_split(splits, arguments.split, arguments.dataset)
+    rows = select_rows(split, arguments)
     captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
     if not accelerator.is_main_process:
         return
 
-    training = training_captions(arguments, once)
+    training = training_captions(splits, arguments)
     output_dir = Path(arguments.output_dir or default_folder(arguments.systems))
+    names = [""] if len(captioned) == 1 else ["first", "second"]
     evaluations = []
-    for system, folder, (predictions, decoding) in zip(
-        arguments.systems, folders(output_dir, arguments.systems), captioned, strict=True
-    ):
+    for system, (predictions, decoding), name in zip(arguments.systems, captioned, names, strict=True):
         evaluation = evaluate_predictions(
             predictions,
             system=system,
             dataset=arguments.dataset,
             split=arguments.split,
-            split_images=split_images,
+            split_images=len(split),
             decoding=decoding,
             training=training,
             java=arguments.java,
             num_resamples=arguments.num_resamples,
             seed=arguments.seed,
-            report=say,
         )
-        write(evaluation, rows, folder, say)
+        show(evaluation, rows, output_dir / name)
         evaluations.append(evaluation)
     if len(evaluations) == 2:
-        report_comparison(evaluations[0], evaluations[1], arguments, output_dir, say)
+        comparison = compare_evaluations(*evaluations, num_resamples=arguments.num_resamples, seed=arguments.seed)
+        print(f"{arguments.systems[1]} minus {arguments.systems[0]}, with 95 % intervals from paired resamples:")
+        print(*(f"  {line}" for line in comparison.table()), sep="\n")
+        print(f"Written: {write_comparison(comparison, output_dir)}")
 
 
-def load(arguments: argparse.Namespace, split: str, say: Callable[[str], None]) -> Dataset:
-    """A split of the data set."""
-    return load_captions(
-        arguments.dataset, split, format=arguments.dataset_format, skip_broken=arguments.skip_broken, report=say
-    )
+def select_rows(split: Dataset, arguments: argparse.Namespace) -> Dataset:
+    """Return the rows to score, with images as files, without broken ones if these may be skipped."""
+    rows = split if arguments.max_images is None else split.select(range(min(arguments.max_images, len(split))))
+    rows = check_captions(rows, skip_broken=arguments.skip_broken, report=logger.warning)
+    return undecoded(drop_broken_images(rows, report=logger.warning) if arguments.skip_broken else rows)
 
 
 def caption(
     system: str, rows: Dataset, accelerator: Accelerator, arguments: argparse.Namespace
 ) -> tuple[list[Prediction], dict[str, Any] | None]:
-    """A system's captions of all images, and how it searched for them if it is one of this package's."""
+    """Return a system's captions, and the settings they were decoded with, which a file doesn't tell. Collective."""
     if Path(system).is_file():
-        return read_predictions(system, rows, report=accelerator.print), None
+        return read_predictions(system, rows, report=logger.warning), None
     model, processor = load_captioner(system, **hub_arguments(arguments))
     model.to(accelerator.device)
-    search = {"num_beams": arguments.num_beams}
-    decoding = describe_decoding(model.generation_config, **search)
+    decoding = describe_decoding(model.generation_config, num_beams=arguments.num_beams)
     predictions = decode_captions(
         model,
         processor,
@@ -111,100 +100,95 @@ def caption(
         accelerator,
         batch_size=arguments.batch_size,
         description=f"Captions of {system}",
-        **search,
+        num_beams=arguments.num_beams,
     )
     return predictions, decoding
 
 
-def training_captions(arguments: argparse.Namespace, say: Callable[[str], None]) -> list[str] | None:
-    """Captions among which a caption is not novel."""
+def training_captions(splits: DatasetDict, arguments: argparse.Namespace) -> list[str] | None:
+    """Return the captions that a novel caption must differ from; None if there is no training split."""
     if not arguments.training_split:
         return None
     try:
-        dataset = load(arguments, arguments.training_split, say)
+        split = pick_split(splits, arguments.training_split, arguments.dataset)
     except ValueError as e:
-        say(f"Novel captions are not counted. {e}")
+        logger.warning(f"Novel captions are not counted. {e}")
         return None
-    return [caption for captions in dataset["captions"][:] for caption in captions]
+    return [caption for captions in split["captions"][:] for caption in captions]
 
 
-def write(evaluation: Evaluation, rows: Dataset, output_dir: Path, say: Callable[[str], None]) -> None:
-    """Print the scores; write them, the captions and the report."""
-    say(f"Scores of {evaluation.protocol.system} on {evaluation.protocol.line()}:")
-    for line in evaluation.table():
-        say(f"  {line}")
-    for warning in collapse_warnings(evaluation.scores):
-        say(f"  Warning: {warning}")
-    output_dir.mkdir(parents=True, exist_ok=True)
-    results, captions, report = (output_dir / n for n in ("results.json", "predictions.jsonl", "report.html"))
-    results.write_text(json.dumps(evaluation.as_dict(), indent=2) + "\n", encoding="utf-8")
-    scores = evaluation.image_scores
-    with captions.open("w", encoding="utf-8") as file:
-        for index, record in enumerate(prediction_records(evaluation.predictions)):
-            record["scores"] = {name: column[index] for name, column in scores.items()}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+def show(evaluation: Evaluation, rows: Dataset, folder: Path) -> None:
+    """Print an evaluation, and write its results and report to a folder."""
+    print(f"Scores of {evaluation.protocol.system} on {evaluation.protocol.description}:")
+    print(*(f"  {line}" for line in evaluation.table()), sep="\n")
+    for line in collapse_warnings(evaluation.scores):
+        logger.warning(line)
+    files = write_results(evaluation, folder)
+    report = folder / "report.html"
     report.write_text(report_page(evaluation, lambda index: open_row(rows[index])), encoding="utf-8")
-    say(f"Written: {results}, {captions}, {report}")
-
-
-def report_comparison(
-    first: Evaluation, second: Evaluation, arguments: argparse.Namespace, output_dir: Path, say: Callable[[str], None]
-) -> None:
-    """Say whether the second system is better, and how surely."""
-    differences = compare(first.tallies, second.tallies, num_resamples=arguments.num_resamples, seed=arguments.seed)
-    names = first.protocol.system, second.protocol.system
-    say(f"{names[1]} minus {names[0]}, 95 % intervals of paired resamples:")
-    for line in comparison_lines(*names, differences):
-        say(f"  {line}")
-    result = {
-        "first": first.protocol.as_dict(),
-        "second": second.protocol.as_dict(),
-        "second_minus_first": {name: difference._asdict() for name, difference in differences.items()},
-    }
-    path = output_dir / "comparison.json"
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    say(f"Written: {path}")
+    print(f"Written: {', '.join(map(str, [*files, report]))}")
 
 
 def default_folder(systems: Sequence[str]) -> Path:
-    """`FOLDER/evaluation`, `NAME_evaluation` beside a file, and here for a name on the Hub; `comparison` for two."""
+    """Return the folder for results where none is named."""
     if len(systems) == 2:
         return Path("comparison")
     path = Path(systems[0])
     if path.is_dir():
         return path / "evaluation"
-    # A folder called like an id on the Hub would be taken for the captioner the next time.
+    # For a captioner on the Hub, a folder called like its id would be taken for the captioner the next time.
     return path.with_name(f"{path.stem}_evaluation") if path.is_file() else Path(f"{path.name}_evaluation")
 
 
-def folders(output_dir: Path, systems: Sequence[str]) -> list[Path]:
-    """Where the files of each system go."""
-    return [output_dir] if len(systems) == 1 else [output_dir / "first", output_dir / "second"]
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
+    """Parse the command line."""
+    summary, _, details = (__doc__ or "").partition("\n\n")
     parser = CommandParser(
-        prog="hf-captioner evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="hf-captioner evaluate",
+        usage="%(prog)s SYSTEM [SYSTEM] [options]",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
-    add("systems", nargs="+", metavar="SYSTEM", help="a saved captioner (an output folder of train.py, or an id on the "
-        "Hub), or a file of captions (COCO's result format, or predictions.jsonl); two to compare them")  # fmt: skip
-    add("--dataset", default="shapes", help="name of a data set, a folder or file in any usual form, or an id on the "
-        "Hub (default: %(default)s)")  # fmt: skip
-    add("--dataset_format", help="form of its files, such as coco or kaggle; recognised by default")
-    add("--split", default="validation", help="its split to score (default: %(default)s)")
-    add("--num_beams", type=int, default=5, help="beams (default: %(default)s)")
-    add("--batch_size", type=int, default=32, help="images at once (default: %(default)s)")
-    add("--output_dir", help="where the files go (default: SYSTEM/evaluation, FILE_evaluation beside "
-        "a file, NAME_evaluation for a captioner on the Hub, comparison for two)")  # fmt: skip
-    add("--max_images", type=int, help="score only the first so many images")
-    add("--skip_broken", action="store_true", help="go on without unreadable images, naming each")
-    add("--java", action="store_true", help="METEOR and SPICE too, if Java and pycocoevalcap are here")
-    add("--training_split", default="train", help="captions not in this split are novel; '' to "
-        "leave that out (default: %(default)s)")  # fmt: skip
-    add("--num_resamples", type=int, default=NUM_RESAMPLES, help="bootstrap samples behind the "
-        "intervals (default: %(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="of these samples (default: %(default)s)")
+    parser.add_argument(
+        "systems",
+        nargs="+",
+        metavar="SYSTEM",
+        help="captioner (a folder, or an id on the Hub) or file of captions (JSON or JSON Lines); two to compare them",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset", default="shapes", help="name, folder, file or Hub id (default: %(default)s)")
+    data.add_argument("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
+    data.add_argument("--split", default="validation", help="split to score (default: %(default)s)")
+    data.add_argument("--max_images", type=positive_int, metavar="N", help="score only the first N images")
+    data.add_argument("--skip_broken", action="store_true", help="leave out images that can't be read, naming each")
+    decoding = parser.add_argument_group("decoding")
+    decoding.add_argument("--num_beams", type=positive_int, default=5, metavar="N", help="beams (default: %(default)s)")
+    decoding.add_argument(
+        "--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (default: %(default)s)"
+    )
+    scores = parser.add_argument_group("scores")
+    scores.add_argument("--java", action="store_true", help="score METEOR and SPICE too; needs Java and pycocoevalcap")
+    scores.add_argument(
+        "--training_split",
+        default="train",
+        metavar="SPLIT",
+        help="count captions that are not in this split as novel; '' to skip (default: %(default)s)",
+    )
+    scores.add_argument(
+        "--num_resamples",
+        type=positive_int,
+        default=NUM_RESAMPLES,
+        metavar="N",
+        help="bootstrap samples for the intervals (default: %(default)s)",
+    )
+    scores.add_argument("--seed", type=int, default=0, help="seed of these samples (default: %(default)s)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--output_dir",
+        metavar="DIR",
+        help="folder for the files (default: SYSTEM/evaluation for a folder, FILE_evaluation beside a file, "
+        "NAME_evaluation for a captioner on the Hub, comparison for two systems)",
+    )
     add_hub_arguments(parser)
     return parser.parse_args(argv)

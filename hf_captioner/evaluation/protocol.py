@@ -1,4 +1,4 @@
-"""The stamp that scores carry: all that must agree before two scores may be compared."""
+"""Protocol of an evaluation: everything that must agree before two scores may be compared."""
 
 from __future__ import annotations
 
@@ -17,13 +17,21 @@ COCO = "COCO caption evaluation (pycocoevalcap 1.2)"
 
 @dataclass(frozen=True)
 class MetricProtocol:
-    """How a score is computed, and whose scores were computed so."""
+    """How a metric is computed, and which published values its scores are comparable with.
 
-    prefix: str  # of the names of its scores
+    Args:
+        prefix: Start of the names of its scores.
+        version: Implementation that it reproduces.
+        tokenizer: Tokenizer of captions and references.
+        brevity_penalty: Reference that the length of a caption is compared with; None if there is no penalty.
+        comparable_with: Published values of the same metric, given equal images and references.
+    """
+
+    prefix: str
     version: str
     tokenizer: str
     brevity_penalty: str | None
-    next_to: str  # what published figures it may be put next to, on the same images and references
+    comparable_with: str
 
 
 METRIC_PROTOCOLS = (
@@ -31,38 +39,38 @@ METRIC_PROTOCOLS = (
                    "BLEU by evaluate, Google's NMT script or sacrebleu; not the BLEU of captioning papers"),
     MetricProtocol("bleu", COCO, PTB, "closest reference", "BLEU of captioning papers, by COCO caption evaluation"),
     MetricProtocol("plain_cider", "CIDEr without clipping and length penalty", PTB, None,
-                   "CIDEr expressly without the D; not the CIDEr of captioning papers"),
-    MetricProtocol("cider", f"CIDEr-D of {COCO}, frequencies from the references scored", PTB, None,
-                   "CIDEr of captioning papers (there often times 100), on the whole split only"),
+                   "CIDEr explicitly without the D; not the CIDEr of captioning papers"),
+    MetricProtocol("cider", f"CIDEr-D of {COCO}, document frequencies from the references scored", PTB, None,
+                   "CIDEr of captioning papers (often given times 100), on the whole split only"),
     MetricProtocol("rouge_l", COCO, PTB, None, "ROUGE-L of captioning papers; not that of rouge-score"),
     MetricProtocol("meteor", f"METEOR 1.5, {COCO}", PTB, None, "METEOR of captioning papers since 2014; not NLTK's"),
     MetricProtocol("spice", f"SPICE 1.0, {COCO}", PTB, None, "SPICE of captioning papers"),
 )  # fmt: skip
 
-# Settings of generate() that say how captions are searched for.
+# Arguments of generate() that determine how captions are decoded.
 DECODING = ("num_beams", "do_sample", "length_penalty", "early_stopping", "max_length", "min_length",
             "no_repeat_ngram_size", "repetition_penalty", "bad_words_ids", "temperature", "top_k", "top_p")  # fmt: skip
 
-# Splits on which there are published figures: images, references of each.
+# Splits for which papers publish scores: number of images and of references per image.
 PUBLISHED = {("flickr8k", "test"): (1000, 5), ("flickr30k", "test"): (1000, 5), ("coco", "test"): (5000, 5)}
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Where scores come from.
+    """Data, decoding and software behind a set of scores.
 
     Args:
-        system: a captioner's folder, or a file of captions.
-        decoding: how captions were searched for; None where a file doesn't say.
-        dataset: its name.
-        split: of the data set.
-        num_images: images scored.
-        split_images: images of the split; fewer are scored with `--max_images`.
-        ids_sha256: hash of the image ids scored, in their order.
-        references_per_image: least and most.
-        metrics: `METRIC_PROTOCOLS` of the scores computed.
-        interval: how their intervals were computed.
-        software: versions.
+        system: Folder or Hub id of a captioner, or a file of captions.
+        decoding: Settings of the decoding; None for captions from a file.
+        dataset: Name or path of the data set.
+        split: Name of the split.
+        num_images: Number of images scored.
+        split_images: Number of images in the whole split; `--max_images` scores fewer.
+        ids_sha256: Hash of the ids of the scored images, in order.
+        references_per_image: Smallest and largest number of references of an image.
+        metrics: Fields of the `METRIC_PROTOCOLS` behind the scores, by prefix.
+        interval: Settings of the confidence intervals.
+        software: Versions of packages.
     """
 
     system: str
@@ -79,74 +87,83 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Protocol:
-        """The stamp that `as_dict` wrote.
+        """Rebuild a protocol from what `as_dict` returned.
 
         Raises:
-            ValueError: it is not whole.
+            ValueError: A field is missing.
         """
         names = [field.name for field in fields(cls)]
         if missing := [name for name in names if name not in record]:
-            raise ValueError(f"The protocol has no {', '.join(missing)}: it is not one of examples/evaluate.py.")
+            raise ValueError(f"The protocol has no {', '.join(missing)}: hf-captioner evaluate did not write it.")
         return cls(**{name: record[name] for name in names})
 
-    def line(self) -> str:
-        """Data set, split, images and decoding in a few words."""
+    @property
+    def description(self) -> str:
+        """Data set, split, number of images and of beams in a few words."""
         beams = "" if self.decoding is None else f", {self.decoding.get('num_beams', 1)} beams"
         return f"{self.dataset}, {self.split}, {self.num_images} images{beams}"
 
-    def next_to(self) -> list[str]:
-        """What published figures the scores may be put next to, a line each."""
-        reason = self._unpublished()
-        if reason:
-            return [f"No published figures: {reason}. Compare with scores of this very stamp."]
-        lines = [f"{', '.join(metric['scores'])}: {metric['next_to']}" for metric in self.metrics.values()]
-        return [f"Figures on the {self.split} split of {self.dataset} with the same references, and of these:", *lines]
+    def comparable_with(self) -> list[str]:
+        """Say, in one line per metric, which published scores these scores are comparable with, or why with none."""
+        if reason := self._reason_against_comparison():
+            return [f"Not comparable with published scores: {reason}. Compare only scores with this same protocol."]
+        lines = [
+            f"{', '.join(metric['scores'])}: {metric.get('comparable_with', metric.get('next_to'))}"  # 0.1.0: next_to
+            for metric in self.metrics.values()
+        ]
+        return [f"Comparable with scores on the {self.split} split of {self.dataset} with equal references:", *lines]
 
-    def _unpublished(self) -> str | None:
+    def _reason_against_comparison(self) -> str | None:
+        """Return why no published score is comparable; None if some are."""
         name = self.dataset.rstrip("/").rpartition("/")[2].lower()
-        known = PUBLISHED.get((name, self.split))
-        if known is None:
+        if (name, self.split) not in PUBLISHED:
             return f"papers don't report on split {self.split!r} of {self.dataset!r}"
-        if self.num_images < self.split_images or self.num_images != known[0]:
-            return f"papers score {known[0]:,} images, these are {self.num_images:,} of {self.split_images:,}"
-        if self.references_per_image[0] != known[1]:  # some images of COCO have a sixth or seventh
-            return f"papers have {known[1]} references an image, these have {self.references_per_image}"
+        num_images, num_references = PUBLISHED[name, self.split]
+        if self.num_images < self.split_images or self.num_images != num_images:
+            return f"papers score {num_images:,} images, these are {self.num_images:,} of {self.split_images:,}"
+        if self.references_per_image[0] != num_references:  # some images of COCO have a sixth or seventh
+            return f"papers use {num_references} references per image, these images have {self.references_per_image}"
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "may_be_put_next_to": self.next_to()}
+        """Return the protocol as a record for JSON, with what `comparable_with` says."""
+        return {**asdict(self), "comparable_with": self.comparable_with()}
 
 
 def hash_of_ids(image_ids: Sequence[str]) -> str:
-    """SHA-256 of image ids in their order, as a JSON list."""
+    """Return the SHA-256 of a JSON list of image ids, in the order given."""
     return hashlib.sha256(json.dumps(list(image_ids)).encode()).hexdigest()
 
 
-def describe_decoding(settings: Any, **search: Any) -> dict[str, Any]:
-    """How captions are searched for: what a model's `generation_config` says, but for what `search` says."""
-    return {name: getattr(settings, name, None) for name in DECODING} | search
+def describe_decoding(generation_config: Any, **overrides: Any) -> dict[str, Any]:
+    """Return the settings that captions are decoded with.
+
+    Args:
+        generation_config: The model's generation config.
+        overrides: Arguments given to generate(), which take precedence.
+    """
+    return {name: getattr(generation_config, name, None) for name in DECODING} | overrides
 
 
 def describe_metrics(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The protocols of these scores, each with the names it is for."""
+    """Return the protocols behind scores of these names, by prefix, each with the names that it covers."""
     described: dict[str, dict[str, Any]] = {}
     for name in names:
         protocol = next((p for p in METRIC_PROTOCOLS if name.startswith(p.prefix)), None)
         if protocol is not None:
-            fields = {key: value for key, value in asdict(protocol).items() if key != "prefix"}
-            described.setdefault(protocol.prefix, {"scores": [], **fields})["scores"].append(name)
+            record = {key: value for key, value in asdict(protocol).items() if key != "prefix"}
+            described.setdefault(protocol.prefix, {"scores": [], **record})["scores"].append(name)
     return described
 
 
 def describe_interval(num_resamples: int, seed: int) -> dict[str, Any]:
-    """How intervals are computed."""
+    """Return the settings that confidence intervals are computed with."""
     method = "percentile bootstrap over images; document frequencies stay those of all images"
     return {"level": LEVEL, "method": method, "resamples": num_resamples, "seed": seed}
 
 
-def software() -> dict[str, str]:
-    """Versions of what decodes and scores."""
+def software_versions() -> dict[str, str]:
+    """Return the installed versions of the packages that decode and score."""
     versions = {}
     for name in ("hf_captioner", "transformers", "torch", "pycocoevalcap"):
         try:

@@ -1,24 +1,26 @@
-"""Caption metrics: the registry `METRICS`, and `caption_metrics` for all at once.
+"""Caption metrics: the registry `METRICS`, and `caption_metrics`, which computes all of them.
 
-Every metric is also a file for `evaluate.load(PATH)`: `bleu.py`, `coco_bleu.py`, `cider.py`, `plain_cider.py`,
-`rouge_l.py`, `diversity.py`, and, by Java, `meteor.py` and `spice.py`. The others need neither Java nor network.
+Each metric is also a file for `evaluate.load(PATH)`: `bleu.py`, `coco_bleu.py`, `cider.py`, `plain_cider.py`,
+`rouge_l.py`, `diversity.py`, and two that run Java, `meteor.py` and `spice.py`. None needs the network.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..model.registry import Registry
-from . import scores  # not its functions: they are called as the modules of this package are
+from . import scores  # the module, since its functions `cider` and `rouge_l` share names with modules of this package
 from .java import JAVA_METRICS
 from .ngrams import NgramCounts
 from .tokenization import tokenize_13a, tokenize_captions, tokenize_ptb
 
 __all__ = ["METRICS", "caption_metrics", "caption_tallies"]
 
-# Each is a class whose instances have `compute(predictions=list[str], references=list[list[str]])` and return
+logger = logging.getLogger(__name__)
+
+# Each part is a class whose instances have `compute(predictions=list[str], references=list[list[str]])` and return
 # dict[str, float]. "bleu" also keeps the list `precisions` of the official module, and `per_image=True` adds lists.
 METRICS = Registry(
     "metrics",
@@ -36,22 +38,18 @@ METRICS = Registry(
 
 
 def caption_tallies(
-    predictions: Sequence[str],
-    references: Sequence[Sequence[str] | str],
-    *,
-    java: bool = False,
-    report: Callable[[str], None] = warnings.warn,
+    predictions: Sequence[str], references: Sequence[Sequence[str] | str], *, java: bool = False
 ) -> list[scores.Tally]:
-    """What each image adds to every score that has references, from which `caption_metrics` is made.
+    """Return each image's contributions to all scores that use references.
 
     Args:
-        predictions: one caption an image; it may be empty.
-        references: the captions of each image, one or more; their number may differ between images.
-        java: score METEOR and SPICE too, if they can be run here.
-        report: called with a line for each of these two that can't.
+        predictions: One caption per image; it may be empty.
+        references: Reference captions of each image, one or more; their number may differ between images.
+        java: Score METEOR and SPICE too. Where Java, pycocoevalcap or the models of SPICE are missing, a logged warning
+            says so, and the score is left out.
 
     Raises:
-        ValueError: see `caption_metrics`.
+        ValueError: The captions are malformed, see `caption_metrics`.
     """
     tokens = tokenize_captions(predictions, references, tokenize_ptb)
     counts = NgramCounts(*tokens)
@@ -60,7 +58,7 @@ def caption_tallies(
         try:
             tallies.append(score(*tokens))
         except (ImportError, OSError) as e:
-            report(f"{name.upper()} is left out. {e}")
+            logger.warning(f"{name.upper()} is left out. {e}")
     official = NgramCounts(*tokenize_captions(predictions, references, tokenize_13a))
     return [*tallies, scores.plain_cider(counts), scores.official_bleu(official)]
 
@@ -74,29 +72,28 @@ def caption_metrics(
     training: Iterable[str] | None = None,
     ended: Sequence[bool] | None = None,
 ) -> dict[str, Any]:
-    """Score captions by every built-in metric, tokenizing them once for each protocol.
+    """Score captions with every built-in metric, tokenizing them once per tokenizer.
 
     Args:
-        predictions: one caption an image; it may be empty.
-        references: the captions of each image, one or more; their number may differ between images.
-        per_image: return the scores of each image too, as lists `<name>_per_image`.
-        java: score METEOR and SPICE too. Where Java, pycocoevalcap or the models of SPICE are absent, a warning says
-            so and the score is left out.
-        training: captions that the model was trained on, to find novel ones.
-        ended: of each prediction, whether decoding reached `<end>`.
+        predictions: One caption per image; it may be empty.
+        references: Reference captions of each image, one or more; their number may differ between images.
+        per_image: Return the scores of each image too, as lists `<name>_per_image`.
+        java: Score METEOR and SPICE too, where they can be run, see `caption_tallies`.
+        training: Captions that the model was trained on; with them, novel captions are counted.
+        ended: Whether decoding reached `<end>`, for each prediction; with it, endless captions are counted.
 
     Returns:
         `bleu_1` … `bleu_4` (COCO protocol), `cider` (CIDEr-D, which papers call CIDEr, 0 to 10), `rouge_l`, `meteor`
-        and `spice` on request, `plain_cider` (CIDEr without the D, 0 to 10), `evaluate_bleu_1` … `evaluate_bleu_4`:
-        the official `evaluate` BLEU with `max_order` 1 … 4; and the figures of `scores.diversity`. All but the CIDErs,
+        and `spice` on request, `plain_cider` (CIDEr without the D, 0 to 10), `evaluate_bleu_1` … `evaluate_bleu_4`
+        (the official `evaluate` BLEU with `max_order` 1 … 4), and the values of `scores.diversity`. All but the CIDErs,
         `vocabulary` and `length` are in [0, 1].
 
     Raises:
-        ValueError: no images, lists of different lengths, an image without references, a caption that is not
+        ValueError: There are no images, the lists differ in length, an image has no references, or a caption is not
             a string.
     """
     tallies = caption_tallies(predictions, references, java=java)
     known = None if training is None else map(tokenize_ptb, training)
-    differing = scores.diversity([*map(tokenize_ptb, predictions)], training=known, ended=ended)
+    variety = scores.diversity([*map(tokenize_ptb, predictions)], training=known, ended=ended)
     results = [tally.result(per_image) for tally in tallies]
-    return {name: value for result in [*results, differing] for name, value in result.items()}
+    return {name: value for result in [*results, variety] for name, value in result.items()}

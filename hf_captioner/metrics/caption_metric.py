@@ -1,4 +1,4 @@
-"""What the `evaluate` modules of this package have in common."""
+"""Base classes of this package's `evaluate` modules."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .tokenization import Tokens, check_captions, tokenize_captions, tokenize_pt
 
 _INPUTS = """
 Args:
-    predictions (list of str): one caption an image; it may be empty.
-    references (list of lists of str): the captions of each image, one or more; their number may differ
+    predictions (list of str): one caption per image; it may be empty.
+    references (list of lists of str): reference captions of each image, one or more; their number may differ
         between images, and a plain string counts as one reference.
 """
 PER_IMAGE = """\
@@ -24,7 +24,7 @@ PER_IMAGE = """\
 
 
 class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would take it for the metric
-    """A metric of predicted captions against reference captions, with inputs checked as they are added."""
+    """Metric of predicted captions against reference captions, which checks captions as they are added."""
 
     _description: ClassVar[str]
     _citation: ClassVar[str]
@@ -32,6 +32,7 @@ class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would
     _urls: ClassVar[tuple[str, ...]]
 
     def _info(self) -> evaluate.MetricInfo:
+        """Return what `evaluate` shows about the metric."""
         caption = datasets.Value("string")
         return evaluate.MetricInfo(
             description=self._description,
@@ -42,7 +43,7 @@ class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would
         )
 
     def add_batch(self, *, predictions: Sequence[str] | None = None, references: Sequence[Any] | None = None) -> None:
-        """Add the captions of some images; `compute()` scores all that were added."""
+        """Add the captions of some images; `compute()` scores all captions added so far."""
         checked, listed = check_captions(predictions, references)
         super().add_batch(predictions=checked, references=listed)
 
@@ -51,14 +52,16 @@ class CaptionMetric(evaluate.Metric, ABC):  # abstract, or `evaluate.load` would
         self.add_batch(predictions=[prediction], references=[reference])
 
     @abstractmethod
-    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]: ...
+    def _compute(self, *, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
+        """Score all captions that were added."""
 
 
 class CocoMetric(CaptionMetric):
-    """A metric of PTB tokens, as COCO caption evaluation has them, that is made of what each image adds."""
+    """Metric of COCO caption evaluation: computed on PTB tokens, from contributions of each image."""
 
     @abstractmethod
-    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally: ...
+    def _tally(self, predictions: list[Tokens], references: list[list[Tokens]]) -> Tally:
+        """Return the contributions of each image to the score."""
 
     def _compute(
         self, *, predictions: list[str], references: list[list[str]], per_image: bool = False

@@ -33,7 +33,7 @@ from .model_card import RECIPE, Facts, Sample, Scores, model_card
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelCard
 
-    from ..evaluation.predictions import Evaluation
+    from ..evaluation.scoring import Evaluation
 
 
 MODEL_FOLDER = Path(model_folder.__path__[0])

@@ -13,8 +13,8 @@ import yaml
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
 
-    from ..evaluation.predictions import Evaluation
     from ..evaluation.protocol import Protocol
+    from ..evaluation.scoring import Evaluation
     from ..model.configuration_captioner import CaptionerConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -163,7 +163,7 @@ class Scores:
             )
 
             protocol = Protocol.from_dict(record["protocol"] | {"dataset": dataset_id(record["protocol"]["dataset"])})
-            return cls(record["scores"], protocol.line(), record.get("intervals", {}), protocol)
+            return cls(record["scores"], protocol.description, record.get("intervals", {}), protocol)
         values = {key: value for key, value in record.items() if isinstance(value, int | float)}
         if not values:
             raise ValueError(f"{name} hold no scores. Give what examples/evaluate.py or examples/train.py writes.")
@@ -222,7 +222,7 @@ def model_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    from ..evaluation.protocol import software
+    from ..evaluation.protocol import software_versions
 
     eval_results = scores.eval_results(facts.datasets[0])
     data = ModelCardData(
@@ -240,13 +240,13 @@ def model_card(
         repo_id=repo_id,
         encoder_name=config.encoder_name,
         packages=sorted(set((config.packages or {}).values())),
-        software={name: version for name, version in software().items() if name != "pycocoevalcap"},
+        software={name: version for name, version in software_versions().items() if name != "pycocoevalcap"},
         samples=samples,
         trained_on=" and ".join(f"`{name}`" for name in facts.datasets),
         recipe=facts.recipe_text().rstrip(),
         scores={"protocol": scores.line, **scores.values} if scores.values else None,
         intervals=scores.intervals,
-        next_to=scores.protocol.next_to() if scores.protocol else None,
+        next_to=scores.protocol.comparable_with() if scores.protocol else None,
         limits=facts.limits,
     )
 
