@@ -27,7 +27,7 @@ from hf_captioner import load_captions
 from hf_captioner.cli import load_captioner
 from hf_captioner.data.rows import open_row, undecoded
 from hf_captioner.metrics import caption_metrics
-from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 from hf_captioner.model.onnx_runner import OnnxCaptioner
 from hf_captioner.publishing.export import export_onnx
 

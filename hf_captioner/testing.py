@@ -33,9 +33,10 @@ from .data.rows import check_captions, open_row, undecoded
 from .model.attentions import ATTENTIONS
 from .model.configuration_captioner import CaptionerConfig
 from .model.decoders import DECODERS, RecurrentCache
+from .model.encoder_model import CaptionerEncoderOutput
 from .model.encoders import ENCODERS
 from .model.image_processing_captioner import CaptionerImageProcessor
-from .model.modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from .model.modeling_captioner import CaptionerModel
 from .model.processing_captioner import CaptionerProcessor
 from .model.recurrence import Siblings
 from .model.registry import Registry

@@ -15,9 +15,9 @@ from transformers import TextStreamer
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.model import modeling_captioner
 from hf_captioner.model.captions import bad_endings
+from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 from hf_captioner.model.guided_decoding import constrained_beam_search
 from hf_captioner.model.guided_decoding import diverse_beam_search as diverse
-from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
 
 Build = Callable[..., CaptionerModel]
 START, END = 2, 3
@@ -185,7 +185,7 @@ def test_an_accelerator_is_asked_seldom_and_gives_the_same(
 
     settings: list[dict[str, Any]] = [{"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}]
     expected = [generate(model, cells, max_length=20, **kwargs).sequences for kwargs in settings]
-    monkeypatch.setattr(decoding, "WORDS_BETWEEN_CHECKS", {})
+    monkeypatch.setattr(decoding, "STEPS_BETWEEN_CHECKS", {})
     for kwargs, sequences in zip(settings, expected, strict=True):
         assert torch.equal(generate(model, cells, max_length=20, **kwargs).sequences, sequences)
 
@@ -340,7 +340,7 @@ def test_few_beams_meet_every_constraint(
         (
             {"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[5]],
              "bad_words_ids": [[5]]},
-            "take back what forbids",
+            "stop forbidding these words",
         ),
     ],
 )  # fmt: skip

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
-from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 
 Build = Callable[..., CaptionerModel]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hf_captioner import CaptionerModel
 from hf_captioner.model.attentions import ATTENTIONS
 from hf_captioner.model.decoders import DECODERS
-from hf_captioner.model.modeling_captioner import CaptionerEncoderOutput
+from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 from hf_captioner.model.objectives import (
     attention_entropy,
     cross_entropy,

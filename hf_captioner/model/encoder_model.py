@@ -1,0 +1,137 @@
+"""The encoder of a captioner as a transformers model, and the class of its output."""
+
+# B: images, H, W: pixels, P: image cells, C: channels of a cell
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_captioner import CaptionerConfig
+from .encoders import ENCODERS
+from .parts import find_part
+
+
+class SharedCells:
+    """Image cells `(B, P, C)` that all beams of an image share.
+
+    `generate()` repeats every tensor in an encoder's output for each beam. This wrapper is not a tensor, so the cells
+    stay as they are.
+    """
+
+    def __init__(self, cells: Tensor) -> None:
+        self.cells = cells
+
+
+@dataclass
+class CaptionerEncoderOutput(ModelOutput):
+    """Output of the encoder: image cells, wrapped such that `generate()` does not copy them for each beam.
+
+    To caption cells that were computed earlier, call `generate(encoder_outputs=CaptionerEncoderOutput.of(cells))`.
+    """
+
+    shared: SharedCells | None = None
+
+    @classmethod
+    def of(cls, cells: Tensor) -> CaptionerEncoderOutput:
+        """Wrap image cells `(B, P, C)`."""
+        return cls(shared=SharedCells(cells))
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        """The image cells `(B, P, C)`, under the name that transformers looks for."""
+        assert self.shared is not None
+        return self.shared.cells
+
+
+class CaptionerEncoder(PreTrainedModel):
+    """An encoder from `ENCODERS` as a model of its own.
+
+    As a model it has its own `_init_weights`, so that initialising a captioner leaves pretrained weights alone.
+
+    Args:
+        config: Configuration of the captioner.
+        kwargs: `pretrained` and `pretrained_cfg_overlay` for the encoder, as `timm.create_model` takes them.
+    """
+
+    config: CaptionerConfig
+    config_class = CaptionerConfig
+    base_model_prefix = "encoder"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: CaptionerConfig, **kwargs: Any) -> None:
+        super().__init__(config)
+        part = find_part(ENCODERS, config.encoder_type, config.packages)
+        self.part: Any = part(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # The part has initialised its weights when it was built. Buffers that no checkpoint holds are computed again,
+        # because from_pretrained builds models on the meta device, without values.
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()  # type: ignore[operator]
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> CaptionerEncoderOutput:
+        """Encode images `(B, 3, H, W)` to cells `(B, P, C)`.
+
+        `generate()` passes the other arguments to every encoder; this one ignores them.
+        """
+        return CaptionerEncoderOutput.of(self.part(pixel_values))
+
+    def freeze(self) -> None:
+        """Stop training the encoder and put it into evaluation mode, in which it stays."""
+        self.requires_grad_(False).eval()
+
+    def unfreeze(self, *, from_stage: int = 0, freeze_batch_norm: bool = True) -> None:
+        """Train the encoder, or only its last stages.
+
+        Args:
+            from_stage: First stage to train, counted from 0, the stem.
+            freeze_batch_norm: Whether to keep the statistics, scales and shifts of batch norms as they are. Statistics
+                of a few images are a poor replacement for those of ImageNet.
+
+        Raises:
+            ValueError: The encoder has no such stage, or no stages.
+        """
+        # An encoder that is trained as a whole needs no stages.
+        stages = self.part.stages() if from_stage else [[*self.parameters()]]
+        self.requires_grad_(False)
+        if not 0 <= from_stage < len(stages):
+            raise ValueError(
+                f"encoder_from_stage is {from_stage}; {self.config.encoder_name!r} has the stages 0 (the stem) to "
+                f"{len(stages) - 1}."
+            )
+        for parameter in (parameter for stage in stages[from_stage:] for parameter in stage):
+            parameter.requires_grad_(True)
+        if freeze_batch_norm:
+            for norm in self._batch_norms():
+                norm.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> CaptionerEncoder:
+        """Set training or evaluation mode; a frozen encoder and frozen batch norms stay in evaluation mode."""
+        super().train(mode and _is_trained(self))
+        for norm in self._batch_norms():
+            if not _is_trained(norm):
+                norm.eval()
+        return self
+
+    def _batch_norms(self) -> list[nn.Module]:
+        return [module for module in self.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _is_trained(module: nn.Module) -> bool:
+    """Whether any parameter of a module requires a gradient."""
+    return any(parameter.requires_grad for parameter in module.parameters())
