@@ -32,13 +32,13 @@ from .data.collator import CaptionCollator
 from .data.rows import check_captions, open_row, undecoded
 from .model.attentions import ATTENTIONS
 from .model.configuration_captioner import CaptionerConfig
-from .model.decoders import DECODERS, RecurrentCache
+from .model.decoder_interface import RecurrentCache, Siblings
+from .model.decoders import DECODERS
 from .model.encoder_model import CaptionerEncoderOutput
 from .model.encoders import ENCODERS
 from .model.image_processing_captioner import CaptionerImageProcessor
 from .model.modeling_captioner import CaptionerModel
 from .model.processing_captioner import CaptionerProcessor
-from .model.recurrence import Siblings
 from .model.registry import Registry
 
 __all__ = ["check_attention", "check_dataset", "check_decoder", "check_encoder", "check_metric"]

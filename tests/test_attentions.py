@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from hf_captioner.model import attentions
 from hf_captioner.model.attentions import ATTENTIONS
-from hf_captioner.model.decoders import sums_cells
+from hf_captioner.model.recurrent_decoder import sums_cells
 from hf_captioner.testing import check_attention
 
 B, K, P, C, D, A = 3, 4, 6, 10, 12, 8

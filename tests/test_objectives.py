@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hf_captioner.model.attentions import HardAttention
-from hf_captioner.model.decoders import DecoderOutput, GRUDecoder
+from hf_captioner.model.decoder_interface import DecoderOutput
+from hf_captioner.model.decoders import GRUDecoder
 from hf_captioner.model.objectives import (
     attention_entropy,
     cross_entropy,

@@ -1,0 +1,212 @@
+"""The contract of decoders: what the model gives a decoder, and what a decoder returns.
+
+A decoder is a `torch.nn.Module` that reads captions and predicts their next words. The model builds it with the
+keyword arguments `vocab_size`, `embedding_size`, `hidden_size`, `memory_size` and `attention`, with the settings
+`gate`, `deep_output`, `memory_dropout`, `embedding_dropout` and `output_dropout` of the configuration, which it may
+disregard, and with the user's `decoder_kwargs`. It has
+
+- `embedding` and `output`, the modules that embed words and compute logits, and `attention`, the module it was given;
+- `prepare(cells (B, P, C)) -> Memory`, which computes what depends on the images alone;
+- `forward(input_ids (N, T), memory, state=None) -> (logits (N, T, V), weights (N, T, P), state)`, where the N = B·K
+  captions of an image stand next to each other, `state` is a tuple of tensors with N in front, as returned for the
+  words before (None at the start), and the attention calls are `attention(query, memory.keys, memory.cells)`.
+
+A decoder may offer more:
+
+- It may return a `DecoderOutput`, which is that tuple with further fields.
+- Its `forward` may name any of the keyword arguments `lengths`, `siblings` and `sampling`, which `run_decoder`
+  describes. Only those that it names are passed to it, and `**kwargs` names none.
+- The class attribute `gives_sentinel = True` says that it works with attentions that ask for a sentinel, and
+  `returns_log_probs = True` that it returns the log-probabilities of an attention that samples (`attentions.py`
+  describes both). Without them, the model refuses such an attention.
+"""
+
+# B: images, K: captions or beams of an image, N = B·K: captions, T: words, V: vocabulary
+# P: image cells, C: channels of a cell, D: state
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+State = tuple[Tensor, ...]
+
+OPTIONAL_ARGUMENTS = ("lengths", "siblings", "sampling")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The images as a decoder sees them, shared by the captions or beams of each image.
+
+    It is deliberately not a tensor: `generate()` copies every tensor of the encoder's output for each beam.
+
+    Args:
+        cells: Image cells, `(B, P, C)`.
+        keys: What the attention computes from the cells once per image; a tensor with B in front.
+        mean: Mean cell of each image, `(B, C)`.
+    """
+
+    cells: Tensor
+    keys: Tensor
+    mean: Tensor
+
+    @classmethod
+    def of(cls, cells: Tensor, attention: nn.Module) -> Memory:
+        """Build the memory of images from their cells `(B, P, C)` and the decoder's attention."""
+        return cls(cells, attention.keys(cells), cells.mean(1))  # type: ignore[operator]
+
+    def take(self, images: Tensor | slice) -> Memory:
+        """Return the memory of some of the images."""
+        return Memory(self.cells[images], self.keys[images], self.mean[images])
+
+
+class DecoderOutput(NamedTuple):
+    """What a decoder returns. The first three fields are required.
+
+    Args:
+        logits: Logits of the next word, `(N, T, V)`; zero after the end of a caption if `lengths` were given.
+        weights: Attention weights that chose each word, `(N, T, P)`; zero after the end of a caption likewise.
+        state: State after the last word, tensors with N in front. Meaningless if `lengths` were given.
+        hidden: Hidden state after each word, `(N, T, D)`.
+        log_probs: Log-probability of the cell that a sampling attention drew for each word, `(N, T)`.
+        packed: The logits of the words within `lengths` alone, `(R, V)`, and the index of each of these R words among
+            all N·T, `(R,)`; it spares the loss the padding.
+    """
+
+    logits: Tensor
+    weights: Tensor
+    state: State
+    hidden: Tensor | None = None
+    log_probs: Tensor | None = None
+    packed: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Siblings:
+    """Groups of beams that continue the same caption, whose state is therefore the same.
+
+    Args:
+        first: Index of one caption of each group, `(G,)`.
+        group: Group of each caption, `(N,)`.
+    """
+
+    first: Tensor
+    group: Tensor
+
+    @classmethod
+    def of(cls, parents: Tensor) -> Siblings:
+        """Group captions by the caption that each continues, `(N,)`."""
+        found, group = parents.unique(return_inverse=True)
+        index = torch.arange(len(parents), device=parents.device)
+        return cls(index.new_empty(len(found)).scatter_(0, group, index), group)
+
+
+class RecurrentCache:
+    """State of a decoder between two words, passed through `generate()` as `cache`.
+
+    Args:
+        memory: Images, in the order of the batch; their beams share them.
+        state: State after the words read so far, tensors with N in front; None before the first word.
+        length: Number of words read so far.
+    """
+
+    is_compileable = False
+    is_croppable = False
+    is_linear = (True,)  # as in linear attention: a state, and no past words to look up
+
+    def __init__(self, memory: Memory, state: State | None = None, length: int = 0) -> None:
+        self.memory = memory
+        self.state = state
+        self.length = length
+        self.siblings: Siblings | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of words read so far."""
+        return self.length
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let caption n continue caption `beam_idx[n]`. Beams stay with their image, so the memory is left alone."""
+        assert self.state is not None, "no word has been read"
+        self.state = tuple(part.index_select(0, beam_idx.to(part.device)) for part in self.state)
+        # On an accelerator, the number of groups would have to be waited for, and fewer rows would save little.
+        self.siblings = Siblings.of(beam_idx) if beam_idx.device.type == "cpu" else None
+
+    def keep_images(self, images: Tensor) -> None:
+        """Drop the memory of all but these images; `reorder_cache` drops the states of their captions."""
+        self.memory = self.memory.take(images)
+
+
+def run_decoder(
+    decoder: nn.Module,
+    input_ids: Tensor,
+    memory: Memory,
+    state: State | None = None,
+    *,
+    lengths: Tensor | None = None,
+    siblings: Siblings | None = None,
+    sampling: float = 0.0,
+) -> DecoderOutput:
+    """Call a decoder with the three arguments of its contract and those optional ones that its `forward` names.
+
+    Args:
+        decoder: The decoder.
+        input_ids: Words to read, `(N, T)`.
+        memory: Memory of the images, from the decoder's `prepare`.
+        state: State after the words before; None at the start.
+        lengths: How many words of each caption to read, `(N,)`. A decoder that takes it skips the padding and returns
+            zeros there; for others, the zeros are filled in here.
+        siblings: Beams that continue the same caption. A decoder that takes it computes for each group only once what
+            depends on the state alone; others lose nothing but time.
+        sampling: Probability in [0, 1] with which each word but the first is drawn from the decoder's own prediction
+            (scheduled sampling, Bengio et al. 2015, sec. 2.4).
+
+    Raises:
+        ValueError: `sampling` is above 0, and the decoder does not take it.
+    """
+    accepted = optional_arguments(type(decoder))
+    if sampling and "sampling" not in accepted:
+        raise ValueError(
+            f"Scheduled sampling is asked for, but the decoder {type(decoder).__name__} has no argument 'sampling'. "
+            "Set the sampling probability to 0, or choose another decoder."
+        )
+    offered = {"lengths": lengths, "siblings": siblings, "sampling": sampling}
+    arguments = {name: value for name, value in offered.items() if name in accepted}
+    output = DecoderOutput(*decoder(input_ids, memory, state, **arguments))
+    if lengths is None or "lengths" in accepted:
+        return output
+    is_padding = torch.arange(input_ids.shape[1], device=lengths.device) >= lengths.unsqueeze(1)  # (N, T)
+    return output._replace(
+        logits=output.logits.masked_fill(is_padding.unsqueeze(2), 0),
+        weights=output.weights.masked_fill(is_padding.unsqueeze(2), 0),
+        hidden=None if output.hidden is None else output.hidden.masked_fill(is_padding.unsqueeze(2), 0),
+        log_probs=None if output.log_probs is None else output.log_probs.masked_fill(is_padding, 0),
+    )
+
+
+@cache
+def optional_arguments(decoder_class: type[nn.Module]) -> frozenset[str]:
+    """Return those of `OPTIONAL_ARGUMENTS` that the `forward` of a class of decoders names."""
+    return frozenset(OPTIONAL_ARGUMENTS).intersection(inspect.signature(decoder_class.forward).parameters)
+
+
+def check_fit(decoder: nn.Module, attention: nn.Module) -> None:
+    """Check that a decoder gives its attention what that asks for.
+
+    Raises:
+        ValueError: The attention asks for a sentinel, or samples, and the decoder does not say that it supports that.
+    """
+    needs = {
+        "gives_sentinel": getattr(attention, "uses_sentinel", False),
+        "returns_log_probs": hasattr(attention, "reinforce_weight"),
+    }
+    for name, is_needed in needs.items():
+        if is_needed and not getattr(decoder, name, False):
+            raise ValueError(
+                f"The attention {type(attention).__name__} needs a decoder with {name} = True, which "
+                f"{type(decoder).__name__} does not have. Choose another attention or decoder."
+            )
