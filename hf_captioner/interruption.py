@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: heard at once, answered where nothing is lost."""
+"""Stop on SIGTERM and Ctrl-C without losing work: the signal is noticed at once and acted upon at a safe moment."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Somebody asked the program to stop.
+    """Raised when a signal stops the program.
 
     Args:
-        message: what is saved, and how to go on.
-        signal_number: of the signal that asked.
+        message: What was saved, and how to resume.
+        signal_number: Number of the signal.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
@@ -26,53 +26,57 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interruption:
-    """Within `with Interruption() as interruption`, signals raise `Interrupted`, or wait while they are deferred.
+    """Context manager in which SIGTERM and Ctrl-C raise `Interrupted`, or wait for the end of a `deferred` block.
 
-    `accelerate launch` does not pass SIGTERM on to a single process. The end of that launcher counts as one.
+    `accelerate launch` does not pass SIGTERM on to a single process, so the end of that launcher counts as SIGTERM.
+
+    Attributes:
+        message: Text for the `Interrupted` that will be raised: what is saved by now, and how to resume.
     """
 
     def __init__(self) -> None:
         self.message = "Stopped before the training began."
         self._process = os.getpid()
         self._launcher = os.getppid() if "ACCELERATE_DYNAMO_BACKEND" in os.environ else None
-        self._asked: int | None = None
-        self._deferred = 0
-        self._handlers: dict[int, Any] = {}
+        self._signal_number: int | None = None
+        self._num_deferred_blocks = 0
+        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        self._handlers = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        self._previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
     @property
-    def asked(self) -> int | None:
-        """The signal that asked to stop, if one did."""
-        if self._asked is None and self._launcher is not None and os.getppid() != self._launcher:
-            self._asked = signal.SIGTERM
-        return self._asked
+    def signal_number(self) -> int | None:
+        """Number of the signal that arrived; None if there was none."""
+        if self._signal_number is None and self._launcher is not None and os.getppid() != self._launcher:
+            self._signal_number = signal.SIGTERM
+        return self._signal_number
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals are kept in `asked`; one that came raises when all such blocks are left."""
-        self._deferred += 1
+        """Delay the reaction to signals until the end of the block, or of the outermost of several nested blocks."""
+        self._num_deferred_blocks += 1
         try:
             yield
         finally:
-            self._deferred -= 1
-        if self._asked is not None and not self._deferred:
+            self._num_deferred_blocks -= 1
+        if self._signal_number is not None and not self._num_deferred_blocks:
             self.stop()
 
     def stop(self) -> None:
-        """Raise `Interrupted`."""
-        number = self._asked or signal.SIGTERM
+        """Raise `Interrupted` with the current message."""
+        number = self._signal_number or signal.SIGTERM
         raise Interrupted(f"Stopped by {signal.Signals(number).name}. {self.message}", number)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal: stop, or only note it in a deferred block."""
         if os.getpid() != self._process:
-            return  # a reader of images, which the training will end
-        self._asked = number
-        if not self._deferred:
+            return  # This is a forked data loader worker, which the training process will end.
+        self._signal_number = number
+        if not self._num_deferred_blocks:
             self.stop()

@@ -1,4 +1,4 @@
-"""A run on random cells, small enough for hundreds of steps a second; as a script, for tests with several processes.
+"""A run on random cells, with hundreds of steps per second; also a script, for tests with several processes.
 
 python tests/tiny_run.py OUT.json --num_steps 20 --batch_size 4
 """
@@ -7,29 +7,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin, set_seed
+from accelerate.utils import set_seed
 from conftest import CAPTIONS
 from datasets import Dataset
-from torch.distributed.tensor import DTensor
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.data.collator import CaptionCollator
 from hf_captioner.data.loading import StepLoader, StepSampler
-from hf_captioner.evaluation.predictions import decode_captions, score_captions
+from hf_captioner.evaluation.predictions import decode_captions
+from hf_captioner.evaluation.scoring import score_captions
 from hf_captioner.interruption import Interruption
 from hf_captioner.training.accelerator import Precision, build_accelerator
 from hf_captioner.training.checkpoints import Checkpoints
 from hf_captioner.training.rewards import CaptionReward, Rewards
 from hf_captioner.training.run import Run
 from hf_captioner.training.stages import Likelihood, Optimization, Stage
-from hf_captioner.training.steps import DeepSpeedSteps
 
 DATA_CONFIG = {
     "input_size": (3, 64, 64), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9,
@@ -38,7 +34,7 @@ DATA_CONFIG = {
 
 
 class Tiny:
-    """All that a run of one or two stages needs; 27 images of 1 to 3 captions, 4 cells each."""
+    """A run of one or two stages with its data: 27 images of 4 cells, with 1 to 3 captions each."""
 
     def __init__(
         self,
@@ -84,76 +80,36 @@ class Tiny:
             stages.append(Stage("Rewards", reward_epochs, 1e-3, rewards))
         self.run = Run(
             self.model, stages, self.accelerator, num_steps=sampler.num_steps,
-            optimization=Optimization(ema_decay=ema_decay), interruption=interruption, facts={"epochs": epochs},
-            checkpoints=None if folder is None else Checkpoints(folder, keep=1000), minutes=0.0,
+            optimization=Optimization(ema_decay=ema_decay), interruption=interruption, settings={"epochs": epochs},
+            checkpoints=None if folder is None else Checkpoints(folder, keep=1000), checkpoint_minutes=0.0,
         )  # fmt: skip
         set_seed(0, device_specific=True)
 
     def train(self) -> None:
-        """All that is left."""
+        """Train for the rest of the run."""
         while self.run.stage is not None:
             if not self.run.is_under_way:
                 self.run.start_stage()
-            while self.run.epochs_left:
+            while self.run.has_epochs_left:
                 self.run.train_epoch(self.loader)
                 self.run.end_epoch({}, float(self.run.progress.epoch))
             self.run.end_stage()
 
     def weights(self) -> dict[str, Any]:
-        """Of the model and of the average, by name."""
+        """Return the weights of the model and of the average by name."""
         average = {} if self.run.average is None else self.run.average.module.state_dict()
         return {**self.model.state_dict(), **{f"average {name}": tensor for name, tensor in average.items()}}
 
 
-def share_on_cpus(by: str) -> None:
-    """Let processes on CPUs share out weights or states of the optimizer; by itself Accelerate has devices do it alone.
-
-    Args:
-        by: `"fsdp"` or `"deepspeed"`.
-    """
-    init = AcceleratorState.__init__
-
-    def init_shared(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
-        was_initialized = self.initialized
-        init(self, *args, **kwargs)
-        if self.num_processes == 1 or was_initialized:
-            return
-        if by == "fsdp":
-            plugin = self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
-        else:
-            os.environ["DS_ACCELERATOR"] = "cpu"
-            Accelerator.deepspeed_engine_wrapped = None
-            plugin = DeepSpeedPlugin(zero_stage=2)
-            plugin.select(_from_accelerator_state=True)
-            self.deepspeed_plugins = {"default": plugin}
-        if self.mixed_precision != "no":
-            plugin.set_mixed_precision(self.mixed_precision)
-        self.distributed_type = DistributedType(by.upper())
-        PartialState._shared_state["distributed_type"] = self.distributed_type
-
-    AcceleratorState.__init__ = init_shared  # type: ignore[method-assign]
-
-
-def held(run: Run) -> int:
-    """Numbers of the optimizer's state that this process holds."""
-    assert run.steps is not None
-    optimizer = run.steps._share if isinstance(run.steps, DeepSpeedSteps) else run.steps.optimizer
-    states = [tensor for state in optimizer.state.values() for tensor in state.values()]
-    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).numel() for tensor in states)
-
-
 def main() -> None:
-    """Losses of the steps, then captions and scores."""
+    """Train some steps, then write their losses, and captions and scores, to a JSON file."""
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--num_steps", type=int, default=20)
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--accumulation", type=int, default=1)
     parser.add_argument("--mixed_precision", default="no")
-    parser.add_argument("--shared_by", choices=["fsdp", "deepspeed"])
     arguments = parser.parse_args()
-    if arguments.shared_by:
-        share_on_cpus(arguments.shared_by)
     fields = {name: getattr(arguments, name) for name in ("batch_size", "accumulation", "mixed_precision")}
     tiny = Tiny(dropout=0.0, epochs=12, **fields)
     run = tiny.run
@@ -161,19 +117,19 @@ def main() -> None:
     losses: list[float] = []
     while len(losses) < arguments.num_steps:
         for batches in tiny.loader.steps(run.progress.epoch):
-            before = run.progress.totals.get("figure", 0.0)
-            run._step(batches)
-            losses.append(run.progress.totals["figure"] - before)
+            before = run.progress.totals.metric
+            run._train_step(batches)
+            losses.append(run.progress.totals.metric - before)
         run.progress.epoch += 1
     predictions = decode_captions(
-        run.kept, tiny.processor, tiny.rows, tiny.accelerator, cells=tiny.cells[0], num_beams=2, max_length=9,
-        batch_size=4,
+        run.validated_model, tiny.processor, tiny.rows, tiny.accelerator, cells=tiny.cells[0], num_beams=2,
+        max_length=9, batch_size=4,
     )  # fmt: skip
     if tiny.accelerator.is_main_process:
         result = {
             "num_processes": tiny.accelerator.num_processes, "losses": losses[: arguments.num_steps],
             "captions": [p.caption for p in predictions], "scores": score_captions(predictions),
-            "shown": run.progress.totals["captions"], "steps": tiny.loader.num_steps, "held": held(run),
+            "num_captions": run.progress.totals.num_captions, "steps": tiny.loader.num_steps,
         }  # fmt: skip
         arguments.out.write_text(json.dumps(result))
     tiny.accelerator.end_training()

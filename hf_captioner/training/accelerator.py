@@ -1,24 +1,19 @@
-"""Accelerate's entry point, set up for what this machine has."""
+"""The `Accelerator` of a training or an evaluation, set up for the machine that it runs on."""
 
 from __future__ import annotations
 
-import os
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import DistributedType
 
 from ..data.loading import num_cores
-from .steps import steps_of
+
+logger = get_logger(__name__)
 
 Precision = Literal["no", "bf16", "fp16"]
-
-
-def precision_here(mixed_precision: Precision) -> Precision:
-    """`"no"` in the place of `"bf16"` on a processor that would take many times as long for it."""
-    has_instructions = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    is_emulated = not (has_instructions or torch.accelerator.is_available())
-    return "no" if mixed_precision == "bf16" and is_emulated else mixed_precision
 
 
 def build_accelerator(
@@ -27,28 +22,47 @@ def build_accelerator(
     gradient_accumulation_steps: int = 1,
     **kwargs: Any,
 ) -> Accelerator:
-    """Accelerate's entry point, set up for what this machine has.
+    """Build an `Accelerator`, and set the number of threads on a CPU.
 
     Args:
-        mixed_precision: `"no"`, `"bf16"` or `"fp16"`; by default what `accelerate config` says.
-        num_threads: threads of each process on a CPU, by default its share of the cores: `accelerate launch` leaves
-            one thread to each process, which leaves most of a machine idle.
-        gradient_accumulation_steps: batches that make a step, unless `accelerate launch` is told of others.
-        kwargs: further arguments of `Accelerator`.
+        mixed_precision: `"no"`, `"bf16"` or `"fp16"`, replaced by `supported_precision`. By default the choice of
+            `accelerate config`.
+        num_threads: Threads per process on a CPU. By default the cores are divided among the processes: `accelerate
+            launch` gives each process a single thread, which leaves most of a machine idle.
+        gradient_accumulation_steps: Batches per optimizer step. An argument of `accelerate launch` overrides it.
+        kwargs: Further arguments of `Accelerator`.
 
     Raises:
-        ValueError: Accelerate is configured for what a captioner can't be trained with, such as Megatron-LM.
+        ValueError: Accelerate is configured for FSDP, DeepSpeed, Megatron-LM or TPUs.
     """
-    # Else FSDP has transformers read saved weights on one process only. All of them need the whole.
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    precision = None if mixed_precision is None else supported_precision(mixed_precision)
     accelerator = Accelerator(
-        # Several processes without an accelerator only find each other if Accelerate is told of the CPU.
+        # Without an accelerator, several processes only find each other if Accelerate is told to use the CPU.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=mixed_precision,
+        mixed_precision=precision,
         gradient_accumulation_steps=gradient_accumulation_steps,
         **kwargs,
     )
-    steps_of(accelerator).configure(accelerator)
+    refuse_sharding(accelerator.distributed_type)
+    if precision != mixed_precision:
+        logger.warning("This processor has no instructions for bf16. Training in single precision, which is faster.")
     if accelerator.device.type == "cpu":
         torch.set_num_threads(num_threads or max(1, num_cores() // accelerator.num_processes))
     return accelerator
+
+
+def supported_precision(mixed_precision: Precision) -> Precision:
+    """Return the given precision, or `"no"` instead of `"bf16"` on a processor that would have to emulate it."""
+    has_instructions = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    is_emulated = not (has_instructions or torch.accelerator.is_available())
+    return "no" if mixed_precision == "bf16" and is_emulated else mixed_precision
+
+
+def refuse_sharding(distributed_type: DistributedType) -> None:
+    """Raise a ValueError unless every process holds the whole model: a single process, or several with DDP."""
+    if distributed_type != DistributedType.NO and not distributed_type.value.startswith("MULTI_"):
+        raise ValueError(
+            f"Accelerate is configured for {distributed_type.value}. Captioners are small and are trained by DDP: "
+            "choose multi-GPU or multi-CPU in `accelerate config`, or use transformers' Trainer, which supports "
+            "FSDP and DeepSpeed."
+        )

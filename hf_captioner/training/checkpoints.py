@@ -1,4 +1,4 @@
-"""The state of a training on disk: written whole or not at all."""
+"""Checkpoints of a training on disk: each is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -16,101 +16,104 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save
 from torch import nn
 
-CONTENTS = "contents.json"  # written last: sizes and digests of the other files
+logger = get_logger(__name__)
+
+CONTENTS = "contents.json"  # sizes and digests of the other files, written last
 PROGRESS = "progress.json"
 TENSORS = "state.pt"
 
 
 class Checkpoint:
-    """One saved state.
+    """One saved state of a run.
 
     Args:
-        path: its folder.
+        path: Folder of the checkpoint.
 
     Raises:
-        ValueError: a file is missing or is not what was written.
+        ValueError: A file is missing or has changed since it was written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
             contents = json.loads((path / CONTENTS).read_text())
-            broken = [name for name, digest in contents.items() if _digest((path / name).read_bytes()) != digest]
-            if broken:
-                raise ValueError(f"{', '.join(broken)} changed since")
+            changed = [name for name, digest in contents.items() if _digest((path / name).read_bytes()) != digest]
+            if changed:
+                raise ValueError(f"{', '.join(changed)} changed since")
             self.progress: dict[str, Any] = json.loads((path / PROGRESS).read_text())
         except (OSError, ValueError) as e:
             raise ValueError(f"The checkpoint {str(path)!r} is damaged: {e}.") from e
 
     def load_weights(self, name: str, module: nn.Module) -> None:
-        """Put the weights and buffers saved under a name back into their module."""
+        """Load the parameters and buffers that were saved under a name into their module."""
         load_model(module, self.path / f"{name}.safetensors")
 
     def tensors(self) -> dict[str, Any]:
-        """What else was saved. Nothing but tensors and plain values is read."""
+        """Load the further tensors and plain values. No other Python objects are unpickled."""
         return torch.load(self.path / TENSORS, weights_only=True, map_location="cpu")
 
 
 class Checkpoints:
-    """The newest states of a run, in a folder of their own.
+    """Folder with the newest checkpoints of a run.
 
-    A state is written to a folder under another name, forced to the disk, and renamed: whatever happens, and whenever,
-    the folders under their right names are whole.
+    A checkpoint is written to a folder under a temporary name, forced to the disk, and renamed. So a folder under a
+    final name is complete, whenever and however the process ends.
 
     Args:
-        folder: where they are.
-        keep: how many, at least 1.
+        folder: Folder of the checkpoints.
+        keep: Number of checkpoints to keep, at least 1.
 
     Raises:
-        ValueError: keep none.
+        ValueError: `keep` is below 1.
     """
 
     def __init__(self, folder: Path, *, keep: int = 2) -> None:
         if keep < 1:
-            raise ValueError(f"keep_checkpoints is {keep}; at least 1 is needed to go on from.")
+            raise ValueError(f"keep_checkpoints is {keep}; resuming needs at least 1.")
         self.folder, self.keep = folder, keep
 
     def paths(self) -> list[Path]:
-        """From the oldest to the newest."""
+        """Return the folders of all checkpoints, from the oldest to the newest."""
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(path for path in found if re.fullmatch(r"\d{6}", path.name))
 
-    def newest(self, report: Callable[[str], None] = print) -> Checkpoint | None:
-        """The newest that is undamaged; those that are not are reported.
+    def newest(self) -> Checkpoint | None:
+        """Return the newest undamaged checkpoint, or None if there is none; log a warning for each damaged one.
 
         Raises:
-            ValueError: there are some, all of them damaged.
+            ValueError: All checkpoints are damaged.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 return Checkpoint(path)
             except ValueError as e:
-                report(str(e))
+                logger.warning(str(e))
         if paths:
             raise ValueError(f"No checkpoint in {str(self.folder)!r} can be read. Delete the folder to start anew.")
         return None
 
     def save(self, weights: Mapping[str, nn.Module], tensors: Mapping[str, Any], progress: Mapping[str, Any]) -> Path:
-        """Save a state as the newest, and delete those beyond the number to keep.
+        """Save a checkpoint, and delete the oldest ones beyond the number to keep.
 
         Args:
-            weights: modules by name; all their parameters and buffers are saved.
-            tensors: further tensors and plain values.
-            progress: what can be JSON.
+            weights: Modules by name; all their parameters and buffers are saved.
+            tensors: Further tensors and plain values.
+            progress: Values for a JSON file.
 
         Raises:
-            OSError: it can't be written. Earlier states are as they were.
+            OSError: The checkpoint can't be written. Earlier checkpoints remain intact.
         """
         paths = self.paths()
         path = self.folder / f"{int(paths[-1].name) + 1 if paths else 1:06d}"
         partial = self.folder / f".{path.name}.partial"
         try:
-            self._clear()
+            self._remove_partial()
             partial.mkdir(parents=True)
             contents = {}
             for name, data in _files(weights, tensors, progress):
@@ -122,39 +125,37 @@ class Checkpoints:
             _sync(self.folder)
         except OSError as e:
             shutil.rmtree(partial, ignore_errors=True)
-            last = f"The last good one is {str(paths[-1])!r}: make room" if paths else "There is none yet: make room"
-            raise OSError(
-                e.errno, f"No checkpoint can be written to {str(self.folder)!r}: {e.strerror}. {last}, then go on with "
-                "--resume.",
-            ) from e  # fmt: skip
-        self.prune()
+            last = f"The last good one is {str(paths[-1])!r}." if paths else "There is none yet."
+            problem = f"No checkpoint can be written to {str(self.folder)!r}: {e.strerror}. {last}"
+            raise OSError(e.errno, f"{problem} Make room, then go on with --resume.") from e
+        for old in self.paths()[: -self.keep]:
+            _remove(old)
         return path
 
-    def prune(self, keep: int | None = None) -> None:
-        """Delete all but the newest."""
-        for path in self.paths()[: -(keep or self.keep)]:
-            _remove(path)
-
     def clear(self) -> None:
-        """Delete all."""
+        """Delete all checkpoints."""
         for path in self.paths():
             _remove(path)
-        self._clear()
+        self._remove_partial()
 
-    def _clear(self) -> None:
-        """Delete what an interruption left behind."""
+    def _remove_partial(self) -> None:
+        """Delete the incomplete folders that an interruption left behind."""
         for path in self.folder.glob(".*.partial"):
             shutil.rmtree(path)
 
 
-def _files(weights: Mapping[str, nn.Module], tensors: Mapping[str, Any], progress: Mapping[str, Any]) -> Any:
+def _files(
+    weights: Mapping[str, nn.Module], tensors: Mapping[str, Any], progress: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and contents of a checkpoint's files, see `Checkpoints.save`."""
     for name, module in weights.items():
-        # One name for weights that are tied, as `load_model` expects.
+        # Tied weights are saved under one name, as `load_model` expects.
         state, seen = {}, set()
         for key, tensor in module.state_dict().items():
-            if (place := (tensor.data_ptr(), tensor.shape)) not in seen or not tensor.numel():
+            storage = (tensor.data_ptr(), tensor.shape)
+            if storage not in seen or not tensor.numel():
                 state[key] = tensor.contiguous()
-                seen.add(place)
+                seen.add(storage)
         yield f"{name}.safetensors", save(state)
     buffer = io.BytesIO()
     torch.save(dict(tensors), buffer)
@@ -163,14 +164,18 @@ def _files(weights: Mapping[str, nn.Module], tensors: Mapping[str, Any], progres
 
 
 def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a folder, and put its files, once all are whole, in place of those of another.
+    """Replace files of a folder by the ones that a function writes, once all of these are complete.
+
+    Args:
+        folder: Folder whose files are replaced.
+        write: Function that is called with an empty folder and fills it.
 
     Raises:
-        OSError: they can't be written. The files there are as they were.
+        OSError: The files can't be written. Those in the folder remain as they were.
     """
     partial = folder / ".partial"
     try:
-        with said_if_full("The model", folder):
+        with explain_write_errors("The model", folder):
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write(partial)
@@ -185,20 +190,25 @@ def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def said_if_full(what: str, folder: Path) -> Iterator[None]:
-    """Within, what can't be written raises an OSError that says so, and what to do."""
+def explain_write_errors(content: str, folder: Path) -> Iterator[None]:
+    """Turn an error of writing into an OSError that says what was not written, why, and what to do.
+
+    Args:
+        content: What is written in the block, at the start of a sentence, such as "The log".
+        folder: Folder to which it is written.
+    """
     try:
         yield
     except (OSError, SafetensorError) as e:
         reason = getattr(e, "strerror", None) or str(e)
         raise OSError(
-            f"{what} can't be written to {str(folder)!r}: {reason}. What the run saved before is as it was. Make room, "
-            "then go on with --resume."
+            f"{content} can't be written to {str(folder)!r}: {reason}. All that the run saved before is intact. Make "
+            "room, then go on with --resume."
         ) from e
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The state of all random generators that this process draws from, as tensors and plain values."""
+    """Return the states of all random generators that this process uses, as tensors and plain values."""
     name, keys, *rest = np.random.get_state()
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -211,7 +221,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Go on drawing where `random_state` was."""
+    """Put the random generators of this process back into the states of `random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = state["numpy"]
@@ -222,13 +232,14 @@ def restore_random_state(state: Mapping[str, Any], device: torch.device) -> None
 
 
 def _remove(path: Path) -> None:
-    """Delete a checkpoint; halfway through, it is none."""
-    gone = path.with_name(f".{path.name}.partial")
-    path.rename(gone)
-    shutil.rmtree(gone)
+    """Delete a checkpoint: rename it first, so that half a folder is never taken for a checkpoint."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.rename(partial)
+    shutil.rmtree(partial)
 
 
 def _write(path: Path, data: bytes) -> None:
+    """Write a file and force it to the disk."""
     with path.open("wb") as file:
         file.write(data)
         file.flush()
@@ -236,9 +247,9 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Force a file, or the list of files of a folder, to the disk."""
+    """Force a file, or the directory entries of a folder, to the disk."""
     if os.name != "posix":
-        return  # others can't open a folder
+        return  # Only POSIX systems can open a folder.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -247,4 +258,5 @@ def _sync(path: Path) -> None:
 
 
 def _digest(data: bytes) -> str:
+    """Return the size and a hash of a file's content."""
     return f"{len(data)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"

@@ -1,18 +1,19 @@
-"""A recipe: everything that decides a training run, from a YAML file and the command line.
+"""Recipes: all settings of a training, from a YAML file and the command line.
 
-Fields are grouped here and in `--help`. In YAML files and on the command line their names are flat.
+Fields are grouped, here and in `--help`. In YAML files and on the command line their names are flat.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import difflib
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from transformers import HfArgumentParser
 
 from ..cli import CommandParser
 
@@ -20,15 +21,13 @@ RECIPE_FOLDER = Path(__file__).with_name("recipes")
 
 
 def option(default: Any, help: str) -> Any:
-    """Declare a field of a recipe with its line in `--help`."""
+    """Declare a field of a recipe, with its default and its text in `--help`."""
     return field(default=default, metadata={"help": help})
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """The images and captions to train on, and how they are read."""
-
-    _argument_group_name: ClassVar[str] = "data"
 
     dataset: str = option("shapes", "Name of a data set, folder or file in any usual form, or id on the Hub.")
     dataset_format: str | None = option(None, "Form of its files, such as coco or kaggle; recognised by default.")
@@ -50,8 +49,6 @@ class DataOptions:
 @dataclass(frozen=True)
 class ModelOptions:
     """The parts of the captioner and their sizes."""
-
-    _argument_group_name: ClassVar[str] = "model"
 
     encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
     encoder_name: str = option("test_resnet", "Architecture of that encoder, for timm one such as resnet101.")
@@ -83,8 +80,6 @@ class ModelOptions:
 class OptimizationOptions:
     """How weights are trained, in all stages."""
 
-    _argument_group_name: ClassVar[str] = "optimization"
-
     batch_size: int = option(32, "Images per batch on each process; every image brings all its captions.")
     gradient_accumulation_steps: int = option(1, "Batches on each process per optimizer step.")
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Learning-rate schedule.")
@@ -110,8 +105,6 @@ class OptimizationOptions:
 @dataclass(frozen=True)
 class StageOptions:
     """The stages of training: likelihood of the captions, fine-tuning of the encoder, rewards."""
-
-    _argument_group_name: ClassVar[str] = "stages"
 
     epochs: int = option(4, "Passes over the training images.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
@@ -140,8 +133,6 @@ class StageOptions:
 class DecodingOptions:
     """How captions are generated for validation, for the final scores, and by the saved model."""
 
-    _argument_group_name: ClassVar[str] = "decoding"
-
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
     max_length: int = option(31, "Longest caption, <start> and <end> included.")
@@ -154,8 +145,6 @@ class DecodingOptions:
 @dataclass(frozen=True)
 class RunOptions:
     """Where results go, and how the program runs."""
-
-    _argument_group_name: ClassVar[str] = "run"
 
     output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
     seed: int = option(0, "Seed of weights, shuffling and dropout.")
@@ -186,7 +175,7 @@ class Recipe:
         """Build a recipe from flat fields, such as `Recipe.from_fields(dataset="flickr8k", epochs=5)`.
 
         Raises:
-            TypeError: an unknown field.
+            TypeError: A field is unknown.
         """
         groups = {}
         for name, group in GROUPS.items():
@@ -194,12 +183,16 @@ class Recipe:
                 **{field.name: values.pop(field.name) for field in fields(group) if field.name in values}
             )
         if values:
-            raise TypeError(f"Unknown fields of a recipe: {', '.join(values)}. {_known_fields()}")
+            raise TypeError(f"A recipe has no field {_with_suggestions(values, cls().as_fields())}.")
         return cls(**groups)
 
     def as_fields(self) -> dict[str, Any]:
-        """Return all fields, flat."""
+        """Return all fields with their values, flat."""
         return {name: value for group in GROUPS for name, value in asdict(getattr(self, group)).items()}
+
+    def fixed_fields(self) -> dict[str, Any]:
+        """Return the fields that must stay the same when a run is resumed."""
+        return {name: value for name, value in self.as_fields().items() if name not in MAY_CHANGE}
 
 
 GROUPS: dict[str, Any] = {
@@ -211,54 +204,98 @@ GROUPS: dict[str, Any] = {
     "run": RunOptions,
 }
 
-# Fields that do not change what is trained, and so may differ when a run is resumed.
+# Fields that do not affect the trained weights, and so may change when a run is resumed.
 MAY_CHANGE = (
     *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
     *("push_to_hub", "license", "tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
 )
 
 
-class RecipeParser(CommandParser, HfArgumentParser):
-    """The parser of `transformers` for dataclasses, with each option spelled once in `--help`."""
+def parse_recipe(argv: Sequence[str], *, prog: str | None = None, description: str | None = None) -> Recipe:
+    """Read a recipe from the arguments `[RECIPE] [--field value ...]`; a typed option overrides the recipe.
 
-    def add_argument(self, *names: Any, **kwargs: Any) -> Any:
-        """Add an option without its second spelling, which `CommandParser` understands anyway."""
-        return (
-            super().add_argument(*names[:1], **kwargs)
-            if len(names) == 2 and names[0].startswith("--")
-            else super().add_argument(*names, **kwargs)
-        )
-
-
-def parse_recipe(argv: Sequence[str], *, prog: str | None = None, description: str = "") -> Recipe:
-    """Read a recipe from the arguments `[RECIPE] [--field value …]`; what is typed overrides the file.
+    Arguments that argparse refuses, such as a wrong type, end the program with exit code 2.
 
     Args:
-        argv: command-line arguments without the program's name; RECIPE is a name among `recipes` or a YAML file.
-        prog: name of the program, for `--help`.
-        description: what the program does, for `--help`.
+        argv: Command-line arguments without the program's name. RECIPE is a name in `recipes()` or a YAML file.
+        prog: Name of the program, for `--help`.
+        description: What the program does, for `--help`.
 
     Raises:
-        ValueError: an unknown argument, or a file that is not a mapping of known fields.
-        FileNotFoundError: no such recipe.
+        ValueError: An option is unknown, or the file is not a mapping of known fields.
+        FileNotFoundError: There is no such recipe.
     """
-    parser = HfArgumentParser(
-        list(GROUPS.values()), prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.usage = "%(prog)s [RECIPE] [--field value ...]"
-    argv = list(argv)
-    typed_over: list[str] = []
-    if argv and not argv[0].startswith("-"):
-        typed_over = _as_arguments(read_recipe(argv.pop(0)))
-    # argparse takes the last of equal arguments, so what is typed wins.
-    *groups, unknown = parser.parse_args_into_dataclasses(typed_over + argv, return_remaining_strings=True)
+    parser = _build_parser(prog, description)
+    typed, unknown = parser.parse_known_args(argv)
+    if options := [argument.partition("=")[0] for argument in unknown if argument.startswith("-")]:
+        known = [f"--{name}" for name in Recipe().as_fields()]
+        raise ValueError(f"There is no option {_with_suggestions(options, known)}. See --help.")
     if unknown:
-        raise ValueError(f"Unknown arguments: {' '.join(unknown)}. {_known_fields()} See --help.")
-    return Recipe(*groups)
+        raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Give one recipe, then options. See --help.")
+    values = vars(typed)
+    name = values.pop("recipe")
+    if name is not None:
+        values = vars(parser.parse_args(_as_arguments(read_recipe(name)))) | values
+        del values["recipe"]
+    return Recipe.from_fields(**values)
+
+
+def _build_parser(prog: str | None, description: str | None) -> CommandParser:
+    """Build the command-line parser; it returns only the fields that are given."""
+    parser = CommandParser(
+        prog=prog,
+        description=description,
+        usage="%(prog)s [RECIPE] [--field value ...]",
+        argument_default=argparse.SUPPRESS,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36),
+    )
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default=None, help="Name of a recipe, or a YAML file.")
+    for title, group in GROUPS.items():
+        section, hints = parser.add_argument_group(title, group.__doc__), get_type_hints(group)
+        for option in fields(group):
+            section.add_argument(f"--{option.name}", **_argument_settings(option, hints[option.name]))
+            if option.default is True:
+                section.add_argument(
+                    f"--no_{option.name}", dest=option.name, action="store_false", help=argparse.SUPPRESS
+                )
+    return parser
+
+
+def _argument_settings(option: Any, hint: Any) -> dict[str, Any]:
+    """Return argparse's settings for a field.
+
+    Args:
+        option: Field of one of the dataclasses above.
+        hint: Its type: `str`, `int`, `float` or `bool`, one of these or None, or a `Literal` of strings.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    choices = get_args(hint) if get_origin(hint) is Literal else None
+    text = option.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
+    if option.default not in (None, False):
+        text = f"{text} [{option.default}]"
+    settings: dict[str, Any] = {"help": text.replace("%", "%%")}
+    if choices:
+        return {"choices": choices, "metavar": "NAME", **settings}
+    if hint is bool:
+        return {"type": _parse_bool, "nargs": "?", "const": True, "metavar": "BOOL", **settings}
+    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint], **settings}
+
+
+def _parse_bool(text: str) -> bool:
+    """Parse the value of a switch.
+
+    Raises:
+        argparse.ArgumentTypeError: The value is neither true nor false.
+    """
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
 
 
 def recipes() -> dict[str, str]:
-    """Return the names of the package's recipes, each with its first line of comment."""
+    """Return the names of the package's recipes, with the first line of comment in each."""
     files = sorted(RECIPE_FOLDER.glob("*.yaml"))
     return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
 
@@ -267,8 +304,8 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
     """Read the fields of a recipe by its name or from a YAML file.
 
     Raises:
-        ValueError: the file is not a mapping of known fields.
-        FileNotFoundError: no such recipe.
+        ValueError: The file is not a mapping of known fields.
+        FileNotFoundError: There is no such recipe.
     """
     path = RECIPE_FOLDER / f"{name_or_path}.yaml" if name_or_path in recipes() else Path(name_or_path)
     if not path.is_file():
@@ -279,20 +316,27 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         raise ValueError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(e).split())}") from e
     if not isinstance(recipe, dict):
         raise ValueError(f"The recipe {str(path)!r} holds a {type(recipe).__name__}, not fields with values.")
-    if unknown := recipe.keys() - Recipe().as_fields().keys():
-        names = ", ".join(map(str, sorted(unknown)))
-        raise ValueError(f"The recipe {str(path)!r} has unknown fields: {names}. {_known_fields()}")
+    known = Recipe().as_fields()
+    if unknown := [str(name) for name in recipe if name not in known]:
+        raise ValueError(f"The recipe {str(path)!r} has no known field {_with_suggestions(unknown, known)}.")
     return recipe
 
 
 def _as_arguments(recipe: Mapping[str, Any]) -> list[str]:
+    """Return the fields of a recipe as command-line arguments; mappings become YAML text."""
     arguments = []
     for name, value in recipe.items():
         if value is not None:
             text = yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else str(value)
-            arguments += [f"--{name}", text]
+            arguments.append(f"--{name}={text}")
     return arguments
 
 
-def _known_fields() -> str:
-    return f"Known: {', '.join(Recipe().as_fields())}."
+def _with_suggestions(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Return unknown names for a message, each with the known name that is most like it, if one is."""
+    known = list(known)
+    words = []
+    for name in unknown:
+        close = difflib.get_close_matches(name, known, n=1)
+        words.append(f"{name} (did you mean {close[0]}?)" if close else name)
+    return ", ".join(words)

@@ -1,16 +1,17 @@
-"""What a training tells: its log, a line an epoch, a table of its stages, and the best model's captions."""
+"""Reports of a training: its log and curves, a line per epoch, and the scores of the best model."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.rows import open_row
-from ..evaluation.predictions import Prediction, prediction_records, score_captions
-from .checkpoints import said_if_full
+from ..evaluation.results import write_results
+from ..evaluation.scoring import Evaluation
+from .checkpoints import explain_write_errors
+from .recipe import Recipe
 from .run import Run
 
 if TYPE_CHECKING:
@@ -20,11 +21,15 @@ NUM_CAPTIONS = 5
 
 
 def write_log(folder: Path, run: Run) -> None:
-    """`log.jsonl`, a line an epoch, whole or as it was, and `curves.png` once there is an epoch."""
+    """Write `log.jsonl`, one line per epoch, and `curves.png` once there is an epoch.
+
+    Raises:
+        OSError: A file can't be written. An earlier log remains as it was.
+    """
     from ..visualization.figures import curves_figure
 
     partial = folder / ".log.partial"
-    with said_if_full("The log", folder):
+    with explain_write_errors("The log", folder):
         partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
         os.replace(partial, folder / "log.jsonl")
         if run.progress.log:
@@ -32,18 +37,23 @@ def write_log(folder: Path, run: Run) -> None:
 
 
 def epoch_line(run: Run, *, is_best: bool) -> str:
-    """The last epoch in one line."""
+    """Return a line with the metric, the scores and the time of the last epoch."""
     assert run.stage is not None
-    record, figure = run.progress.log[-1], run.stage.objective.figure
+    record, metric = run.progress.log[-1], run.stage.objective.metric
     scores = f"BLEU-4 {record['bleu_4']:.3f}  CIDEr {record['cider']:.3f}"
     return (
-        f"{run.stage.name} {run.progress.epoch:>2}/{run.stage.epochs}  {figure} {record[figure]:.3f}  {scores}  "
+        f"{run.stage.name} {run.progress.epoch:>2}/{run.stage.epochs}  {metric} {record[metric]:.3f}  {scores}  "
         f"{record['train_seconds'] + record['validation_seconds']:.0f} s{'  (best so far)' if is_best else ''}"
     )
 
 
-def summary(run: Run, select_by: str) -> str:
-    """A table of the stages: epochs, the best of them, its scores, and the time."""
+def stage_table(run: Run, select_by: str) -> str:
+    """Return a table with a row per stage: its number of epochs, the best of them, its scores, and the time.
+
+    Args:
+        run: A run with at least one epoch in its log.
+        select_by: Name of the score by which the best epoch is selected.
+    """
     rows = [("stage", "epochs", "best", "BLEU-4", "CIDEr", "captions/s", "minutes")]
     for stage in run.stages:
         records = [record for record in run.progress.log if record["stage"] == stage.name]
@@ -58,35 +68,39 @@ def summary(run: Run, select_by: str) -> str:
     return "\n".join("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def report_best(folder: Path, predictions: Sequence[Prediction], rows: Dataset, protocol: str) -> None:
-    """Write and print what the best model, saved in the folder, is worth, with some captions and an attention picture.
+def report_best(folder: Path, evaluation: Evaluation, rows: Dataset, run: Run, recipe: Recipe) -> None:
+    """Write and print the scores of the best model, with a few captions and an attention picture.
 
     Args:
-        folder: where `scores.json`, `predictions.json` and `attention.png` go.
-        predictions: of the best model.
-        rows: what it captioned, undecoded.
-        protocol: how, in a line.
+        folder: Folder of the best model, to which results and picture are written.
+        evaluation: Scores of the best model.
+        rows: The images that it captioned, undecoded.
+        run: The finished run.
+        recipe: Recipe of the run.
     """
+    with explain_write_errors("Scores and captions", folder):
+        write_results(evaluation, folder)
+    print(f"\nScores of the best model on {evaluation.protocol.description}:")
+    for line in evaluation.table():
+        print(f"  {line}")
+    print("\nA few captions:")
+    predictions = evaluation.predictions
+    for prediction in predictions[:: max(1, len(predictions) // NUM_CAPTIONS)][:NUM_CAPTIONS]:
+        print(f"  {prediction.image_id}: {prediction.caption}")
+    print(f"\nModel: {folder}\nAttention picture: {write_attention_picture(folder, rows)}")
+    print(f"\n{stage_table(run, recipe.stages.select_by)}")
+
+
+def write_attention_picture(folder: Path, rows: Dataset) -> Path:
+    """Caption the first image by the model in a folder, and write `attention.png` there; return its path."""
     from transformers import pipeline
 
     from ..visualization.figures import attention_figure
-
-    scores = score_captions(predictions)
-    files = {"scores.json": {"protocol": protocol, **scores}, "predictions.json": prediction_records(predictions)}
-    with said_if_full("Scores and captions", folder):
-        for name, content in files.items():
-            (folder / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nScores of the best model on {protocol}:")
-    for name, value in scores.items():
-        print(f"  {name:<18} {value:.4f}")
-    print("\nA few captions:")
-    for prediction in predictions[:: max(1, len(predictions) // NUM_CAPTIONS)][:NUM_CAPTIONS]:
-        print(f"  {prediction.image_id}: {prediction.caption}")
 
     image = open_row(rows[0])
     captioner = pipeline("image-captioning", model=str(folder), device="cpu")
     caption = captioner(image, return_attentions=True)[0]
     figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
-    with said_if_full("The attention picture", folder):
+    with explain_write_errors("The attention picture", folder):
         figure.savefig(folder / "attention.png")
-    print(f"\nModel: {folder}\nAttention picture: {folder / 'attention.png'}")
+    return folder / "attention.png"

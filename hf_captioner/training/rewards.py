@@ -1,6 +1,7 @@
-"""Training on captions that the model samples itself, by what they are worth (Rennie et al. 2017)."""
+"""Training on captions that the model samples, weighted by their rewards (Rennie et al. 2017)."""
 
-# B: images, S: captions sampled for an image
+# B: images, K: reference captions of an image, S: captions sampled for an image, T: words, V: vocabulary
+# P: image cells, C: channels of a cell
 
 from __future__ import annotations
 
@@ -15,27 +16,27 @@ from ..data.loading import Batch
 from ..metrics.scores import CiderD, bleu, closest, match_ngrams
 from ..metrics.tokenization import Tokens, tokenize_ptb
 from ..model.captions import spaced
-from ..model.modeling_captioner import CaptionerEncoderOutput, CaptionerModel
+from ..model.encoder_model import CaptionerEncoderOutput
+from ..model.modeling_captioner import CaptionerModel
 from ..model.modes import in_evaluation
 from ..model.objectives import IGNORED, cross_entropy, others_mean, self_critical
 from ..model.processing_captioner import CaptionerProcessor
 
-END = "<end>"  # counts as a word, or captions that break off before their last noun would lose nothing
+END = "<end>"  # Counted as a word. Otherwise a caption would lose nothing by breaking off before its last noun.
 
 
 class CaptionReward:
-    """CIDEr-D and BLEU-4 of sampled captions against the captions people wrote.
+    """Rewards of sampled captions: a weighted sum of their CIDEr-D and BLEU-4 against the reference captions.
 
-    N-grams get their document frequencies from the captions given, the training split's; no file from elsewhere is
-    needed.
+    The document frequencies of n-grams come from the reference captions themselves.
 
     Args:
-        captions: of each image of the training split.
-        cider_weight: weight of CIDEr-D, which lies in [0, 10].
-        bleu_weight: weight of BLEU-4 of single captions, in [0, 1], smoothed (Lin and Och 2004).
+        captions: Reference captions of each image of the training split.
+        cider_weight: Weight of CIDEr-D, which lies in [0, 10].
+        bleu_weight: Weight of the BLEU-4 of single captions, in [0, 1], smoothed (Lin and Och 2004).
 
     Raises:
-        ValueError: no captions.
+        ValueError: There are no captions.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class CaptionReward:
         self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
 
     def __call__(self, images: Sequence[int], captions: Sequence[Sequence[str]], ended: Tensor) -> Tensor:
-        """Rewards `(B, S)`.
+        """Compute the rewards `(B, S)` of captions.
 
         Args:
-            images: rows of the training split.
-            captions: S captions of each.
-            ended: `(B, S)`, whether they reached `<end>`.
+            images: Indices of the B images in the training split.
+            captions: S captions of each image.
+            ended: Whether each caption reached `<end>`, `(B, S)`.
         """
         rewards = [
             [self._reward(caption, end, self.references[image]) for caption, end in zip(row, ends, strict=True)]
@@ -60,6 +61,7 @@ class CaptionReward:
         return torch.tensor(rewards)
 
     def _reward(self, caption: str, ended: bool, references: Sequence[Tokens]) -> float:
+        """Compute the reward of one caption against the tokenized reference captions of its image."""
         words = tokenize_ptb(spaced(caption))
         tokens = (*words, END) if ended else words
         reward = self.cider_weight * self.cider.scores([tokens], [references])[0]
@@ -71,15 +73,15 @@ class CaptionReward:
 
 @torch.no_grad()
 def sample_captions(model: CaptionerModel, cells: Tensor, num_samples: int, *, top_k: int, max_length: int) -> Tensor:
-    """Captions drawn word by word as the model finds them likely, without dropout.
+    """Sample captions word by word from the model's distribution, without dropout.
 
     Args:
-        model: its mode is restored.
-        cells: `(B, P, C)`.
-        num_samples: S, captions of each image.
-        top_k: words to draw from each time, the likeliest; 0 for all. Label smoothing leaves some probability to every
-            word: drawn now and then and always punished, rare words would be forgotten altogether.
-        max_length: longest caption, `<start>` and `<end>` included.
+        model: Captioner; its training mode is restored afterwards.
+        cells: Image cells `(B, P, C)`.
+        num_samples: Number of captions per image, S.
+        top_k: Number of likeliest words to sample from at each position; 0 for all. With label smoothing every word
+            has some probability: rare words would be sampled now and then, always punished, and forgotten.
+        max_length: Longest caption, `<start>` and `<end>` included.
 
     Returns:
         Labels `(B, S, T)`: words and `<end>`, then -100.
@@ -87,48 +89,53 @@ def sample_captions(model: CaptionerModel, cells: Tensor, num_samples: int, *, t
     with in_evaluation(model):
         sequences = model.generate(
             encoder_outputs=CaptionerEncoderOutput.of(cells),
-            do_sample=True, num_beams=1, num_return_sequences=num_samples, top_k=top_k, max_length=max_length,
-            # A reward is for what the model would say by itself.
-            no_repeat_ngram_size=0, bad_words_ids=None,
-        )[:, 1:]  # fmt: skip
+            do_sample=True,
+            num_beams=1,
+            num_return_sequences=num_samples,
+            top_k=top_k,
+            max_length=max_length,
+            # Rewards are for the model's own distribution, without the constraints of decoding.
+            no_repeat_ngram_size=0,
+            bad_words_ids=None,
+        )[:, 1:]
     is_end = sequences == model.config.eos_token_id
-    over = is_end.cumsum(1) - is_end.int() > 0  # after the first <end>
-    return sequences.masked_fill(over, IGNORED).unflatten(0, (-1, num_samples))
+    is_over = is_end.cumsum(1) - is_end.int() > 0  # after the first <end>
+    return sequences.masked_fill(is_over, IGNORED).unflatten(0, (-1, num_samples))
 
 
-# What a caption's reward is held against: the fewest samples it takes, and how it comes from the rewards (B, S) of the
-# captions drawn and, computed when asked for, that (B, 1) of the likeliest caption word by word.
+# Baselines by name: the smallest number of samples that each needs, and a function that computes it from the rewards
+# (B, S) of the samples and from a function that computes the reward (B, 1) of the greedy caption.
 BASELINES: dict[str, tuple[int, Callable[[Tensor, Callable[[], Tensor]], Tensor]]] = {
-    "others": (2, lambda rewards, likeliest: others_mean(rewards)),
-    "greedy": (1, lambda rewards, likeliest: likeliest()),
+    "others": (2, lambda rewards, greedy_reward: others_mean(rewards)),
+    "greedy": (1, lambda rewards, greedy_reward: greedy_reward()),
 }
 
 
 class Rewards:
-    """Captions that the model draws, held against people's (self-critical, Rennie et al. 2017; Luo 2020).
+    """Objective: rewards of sampled captions, by self-critical training (Rennie et al. 2017; Luo 2020).
 
-    An objective as `stages.py` describes them. The likelihood of people's captions may be added to it, from which the
-    model then does not stray far (as in Paulus et al. 2018, eq. 16).
+    The likelihood of the reference captions may be added, so that the model does not stray far from them (as in
+    Paulus et al. 2018, eq. 16).
 
-    Departure: captions are drawn without dropout, as the model will write them, and their gradient is taken with it,
-    without which a few thousand images are soon learned by heart.
+    Departure from the papers: captions are sampled without dropout, as the model will write them, while their gradient
+    is computed with dropout, without which the model soon overfits to a few thousand images.
 
     Args:
-        captioner: the model, not wrapped for distribution.
-        processor: its processor.
-        reward: of captions of the training split.
-        num_samples: S, captions drawn for each image.
-        baseline: what each one's reward must exceed for it to become likelier: the mean reward of the `"others"`
-            drawn for the image (Luo 2020, eq. 5), or that of `"greedy"` decoding (Rennie et al. 2017, eq. 9).
-        top_k: words to draw from each time, see `sample_captions`.
-        max_length: longest caption drawn, `<start>` and `<end>` included.
-        likelihood_weight: weight, at least 0, of the cross-entropy of people's captions.
+        captioner: The model, not wrapped by Accelerate.
+        processor: Processor of the model.
+        reward: Reward of captions of the training split.
+        num_samples: Number of captions sampled per image, S.
+        top_k: Number of likeliest words to sample from, see `sample_captions`.
+        max_length: Longest sampled caption, `<start>` and `<end>` included.
+        baseline: Reward beyond which a caption becomes likelier: `"others"`, the mean reward of the image's other
+            samples (Luo 2020, eq. 5), or `"greedy"`, that of its greedy caption (Rennie et al. 2017, eq. 9).
+        likelihood_weight: Weight of the cross-entropy of the reference captions, at least 0.
 
     Raises:
-        ValueError: another baseline, too few samples (one has no others), or a negative weight.
+        ValueError: The baseline is unknown, it needs more samples, or the weight is negative.
     """
 
-    figure = "reward"
+    metric = "reward"
 
     def __init__(
         self,
@@ -144,10 +151,10 @@ class Rewards:
     ) -> None:
         if baseline not in BASELINES:
             raise ValueError(f"reward_baseline is {baseline!r}; choose from {', '.join(BASELINES)}.")
-        fewest, self.baseline = BASELINES[baseline]
-        if num_samples < fewest:
+        min_samples, self.baseline = BASELINES[baseline]
+        if num_samples < min_samples:
             raise ValueError(
-                f"reward_samples is {num_samples}; with reward_baseline {baseline!r} it must be at least {fewest}."
+                f"reward_samples is {num_samples}; with reward_baseline {baseline!r} it must be at least {min_samples}."
             )
         if likelihood_weight < 0:
             raise ValueError(f"reward_likelihood_weight is {likelihood_weight}; it must not be negative.")
@@ -155,28 +162,30 @@ class Rewards:
         self.num_samples, self.top_k, self.max_length = num_samples, top_k, max_length
         self.likelihood_weight = likelihood_weight
 
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """The images with captions drawn for them, `labels` `(B, S, T)`, their `rewards` and `advantages` `(B, S)`.
+    def prepare(self, batch: Batch, progress: float) -> Batch:
+        """Sample captions for the images of a batch, and compute their rewards.
 
-        With a weight for their likelihood also people's captions, `peoples` `(B, K, T)`.
+        Returns:
+            The images, with the sampled captions as `labels` `(B, S, T)`, their `rewards` and `advantages` `(B, S)`
+            and, if their likelihood has a weight, the reference captions as `reference_labels` `(B, K, T)`.
         """
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
         images = batch["index"].tolist()
-        cells = inputs["cells"] if "cells" in inputs else self._encoded(inputs["pixel_values"])
-        labels, rewards = self._draw(images, cells, self.num_samples, self.top_k)
-        baseline = self.baseline(rewards, lambda: self._draw(images, cells, num_samples=1, top_k=1)[1])
-        peoples = {"peoples": batch["labels"]} if self.likelihood_weight else {}
-        return {**inputs, "labels": labels, "rewards": rewards, "advantages": rewards - baseline, **peoples}
+        cells = inputs["cells"] if "cells" in inputs else self._encode(inputs["pixel_values"])
+        labels, rewards = self._sample(images, cells, self.num_samples, self.top_k)
+        baseline = self.baseline(rewards, lambda: self._sample(images, cells, num_samples=1, top_k=1)[1])
+        references = {"reference_labels": batch["labels"]} if self.likelihood_weight else {}
+        return {**inputs, "labels": labels, "rewards": rewards, "advantages": rewards - baseline, **references}
 
     @torch.no_grad()
-    def _encoded(self, pixel_values: Tensor) -> Tensor:
-        """The cells `(B, P, C)` that captions are drawn for, as the model will see them."""
+    def _encode(self, pixel_values: Tensor) -> Tensor:
+        """Compute the image cells `(B, P, C)` without dropout, for sampling."""
         with in_evaluation(self.captioner):
             cells: Tensor = self.captioner.encoder(pixel_values).last_hidden_state
         return cells
 
-    def _draw(self, images: Sequence[int], cells: Tensor, num_samples: int, top_k: int) -> tuple[Tensor, Tensor]:
-        """Captions drawn for images, as labels `(B, S, T)`, and their rewards `(B, S)`."""
+    def _sample(self, images: Sequence[int], cells: Tensor, num_samples: int, top_k: int) -> tuple[Tensor, Tensor]:
+        """Sample captions; return them as labels `(B, S, T)`, with their rewards `(B, S)`."""
         labels = sample_captions(self.captioner, cells, num_samples, top_k=top_k, max_length=self.max_length)
         tokenizer = self.processor.tokenizer
         captions = [self.processor.batch_decode(row) for row in labels.clamp(min=tokenizer.pad_token_id)]
@@ -184,24 +193,26 @@ class Rewards:
         return labels, self.reward(images, captions, ended).to(labels.device)
 
     def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """This batch's part of the loss, and of the mean reward."""
+        """Compute the batch's contributions to the loss and to the mean reward."""
         model.train()
         inputs = dict(batch)
-        drawn, rewards, advantages = (inputs.pop(name) for name in ("labels", "rewards", "advantages"))
-        peoples = inputs.pop("peoples", None)
-        labels = drawn if peoples is None else _beside(drawn, peoples)
-        logits = model(**inputs, labels=labels).logits  # (B, S + K, T, V): one pass, for the keys are the same
-        by_source = [drawn.shape[1], labels.shape[1] - drawn.shape[1]]
-        (logits, peoples_logits), (drawn, peoples) = logits.split(by_source, 1), labels.split(by_source, 1)
-        loss = self_critical(logits.flatten(0, 1), drawn.flatten(0, 1), advantages.flatten(), num_items_in_batch)
+        sampled, rewards, advantages = (inputs.pop(name) for name in ("labels", "rewards", "advantages"))
+        references = inputs.pop("reference_labels", None)
+        labels = sampled if references is None else _concatenate(sampled, references)
+        # Sampled and reference captions share one pass, because they share the attention's keys.
+        logits = model(**inputs, labels=labels).logits  # (B, S + K, T, V)
+        sizes = [sampled.shape[1], labels.shape[1] - sampled.shape[1]]
+        (logits, reference_logits), (sampled, references) = logits.split(sizes, 1), labels.split(sizes, 1)
+        loss = self_critical(logits.flatten(0, 1), sampled.flatten(0, 1), advantages.flatten(), num_items_in_batch)
         if self.likelihood_weight:
             smoothing = self.captioner.config.label_smoothing
-            term = cross_entropy(peoples_logits.flatten(0, 1), peoples.flatten(0, 1), smoothing, num_items_in_batch)
-            loss = loss + self.likelihood_weight * term
+            loss = loss + self.likelihood_weight * cross_entropy(
+                reference_logits.flatten(0, 1), references.flatten(0, 1), smoothing, num_items_in_batch
+            )
         return loss, rewards.sum() / num_captions
 
 
-def _beside(first: Tensor, second: Tensor) -> Tensor:
-    """Labels `(B, S, T)` and `(B, K, U)` as `(B, S + K, max(T, U))`."""
+def _concatenate(first: Tensor, second: Tensor) -> Tensor:
+    """Concatenate labels `(B, S, T)` and `(B, K, U)` to `(B, S + K, max(T, U))`, padded with -100."""
     num_words = max(first.shape[2], second.shape[2])
     return torch.cat([functional.pad(x, (0, num_words - x.shape[2]), value=IGNORED) for x in (first, second)], 1)

@@ -1,11 +1,11 @@
-"""A training as an object whose state can be saved at any step: how stages, epochs and steps follow each other."""
+"""The training loop: stages, epochs and optimizer steps, with a state that can be saved after any step."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,62 +16,130 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import get_scheduler
 
-from ..data.loading import Batch, StepLoader, is_death_of_reader
+from ..data.loading import Batch, StepLoader, is_worker_death
 from ..interruption import Interruption
 from ..model.modeling_captioner import CaptionerModel
 from ..model.objectives import IGNORED
 from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
 from .stages import Optimization, Stage
-from .steps import Steps, steps_of
 
-TO_GO_ON = "Go on with the same command and --resume."
+HOW_TO_RESUME = "Go on with the same command and --resume."
+
+
+@dataclass
+class EpochTotals:
+    """Totals over the optimizer steps of an epoch that are done.
+
+    Args:
+        metric: Sum of the objective's metric.
+        num_captions: Number of captions trained on, by all processes.
+        seconds: Time spent.
+        learning_rate: Learning rate of the last step, of the decoder.
+    """
+
+    metric: float = 0.0
+    num_captions: float = 0.0
+    seconds: float = 0.0
+    learning_rate: float = 0.0
 
 
 @dataclass
 class Progress:
-    """How far a run is; plain values.
+    """Position of a run, with its scores so far.
 
     Args:
-        stage: number of the stage; that of stages when the run is over.
-        epoch: of the stage, from 0.
-        step: steps of the epoch that are done.
-        totals: over these steps.
-        best_score: of all epochs so far.
-        without_better: epochs of the stage since.
-        log: a record an epoch.
+        stage: Index of the current stage; the number of stages when the run is over.
+        epoch: Index of the current epoch within its stage.
+        step: Number of optimizer steps done in the current epoch.
+        totals: Totals over these steps.
+        best_score: Best score of all epochs so far.
+        epochs_since_best: Number of epochs of the current stage since the best score.
+        log: One record per epoch.
     """
 
     stage: int = 0
     epoch: int = 0
     step: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
+    totals: EpochTotals = field(default_factory=EpochTotals)
     best_score: float = -1.0
-    without_better: int = 0
+    epochs_since_best: int = 0
     log: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values for a checkpoint, under the names that version 0.1.0 gave them."""
+        totals = self.totals
+        return {
+            "stage": self.stage,
+            "epoch": self.epoch,
+            "step": self.step,
+            "totals": {
+                "figure": totals.metric,
+                "captions": totals.num_captions,
+                "learning_rate": totals.learning_rate,
+                "seconds": totals.seconds,
+            },
+            "best_score": self.best_score,
+            "without_better": self.epochs_since_best,
+            "log": self.log,
+        }
+
+    @classmethod
+    def from_json(cls, saved: dict[str, Any]) -> Progress:
+        """Rebuild the progress from the values of `to_json`."""
+        totals = saved["totals"]  # version 0.1.0 left it empty at the start of an epoch
+        return cls(
+            stage=saved["stage"],
+            epoch=saved["epoch"],
+            step=saved["step"],
+            totals=EpochTotals(
+                metric=totals.get("figure", 0.0),
+                num_captions=totals.get("captions", 0.0),
+                seconds=totals.get("seconds", 0.0),
+                learning_rate=totals.get("learning_rate", 0.0),
+            ),
+            best_score=saved["best_score"],
+            epochs_since_best=saved["without_better"],
+            log=saved["log"],
+        )
+
+
+@dataclass
+class PreparedStage:
+    """The objects that Accelerate prepared for the current stage.
+
+    Args:
+        model: The captioner as Accelerate wraps it, to be called for the loss.
+        optimizer: Optimizer of its trained parameters.
+        scheduler: Learning-rate scheduler of the optimizer.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
 
 
 class Run:
-    """A model in training: its weights, their average, the optimizer and how far it all is.
+    """A captioner in training: its weights, their running average, the optimizer and the progress.
 
         while run.stage is not None:
-            run.start_stage(best)
-            while run.epochs_left:
+            run.start_stage(best_weights)
+            while run.has_epochs_left:
                 run.train_epoch(loader)
                 is_best = run.end_epoch(scores, score)
             run.end_stage()
 
-    `restore` puts a run where a saved one was, in the middle of any of these.
+    `restore` continues a saved run at any point of this loop.
 
     Args:
-        model: on its device, not wrapped for distribution.
-        stages: in order.
-        accelerator: of the processes.
-        num_steps: of an epoch.
-        optimization: how steps are taken.
-        checkpoints: where the state goes; None to save none.
-        minutes: between two states within an epoch.
-        facts: what must be the same when the run goes on; saved with each state.
-        interruption: asks to stop.
+        model: Captioner on its device, not wrapped by Accelerate.
+        stages: Stages in their order.
+        accelerator: Accelerator of all processes.
+        num_steps: Number of optimizer steps per epoch.
+        optimization: Settings of the optimizer.
+        checkpoints: Folder of checkpoints; None to save none.
+        checkpoint_minutes: Minutes between two checkpoints within an epoch.
+        settings: Settings that must be the same when the run is resumed; saved in each checkpoint.
+        interruption: Source of requests to stop.
     """
 
     def __init__(
@@ -83,263 +151,303 @@ class Run:
         num_steps: int,
         optimization: Optimization,
         checkpoints: Checkpoints | None = None,
-        minutes: float = 10.0,
-        facts: dict[str, Any] | None = None,
+        checkpoint_minutes: float = 10.0,
+        settings: dict[str, Any] | None = None,
         interruption: Interruption | None = None,
     ) -> None:
         self.model, self.stages, self.accelerator = model, stages, accelerator
         self.num_steps, self.optimization = num_steps, optimization
-        self.checkpoints, self.minutes, self.facts = checkpoints, minutes, facts or {}
+        self.checkpoints, self.checkpoint_minutes = checkpoints, checkpoint_minutes
+        self.settings = settings or {}
         self.interruption = interruption or Interruption()
         self.average = weight_average(model, optimization.ema_decay)
         self.progress = Progress()
-        self.steps: Steps | None = None
+        self.prepared: PreparedStage | None = None
         self._saved_at = time.monotonic()
 
     @property
     def stage(self) -> Stage | None:
-        """The stage under way; None when all are over."""
+        """The current stage; None when all stages are over."""
         return self.stages[self.progress.stage] if self.progress.stage < len(self.stages) else None
 
     @property
-    def epochs_left(self) -> bool:
-        """Whether the stage goes on."""
+    def has_epochs_left(self) -> bool:
+        """Whether the current stage goes on: it is not at its end, and its scores still improve."""
         assert self.stage is not None
-        return self.progress.epoch < self.stage.epochs and self.progress.without_better < self.optimization.patience
+        improves = self.progress.epochs_since_best < self.optimization.patience
+        return self.progress.epoch < self.stage.epochs and improves
 
     @property
     def is_under_way(self) -> bool:
-        """Whether the stage has started."""
-        return self.steps is not None
+        """Whether the current stage has been started."""
+        return self.prepared is not None
 
     @property
-    def kept(self) -> CaptionerModel:
-        """The model that is validated and kept: the average, where there is one."""
+    def validated_model(self) -> CaptionerModel:
+        """The model that is validated and saved: the running average of the weights, if there is one."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
     def start_stage(self, weights: dict[str, Tensor] | None = None) -> None:
-        """Begin the stage, from other weights if they are given."""
+        """Start the current stage and save a checkpoint. Collective: call it on every process.
+
+        Args:
+            weights: State dict to start from; None to go on from the current weights.
+        """
         if weights is not None:
             self.model.load_state_dict(weights)
-            self.kept.load_state_dict(weights)
-        self._build_stage()
+            self.validated_model.load_state_dict(weights)
+        self._prepare_stage()
         self.save()
 
-    def _build_stage(self) -> None:
+    def _prepare_stage(self) -> None:
+        """Freeze or unfreeze the encoder, and build the optimizer and the scheduler of the current stage."""
         assert self.stage is not None
         settings, encoder = self.optimization, self.stage.encoder
+        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
         if encoder is None:
             self.model.freeze_encoder()
         else:
             self.model.unfreeze_encoder(from_stage=encoder.from_stage, freeze_batch_norm=encoder.freeze_batch_norm)
-        self.steps = steps_of(self.accelerator)(self.model, self.accelerator, settings.max_grad_norm)
-        decoder, trained_encoder = self.steps.trained.decoder, self.steps.trained.encoder
-        groups: list[dict[str, Any]] = [{"params": [*decoder.parameters()], "lr": self.stage.learning_rate}]
-        if encoder is not None:
-            parameters = [parameter for parameter in trained_encoder.parameters() if parameter.requires_grad]
-            groups.append({"params": parameters, "lr": encoder.learning_rate})
+            trained = [parameter for parameter in self.model.encoder.parameters() if parameter.requires_grad]
+            groups.append({"params": trained, "lr": encoder.learning_rate})
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=settings.weight_decay, fused=True)
-        self.steps.prepare(optimizer)
+        model, optimizer = self.accelerator.prepare(self.model, optimizer)
         num_steps = self.stage.epochs * self.num_steps
-        num_warmup_steps = int(settings.warmup * num_steps)
-        self.scheduler = get_scheduler(settings.schedule, self.steps.optimizer, num_warmup_steps, num_steps)
+        scheduler = get_scheduler(settings.schedule, optimizer, int(settings.warmup * num_steps), num_steps)
+        self.prepared = PreparedStage(model, optimizer, scheduler)
 
     def end_stage(self) -> None:
-        """Go on to the next stage."""
-        assert self.steps is not None
-        self.steps.end()
-        del self.scheduler
-        self.steps = None
+        """End the current stage; after the last one, save a checkpoint. Collective: call it on every process."""
+        assert self.prepared is not None
+        self.accelerator.unwrap_model(self.prepared.model, keep_fp32_wrapper=False)
+        self.accelerator.free_memory()
+        self.prepared = None
         self.progress.stage += 1
-        self.progress.epoch = self.progress.step = self.progress.without_better = 0
+        self.progress.epoch = self.progress.step = self.progress.epochs_since_best = 0
+        if self.stage is None:
+            self.save()
 
     def train_epoch(self, loader: StepLoader) -> None:
-        """Do what is left of the epoch, with a progress bar. The state is saved at its end, and whenever it is time.
+        """Train for the rest of the current epoch, with a progress bar.
+
+        A checkpoint is saved at the end of the epoch, every `checkpoint_minutes`, and when the run is interrupted.
 
         Raises:
-            Interrupted: somebody asked to stop; the state is saved.
-            FloatingPointError: the loss is not a number.
-            ChildProcessError: a process that reads images died.
+            Interrupted: A signal arrived; the state is saved.
+            FloatingPointError: The loss or the gradient is not finite.
+            ChildProcessError: A data loader worker died.
         """
         assert self.stage is not None
-        progress, figure = self.progress, self.stage.objective.figure
+        progress, metric = self.progress, self.stage.objective.metric
         bar = tqdm(
             initial=progress.step,
             total=self.num_steps,
             desc=f"{self.stage.name} {progress.epoch + 1}/{self.stage.epochs}",
             unit="step",
-            disable=not self.accelerator.is_local_main_process,
+            disable=None if self.accelerator.is_local_main_process else True,  # None: off unless on a terminal
         )
-        with bar, self.interruption.deferred(), _readers_that_die():
-            started, before = time.monotonic(), progress.totals.get("seconds", 0.0)
+        with bar, self.interruption.deferred(), _explain_dead_workers():
+            started, seconds_before = time.monotonic(), progress.totals.seconds
             for batches in loader.steps(progress.epoch, progress.step):
-                must_stop, must_save = self._step(batches)
-                progress.totals["seconds"] = before + time.monotonic() - started
-                figures = self.figures()
+                self._train_step(batches)
+                progress.totals.seconds = seconds_before + time.monotonic() - started
+                values = self.epoch_metrics()
                 bar.set_postfix_str(
-                    f"{figure} {figures[figure]:.3f}, {figures['captions_per_second']:.0f} captions/s, "
-                    f"lr {figures['learning_rate']:.1e}",
+                    f"{metric} {values[metric]:.3f}, {values['captions_per_second']:.0f} captions/s, "
+                    f"lr {values['learning_rate']:.1e}",
                     refresh=False,
                 )
                 bar.update()
-                if must_stop or must_save or progress.step == self.num_steps:
-                    self.save()
-                if must_stop:
-                    self.interruption.stop()
+                self._save_or_stop()
 
-    def _step(self, batches: Sequence[Batch]) -> tuple[bool, bool]:
-        """One step of the optimizer; whether the processes are to stop after it, and to save."""
-        assert self.stage is not None and self.steps is not None
-        objective, accelerator, progress, steps = self.stage.objective, self.accelerator, self.progress, self.steps
-        share = (progress.epoch * self.num_steps + progress.step) / (self.stage.epochs * self.num_steps)
-        with steps.autocast():  # what a model draws is drawn in the precision in which it is trained
-            batches = [objective.prepare(batch, share) for batch in batches]
-        words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
-        num_items_in_batch, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
-        parts: list[Tensor] = []
-        for batch in batches:
-            with accelerator.accumulate(steps.wrapped):
-                part = objective.loss(steps.wrapped, batch, max(int(num_items_in_batch), 1), max(int(num_captions), 1))
-                # The mean over batches and processes is taken of gradients: here they add up.
-                steps.backward(part[0] * len(batches) * accelerator.num_processes)
-            parts.append(torch.stack(part).detach())
-        length = steps.clip()
-        is_due = accelerator.is_main_process and time.monotonic() - self._saved_at > self.minutes * 60
-        is_asked = self.interruption.asked is not None
-        loss, figure, must_stop, must_save = self._sum(*torch.stack(parts).sum(0), is_asked, is_due)
-        self._refuse_unless_finite(loss, length)
-        learning_rate = steps.optimizer.param_groups[0]["lr"]
-        self._refuse_unless_finite(loss, steps.step())
-        self.scheduler.step()
-        progress.step += 1
+    def _train_step(self, batches: Sequence[Batch]) -> None:
+        """Take one optimizer step on the batches of this process, one per step of gradient accumulation."""
+        assert self.stage is not None and self.prepared is not None
+        optimizer, progress = self.prepared.optimizer, self.progress
+        num_steps_done = progress.epoch * self.num_steps + progress.step
+        batches = self._prepare_batches(batches, num_steps_done / (self.stage.epochs * self.num_steps))
+        num_words, num_captions = self._count(batches)
+        loss, metric = self._accumulate_gradients(batches, num_words, num_captions)
+        grad_norm = self.accelerator.clip_grad_norm_(self.prepared.model.parameters(), self.optimization.max_grad_norm)
+        self._refuse_unless_finite(loss, grad_norm)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        self.prepared.scheduler.step()
         if self.average is not None:
-            self.average.update(self.model, step=progress.epoch * self.num_steps + progress.step)
-        totals = progress.totals
-        totals["figure"] = totals.get("figure", 0.0) + figure
-        totals["captions"] = totals.get("captions", 0.0) + num_captions
-        totals["learning_rate"] = learning_rate
-        return bool(must_stop), bool(must_save)
+            self.average.update(self.model, step=num_steps_done + 1)
+        progress.step += 1
+        progress.totals.metric += metric
+        progress.totals.num_captions += num_captions
+        progress.totals.learning_rate = learning_rate
+
+    def _prepare_batches(self, batches: Sequence[Batch], progress: float) -> list[Batch]:
+        """Let the objective prepare each batch; captions are sampled in the precision of training."""
+        assert self.stage is not None
+        with self.accelerator.autocast():
+            return [self.stage.objective.prepare(batch, progress) for batch in batches]
+
+    def _count(self, batches: Sequence[Batch]) -> tuple[int, int]:
+        """Count the words and the captions of an optimizer step, over all processes."""
+        words = [batch["labels"] != IGNORED for batch in batches]  # (B, K, T)
+        num_words, num_captions = self._sum(sum(w.sum() for w in words), sum(w.any(2).sum() for w in words))
+        return int(num_words), int(num_captions)
+
+    def _accumulate_gradients(self, batches: Sequence[Batch], num_words: int, num_captions: int) -> tuple[float, float]:
+        """Add up the gradients of an optimizer step, and return its loss and its metric, over all processes."""
+        assert self.stage is not None and self.prepared is not None
+        contributions: list[Tensor] = []
+        for batch in batches:
+            with self.accelerator.accumulate(self.prepared.model):
+                contribution = self.stage.objective.loss(
+                    self.prepared.model, batch, max(num_words, 1), max(num_captions, 1)
+                )
+                # Accelerate averages gradients over batches and processes. Here they are meant to add up.
+                self.accelerator.backward(contribution[0] * len(batches) * self.accelerator.num_processes)
+            contributions.append(torch.stack(contribution).detach())
+        loss, metric = self._sum(*torch.stack(contributions).sum(0))
+        return loss, metric
 
     def _sum(self, *values: Tensor | float) -> list[float]:
-        """Sums over all processes."""
+        """Return the sums of values over all processes."""
         device = self.accelerator.device
         stacked = torch.stack([torch.as_tensor(value, dtype=torch.float32, device=device) for value in values])
         return self.accelerator.reduce(stacked, "sum").tolist()
 
-    def _refuse_unless_finite(self, loss: float, length: Tensor | None) -> None:
-        # In half precision the optimizer leaves out steps whose gradient overflows, and scales the next ones less.
-        checked = [loss] if length is None or self.accelerator.scaler is not None else [loss, float(length)]
-        if not all(value - value == 0 for value in checked):
-            place = f"step {self.progress.step + 1} of {self.stage.name} {self.progress.epoch + 1}"  # type: ignore[union-attr]
-            path = self.checkpoints.paths()[-1:] if self.checkpoints is not None else []
-            kept = f" The last good state is {str(path[0])!r}." if path else ""
+    def _any(self, *flags: bool) -> list[bool]:
+        """Return for each flag whether it is set on any process."""
+        return [*flags] if self.accelerator.num_processes == 1 else [total > 0 for total in self._sum(*flags)]
+
+    def _refuse_unless_finite(self, loss: float, grad_norm: Tensor) -> None:
+        """Raise a FloatingPointError before a step that would ruin the weights."""
+        assert self.stage is not None
+        values = torch.tensor([loss, float(grad_norm)])
+        if self.accelerator.scaler is not None:
+            values = values[:1]  # With fp16, the gradient scaler skips a step whose gradient overflows.
+        if not values.isfinite().all():
+            paths = [] if self.checkpoints is None else self.checkpoints.paths()
+            saved = f" The last good state is {str(paths[-1])!r}." if paths else ""
             raise FloatingPointError(
-                f"The loss is {loss} and the gradient's length {checked[-1]} at {place}, which is not saved.{kept} "
-                "Train with a lower learning rate, a longer warm-up or mixed_precision 'no', in another output folder."
+                f"The loss is {loss} and the gradient norm {float(grad_norm)} in step {self.progress.step + 1} of "
+                f"{self.stage.name} {self.progress.epoch + 1}, which is not saved.{saved} Train with a lower learning "
+                "rate, a longer warm-up or mixed_precision 'no', in another output folder."
             )
 
-    def figures(self) -> dict[str, float]:
-        """Of the steps of the epoch done so far: mean of the objective's figure, learning rate, rate and seconds."""
+    def _save_or_stop(self) -> None:
+        """Save a checkpoint if it is time or the epoch is over; if a process got a signal, save and stop."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        is_due = self.accelerator.is_main_process and minutes > self.checkpoint_minutes
+        must_stop, must_save = self._any(self.interruption.signal_number is not None, is_due)
+        if must_stop or must_save or self.progress.step == self.num_steps:
+            self.save()
+        if must_stop:
+            self.interruption.stop()
+
+    def epoch_metrics(self) -> dict[str, float]:
+        """Return the mean of the objective's metric, the learning rate, the speed and the time of the epoch so far."""
         assert self.stage is not None
         totals = self.progress.totals
         return {
-            self.stage.objective.figure: totals["figure"] / self.progress.step,
-            "learning_rate": totals["learning_rate"],
-            "captions_per_second": totals["captions"] / totals["seconds"],
-            "train_seconds": totals["seconds"],
+            self.stage.objective.metric: totals.metric / self.progress.step,
+            "learning_rate": totals.learning_rate,
+            "captions_per_second": totals.num_captions / totals.seconds,
+            "train_seconds": totals.seconds,
         }
 
     def prepare_to_validate(self) -> None:
-        """Let all processes validate the same: what a batch norm has seen differs from one to the other."""
+        """Give all processes the main process's buffers: each has seen other images in its batch norms."""
         if self.accelerator.num_processes > 1:
-            for buffer in self.kept.buffers():
+            for buffer in self.validated_model.buffers():
                 buffer.copy_(broadcast(buffer))
 
     def end_epoch(self, scores: dict[str, float], score: float) -> bool:
-        """Enter the epoch in the log.
+        """Add the epoch to the log.
 
         Args:
-            scores: what else to write in the log.
-            score: by which the best epoch is chosen.
+            scores: Further values for the log.
+            score: Score by which the best epoch is selected.
 
         Returns:
-            Whether this is the best so far.
+            Whether this epoch is the best so far.
         """
         assert self.stage is not None
         progress = self.progress
         is_best = score > progress.best_score
         progress.best_score = max(score, progress.best_score)
-        progress.without_better = 0 if is_best else progress.without_better + 1
-        progress.log.append(
-            {"epoch": len(progress.log) + 1, "stage": self.stage.name, **self.figures(), **scores}
-        )  # fmt: skip
-        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, {}
+        progress.epochs_since_best = 0 if is_best else progress.epochs_since_best + 1
+        record = {"epoch": len(progress.log) + 1, "stage": self.stage.name, **self.epoch_metrics(), **scores}
+        progress.log.append(record)
+        progress.epoch, progress.step, progress.totals = progress.epoch + 1, 0, EpochTotals()
         return is_best
 
     def save(self) -> None:
-        """Save the state, by the main process, with the random generators of all.
+        """Save a checkpoint. Collective: call it on every process.
 
         Raises:
-            OSError: it can't be written; raised on all processes.
+            OSError: The checkpoint can't be written. Raised on all processes.
         """
         if self.checkpoints is None:
             return
-        accelerator = self.accelerator
         with self.interruption.deferred():
-            states = gather_object([random_state(accelerator.device)])
-            optimizer = None if self.steps is None else self.steps.state()
-            problem: list[Any] = [None]
-            if accelerator.is_main_process:
-                weights: dict[str, nn.Module] = {"model": self.model}
-                tensors: dict[str, Any] = {"random": states}
-                if self.average is not None:
-                    weights["average"] = self.average.module
-                if self.stage is not None:
-                    tensors["optimizer"] = optimizer
-                    tensors["scheduler"] = self.scheduler.state_dict()
-                    tensors["scaler"] = accelerator.scaler and accelerator.scaler.state_dict()
+            random_states = gather_object([random_state(self.accelerator.device)])
+            error: list[Any] = [None]
+            if self.accelerator.is_main_process:
                 try:
-                    self.checkpoints.save(weights, tensors, self._plain_values())
+                    self.checkpoints.save(self._modules(), self._tensors(random_states), self._plain_values())
                 except OSError as e:
-                    problem = [e]
-            if accelerator.num_processes > 1:
-                problem = broadcast_object_list(problem)
-            if problem[0] is not None:
-                raise problem[0]
-            self.interruption.message = f"The state is saved. {TO_GO_ON}"
-            self._saved_at = time.monotonic()
+                    error = [e]
+            if self.accelerator.num_processes > 1:
+                error = broadcast_object_list(error)
+            if error[0] is not None:
+                raise error[0]
+            self._note_saved()
+
+    def _modules(self) -> dict[str, nn.Module]:
+        """Return the modules whose weights a checkpoint holds."""
+        return {"model": self.model} if self.average is None else {"model": self.model, "average": self.average.module}
+
+    def _tensors(self, random_states: list[Any]) -> dict[str, Any]:
+        """Return the states of the random generators of all processes, of the optimizer and of the scheduler."""
+        tensors: dict[str, Any] = {"random": random_states}
+        if self.prepared is not None:
+            tensors["optimizer"] = self.prepared.optimizer.state_dict()
+            tensors["scheduler"] = self.prepared.scheduler.state_dict()
+            tensors["scaler"] = self.accelerator.scaler and self.accelerator.scaler.state_dict()
+        return tensors
 
     def _plain_values(self) -> dict[str, Any]:
-        return {**asdict(self.progress), "is_over": self.stage is None, "facts": self.facts}
+        """Return the JSON of a checkpoint, under the names of version 0.1.0."""
+        return {**self.progress.to_json(), "is_over": self.stage is None, "facts": self.settings}
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on where a saved run was.
+        """Go on exactly where a saved run was. Collective: call it on every process.
 
         Raises:
-            ValueError: it was a run of other facts than this one.
+            ValueError: The settings of the saved run are different.
         """
-        saved = dict(checkpoint.progress)
-        refuse_other_facts(saved.pop("facts"), self.facts)
-        del saved["is_over"]
-        self.progress = Progress(**saved)
-        checkpoint.load_weights("model", self.model)
-        if self.average is not None:
-            checkpoint.load_weights("average", self.average.module)
+        refuse_other_settings(checkpoint.progress["facts"], self.settings)
+        self.progress = Progress.from_json(checkpoint.progress)
+        for name, module in self._modules().items():
+            checkpoint.load_weights(name, module)
         tensors = checkpoint.tensors()
         if self.stage is not None:
-            self._build_stage()
-            assert self.steps is not None
-            self.steps.load_state(tensors["optimizer"])
-            self.scheduler.load_state_dict(tensors["scheduler"])
+            self._prepare_stage()
+            assert self.prepared is not None
+            self.prepared.optimizer.load_state_dict(tensors["optimizer"])
+            self.prepared.scheduler.load_state_dict(tensors["scheduler"])
             if tensors["scaler"]:
                 self.accelerator.scaler.load_state_dict(tensors["scaler"])
         restore_random_state(tensors["random"][self.accelerator.process_index], self.accelerator.device)
-        self.interruption.message = f"The state is saved. {TO_GO_ON}"
+        self._note_saved()
+
+    def _note_saved(self) -> None:
+        """Note that the current state is on the disk."""
+        self.interruption.message = f"The state is saved. {HOW_TO_RESUME}"
         self._saved_at = time.monotonic()
 
 
-def refuse_other_facts(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise a ValueError that names what differs."""
+def refuse_other_settings(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise a ValueError that names the settings in which a saved run and the present one differ."""
     different = [
         f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
         for name in (given | saved)
@@ -347,16 +455,18 @@ def refuse_other_facts(saved: dict[str, Any], given: dict[str, Any]) -> None:
     ]
     if different:
         raise ValueError(
-            f"The run can't go on exactly: {'; '.join(different)}. Give what it began with, or train anew in another "
-            "output folder."
+            f"The run can't be resumed exactly: {'; '.join(different)}. Give the original settings, or train anew in "
+            "another output folder."
         )
 
 
 def weight_average(model: nn.Module, decay: float) -> ModelEmaV3 | None:
-    """Running average of the weights that spans a fifth of the steps done until `decay` limits it; None for 0.
+    """Build the running average of a model's weights; None for a decay of 0.
+
+    The average spans a fifth of the steps done so far, until `decay` limits it.
 
     Raises:
-        ValueError: a decay outside [0, 1).
+        ValueError: The decay is outside [0, 1).
     """
     if not 0 <= decay < 1:
         raise ValueError(f"ema_decay is {decay}; it must be at least 0 and below 1, such as 0.999.")
@@ -366,13 +476,14 @@ def weight_average(model: nn.Module, decay: float) -> ModelEmaV3 | None:
 
 
 @contextmanager
-def _readers_that_die() -> Iterator[None]:
+def _explain_dead_workers() -> Iterator[None]:
+    """Turn torch's RuntimeError about a dead data loader worker into a ChildProcessError that says what to do."""
     try:
         yield
     except RuntimeError as e:
-        if not is_death_of_reader(e):
+        if not is_worker_death(e):
             raise
         raise ChildProcessError(
             f"A process that reads images died: {' '.join(str(e).split())} Mostly memory has run out: lower "
-            f"num_workers. {TO_GO_ON}"
+            f"num_workers. {HOW_TO_RESUME}"
         ) from e

@@ -1,4 +1,4 @@
-"""What a stage of a training is: what its steps minimise, and how they are taken."""
+"""The stages of a training: the objective of each, and how the encoder and decoder are trained in it."""
 
 # B: images, K: captions of an image, T: words
 
@@ -14,48 +14,64 @@ from ..model.objectives import sampling_probability
 
 
 class Objective(Protocol):
-    """What the steps of a stage minimise; `figure` names what is shown of it."""
+    """The quantity that a stage minimises.
 
-    figure: str
+    Attributes:
+        metric: Name of the value that the progress bar and the log show, such as `"loss"`.
+    """
 
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """A batch of `data.CaptionCollator` with `labels` `(B, K, T)` to be trained on, -100 after their end.
+    metric: str
 
-        `share` of the stage's steps is done.
+    def prepare(self, batch: Batch, progress: float) -> Batch:
+        """Prepare a batch for `loss`, without gradients.
+
+        Args:
+            batch: Batch of `CaptionCollator`.
+            progress: Fraction of the stage's optimizer steps that are done, in [0, 1).
+
+        Returns:
+            The batch with the `labels` to train on, `(B, K, T)`, -100 after the end of a caption.
         """
 
     def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """The part of the loss, and of the figure, that a prepared batch has in a step of so many words and captions.
+        """Compute the contributions of a prepared batch to the loss and to the metric of its optimizer step.
 
-        The parts of all batches of a step, on all processes, add up to the step's loss and figure.
+        The contributions of all batches of a step, on all processes, add up to the loss and the metric of the step.
+
+        Args:
+            model: The captioner as Accelerate wraps it.
+            batch: Batch that `prepare` returned.
+            num_items_in_batch: Number of words in the whole step, `<end>` included.
+            num_captions: Number of captions in the whole step.
         """
 
 
 class Likelihood:
-    """The model's own loss on people's captions.
+    """Objective: the model's own loss on the reference captions.
 
     Args:
-        sampling: highest probability in [0, 1) with which words are read that the model draws (Bengio et al. 2015).
-        course: of that probability, see `objectives.sampling_probability`.
+        sampling: Highest probability in [0, 1) of reading a word sampled from the model instead of the reference's
+            (scheduled sampling, Bengio et al. 2015).
+        course: How that probability rises, see `objectives.sampling_probability`.
 
     Raises:
-        ValueError: another probability.
+        ValueError: The probability is outside [0, 1).
     """
 
-    figure = "loss"
+    metric = "loss"
 
     def __init__(self, sampling: float = 0.0, course: str = "linear") -> None:
         if not 0 <= sampling < 1:
             raise ValueError(f"scheduled_sampling is {sampling}; it must be at least 0 and below 1, such as 0.25.")
         self.sampling, self.course = sampling, course
 
-    def prepare(self, batch: Batch, share: float) -> Batch:
-        """The batch as the model takes it."""
+    def prepare(self, batch: Batch, progress: float) -> Batch:
+        """Return the model's arguments: the batch without `index`, and the probability of sampling."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "index"}
-        return {**inputs, "sampling": sampling_probability(share, self.sampling, self.course)}
+        return {**inputs, "sampling": sampling_probability(progress, self.sampling, self.course)}
 
     def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """This batch's part of the loss, twice."""
+        """Compute the batch's contribution to the loss, which is the metric too."""
         model.train()
         loss = model(**batch, num_items_in_batch=num_items_in_batch, num_captions=num_captions).loss
         return loss, loss.detach()
@@ -66,9 +82,9 @@ class EncoderTraining:
     """How a stage trains the encoder.
 
     Args:
-        learning_rate: the highest.
-        from_stage: the first of the encoder's stages that is trained; 0 is the stem.
-        freeze_batch_norm: keep batch norms as they are.
+        learning_rate: Highest learning rate of the encoder.
+        from_stage: First of the encoder's own stages that is trained; 0 is the stem.
+        freeze_batch_norm: Keep the encoder's batch norms as they are.
     """
 
     learning_rate: float
@@ -78,14 +94,14 @@ class EncoderTraining:
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of a training with an objective of its own.
+    """A number of epochs with one objective and one learning-rate schedule.
 
     Args:
-        name: for the progress bar and the log.
-        epochs: passes over the training images.
-        learning_rate: the highest, of the decoder.
-        objective: what it minimises.
-        encoder: how the encoder is trained; None to freeze it.
+        name: Name in the progress bar and the log.
+        epochs: Passes over the training images.
+        learning_rate: Highest learning rate of the decoder.
+        objective: Objective that the stage minimises.
+        encoder: How the encoder is trained; None to freeze it.
     """
 
     name: str
@@ -97,15 +113,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Optimization:
-    """How steps are taken, in all stages.
+    """Settings of the optimizer, the same in all stages.
 
     Args:
-        schedule: transformers' name of the course of the learning rate.
-        warmup: share of a stage's steps in which it rises.
-        weight_decay: of AdamW.
-        max_grad_norm: longer gradients are scaled down.
-        ema_decay: of the running average of the weights; 0 for none.
-        patience: epochs without a better score after which a stage ends.
+        schedule: Name of the learning-rate schedule, as `transformers.get_scheduler` takes it.
+        warmup: Fraction of a stage's steps in which the learning rate rises.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Largest gradient norm; longer gradients are scaled down.
+        ema_decay: Decay of the running average of the weights; 0 for no average.
+        patience: Number of epochs without a better score after which a stage ends.
     """
 
     schedule: str = "cosine"

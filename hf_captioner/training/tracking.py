@@ -1,4 +1,4 @@
-"""What an epoch shows in TensorBoard or Weights & Biases: figures, captions, and where the model looked."""
+"""Values, captions and attention pictures of each epoch in TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 NUM_CAPTIONS = 8
 NUM_PICTURES = 2
-OF_TRAINING = ("loss", "reward", "learning_rate", "captions_per_second", "train_seconds")
-CHOICES = {"auto": ("tensorboard",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "none": ()}
+TRAINING_VALUES = ("loss", "reward", "learning_rate", "captions_per_second", "train_seconds")
+TRACKERS = {"auto": ("tensorboard",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "none": ()}
 
 
 def tracker_names(choice: str) -> list[str]:
-    """Accelerate's names of the trackers to log with.
+    """Return Accelerate's names of the trackers for a value of the recipe's option `tracking`.
 
     Raises:
-        ValueError: one that is asked for by name is not installed.
+        ValueError: A tracker that was chosen by name is not installed.
     """
-    names = [name for name in CHOICES[choice] if choice != "auto" or find_spec(name)]
+    names = [name for name in TRACKERS[choice] if choice != "auto" or find_spec(name)]
     for name in names:
         if find_spec(name) is None:
             raise ValueError(f"tracking is {choice!r}, but {name} is not installed: run `pip install {name}`.")
@@ -39,37 +39,35 @@ def tracker_names(choice: str) -> list[str]:
 
 
 def start_trackers(accelerator: Accelerator, settings: dict[str, Any]) -> None:
-    """Begin to log, with the settings of the run."""
+    """Start the accelerator's trackers, if it has any, with the settings of the run."""
     if accelerator.log_with:
         plain = {name: str(value) if value is None else value for name, value in settings.items()}
         accelerator.init_trackers("logs", config=plain)
 
 
-def log_epoch(
-    accelerator: Accelerator, run: Run, processor: CaptionerProcessor, predictions: Sequence[Prediction], rows: Dataset
-) -> None:
-    """The last epoch's figures, with captions and attention pictures of a few validation images.
+def log_epoch(run: Run, processor: CaptionerProcessor, predictions: Sequence[Prediction], rows: Dataset) -> None:
+    """Log the values of the last epoch, with captions and attention pictures of a few validation images.
 
     Args:
-        accelerator: of the main process, which alone logs.
-        run: its log has the epoch.
-        processor: of the model.
-        predictions: of the validation images.
-        rows: these, undecoded.
+        run: Run whose log has the epoch. Called on the main process alone.
+        processor: Processor of the model.
+        predictions: Captions of the validation images.
+        rows: The validation images, undecoded.
     """
+    accelerator = run.accelerator
     if not accelerator.trackers:
         return
     record = run.progress.log[-1]
     step = record["epoch"]
-    figures = {name: value for name, value in record.items() if name not in ("epoch", "stage")}
-    # What stands before the slash becomes a section of the page.
-    sections = {name: "train" if name in OF_TRAINING else "validation" for name in figures}
-    accelerator.log({f"{sections[name]}/{name}": value for name, value in figures.items()}, step=step)
+    values = {name: value for name, value in record.items() if name not in ("epoch", "stage")}
+    # TensorBoard makes a section of what stands before the slash.
+    sections = {name: "train" if name in TRAINING_VALUES else "validation" for name in values}
+    accelerator.log({f"{sections[name]}/{name}": value for name, value in values.items()}, step=step)
     chosen = predictions[:: max(1, len(predictions) // NUM_CAPTIONS)][:NUM_CAPTIONS]
     lines = [f"- {prediction.image_id}: {prediction.caption}" for prediction in chosen]
     shown = [prediction for prediction in chosen if prediction.caption][:NUM_PICTURES]
-    with in_evaluation(run.kept):
-        captioner = ImageCaptioningPipeline(run.kept, processor=processor, device=accelerator.device)
+    with in_evaluation(run.validated_model):
+        captioner = ImageCaptioningPipeline(run.validated_model, processor=processor, device=accelerator.device)
         pictures = [_attention_picture(captioner, rows[prediction.index]) for prediction in shown]
     for tracker in accelerator.trackers:
         tracker.log({"captions": "\n".join(lines)}, step=step)
@@ -79,7 +77,7 @@ def log_epoch(
 
 
 def _attention_picture(captioner: ImageCaptioningPipeline, row: dict[str, Any]) -> np.ndarray:
-    """`(height, width, 3)`."""
+    """Draw the attention of a caption; return pixels `(height, width, 3)`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     from ..visualization.figures import attention_figure

@@ -1,4 +1,4 @@
-"""Word vectors trained elsewhere, for the embedding of a new captioner."""
+"""Pretrained word vectors, such as GloVe's, as initial word embeddings."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import nn
 
 
 def load_word_vectors(path: str | Path, embedding: nn.Embedding, vocabulary: Mapping[str, int]) -> int:
-    """Put the vectors of a text file in the place of the random ones of the words that it has.
+    """Copy the vectors of a text file into an embedding; words that the file lacks keep their random vectors.
 
     Args:
-        path: lines of a word and its numbers, as GloVe has them; word2vec's text form, which begins with a line of
-            two numbers, is the same otherwise.
-        embedding: `(V, E)`.
-        vocabulary: words with their rows.
+        path: Text file with a word and its numbers per line, as GloVe and word2vec have it. The first line may hold
+            the number and the size of the vectors, as in word2vec's format.
+        embedding: Embedding of shape `(V, E)`.
+        vocabulary: Row of each word in the embedding.
 
     Returns:
-        The number of words found.
+        Number of words found.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: vectors of another size, or lines that are none.
+        FileNotFoundError: There is no such file.
+        ValueError: The vectors have another size, a line is not a vector, or no word of the vocabulary is found.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"No word vectors at {str(path)!r}. Give a text file of GloVe's or word2vec's form.")
+        raise FileNotFoundError(f"No word vectors at {str(path)!r}. Give a text file in GloVe's or word2vec's format.")
     size, found = embedding.embedding_dim, {}
     with open(path, encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             word, *numbers = line.rstrip().rsplit(" ", size)
             if len(numbers) == 1 and number == 1:
-                continue  # how many words of what size
+                continue  # word2vec's header
             if len(numbers) != size or (number < 3 and len(line.split()) != size + 1):
                 raise ValueError(
                     f"Line {number} of {str(path)!r} has {len(line.split()) - 1} numbers, where embedding_size is "

@@ -1,0 +1,344 @@
+"""The objects of a training, built from its recipe: accelerator, data, captioner, stages, run and data loader."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.utils import set_seed
+from datasets import Dataset
+
+from ..data.cells import Split, cached_cells
+from ..data.collator import CaptionCollator
+from ..data.datasets import load_captions, pick_split
+from ..data.loading import StepLoader, StepSampler, num_cores
+from ..data.rows import check_captions, drop_broken_images, undecoded
+from ..interruption import Interruption
+from ..model.captions import bad_endings, build_tokenizer
+from ..model.image_processing_captioner import CaptionerImageProcessor
+from ..model.modeling_captioner import CaptionerModel
+from ..model.processing_captioner import CaptionerProcessor
+from .accelerator import build_accelerator
+from .checkpoints import Checkpoint, Checkpoints
+from .recipe import Recipe
+from .rewards import CaptionReward, Rewards
+from .run import Run
+from .stages import EncoderTraining, Likelihood, Optimization, Stage
+from .tracking import tracker_names
+from .word_vectors import load_word_vectors
+
+logger = get_logger(__name__)
+
+
+@dataclass
+class TrainingData:
+    """The two splits of a data set that a training reads.
+
+    Args:
+        train: Images to train on.
+        validation: Images by which the best epoch is selected.
+        num_validation_images: Number of images in the whole validation split, of which `max_images` may use a part.
+    """
+
+    train: Split
+    validation: Split
+    num_validation_images: int
+
+
+def prepare_accelerator(recipe: Recipe) -> Accelerator:
+    """Build the accelerator that a recipe asks for, with its trackers.
+
+    Raises:
+        ValueError: Accelerate is configured for more than DDP, or a tracker is not installed.
+    """
+    return build_accelerator(
+        recipe.optimization.mixed_precision,
+        recipe.run.num_threads,
+        recipe.optimization.gradient_accumulation_steps,
+        log_with=tracker_names(recipe.run.tracking) or None,
+        project_dir=recipe.run.output_dir,
+    )
+
+
+def open_checkpoints(recipe: Recipe) -> Checkpoints:
+    """Return the folder of the run's checkpoints."""
+    return Checkpoints(Path(recipe.run.output_dir) / "checkpoints", keep=recipe.run.keep_checkpoints)
+
+
+def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> Checkpoint | None:
+    """Return the checkpoint to resume from; without `--resume` return None, and delete those of a finished run.
+
+    Raises:
+        ValueError: The output folder holds an unfinished run, and `--resume` is not given.
+    """
+    checkpoints = open_checkpoints(recipe)
+    checkpoint = checkpoints.newest()
+    accelerator.wait_for_everyone()
+    if recipe.run.resume:
+        if checkpoint is None:
+            logger.info(f"No checkpoint in {recipe.run.output_dir!r} to resume from: the training begins.")
+        return checkpoint
+    if checkpoint is not None:
+        progress = checkpoint.progress
+        if not progress["is_over"] and any(progress[name] for name in ("stage", "epoch", "step")):
+            raise ValueError(
+                f"{recipe.run.output_dir!r} holds an unfinished run ({len(progress['log'])} epochs so far). Go on with "
+                f"--resume, name another --output_dir, or delete {str(checkpoints.folder)!r}."
+            )
+    if accelerator.is_main_process:
+        checkpoints.clear()
+    return None
+
+
+def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
+    """Load and check the training and validation splits.
+
+    Raises:
+        ValueError: The data set is unknown or lacks a split, or something is broken and `skip_broken` is not given.
+    """
+    options = recipe.data
+    with accelerator.local_main_process_first():
+        dataset = load_captions(
+            options.dataset, format=options.dataset_format, skip_broken=options.skip_broken, report=logger.info
+        )
+    train, validation = (pick_split(dataset, name, options.dataset) for name in ("train", "validation"))
+    return TrainingData(Split(_checked(recipe, train)), Split(_checked(recipe, validation)), len(validation))
+
+
+def _checked(recipe: Recipe, rows: Dataset) -> Dataset:
+    """Return the rows to use of a split, checked, with their images as files."""
+    options = recipe.data
+    if options.max_images is not None:
+        rows = rows.select(range(min(options.max_images, len(rows))))
+    rows = check_captions(rows, skip_broken=options.skip_broken, report=logger.info)
+    if options.skip_broken:
+        rows = drop_broken_images(rows, report=logger.info)
+    return undecoded(rows)
+
+
+def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
+    """Build a new captioner, its weights drawn by the recipe's seed, and its processor.
+
+    Args:
+        recipe: Recipe of the training.
+        captions: Captions of each training image, which make the vocabulary.
+
+    Raises:
+        ValueError: A part is unknown, an option has no such value, or word vectors are given for BPE.
+    """
+    options, decoding = recipe.model, recipe.decoding
+    if options.word_vectors is not None and recipe.data.tokenizer != "words":
+        raise ValueError(
+            f"word_vectors is given and the tokenizer is {recipe.data.tokenizer!r}, whose pieces have no such vectors. "
+            "Use --tokenizer words, or no --word_vectors."
+        )
+    tokenizer = build_tokenizer(
+        (caption for row in captions for caption in row),
+        kind=recipe.data.tokenizer,
+        min_count=recipe.data.min_count,
+        vocab_size=recipe.data.vocab_size,
+    )
+    set_seed(recipe.run.seed)
+    model = CaptionerModel.from_encoder(
+        options.encoder_name,
+        pretrained=options.pretrained,
+        encoder_weights=options.encoder_weights,
+        data_config=yaml.safe_load(options.data_config),
+        encoder_type=options.encoder_type,
+        encoder_kwargs=yaml.safe_load(options.encoder_kwargs),
+        attention_type=options.attention_type,
+        attention_size=options.attention_size,
+        attention_kwargs=yaml.safe_load(options.attention_kwargs),
+        decoder_type=options.decoder_type,
+        decoder_kwargs=yaml.safe_load(options.decoder_kwargs),
+        vocab_size=len(tokenizer),
+        embedding_size=options.embedding_size,
+        hidden_size=options.hidden_size,
+        tie_word_embeddings=options.tie_word_embeddings,
+        gate=options.gate,
+        deep_output=options.deep_output,
+        memory_dropout=options.memory_dropout,
+        embedding_dropout=options.embedding_dropout,
+        output_dropout=options.output_dropout,
+        label_smoothing=recipe.optimization.label_smoothing,
+        doubly_stochastic_weight=recipe.optimization.doubly_stochastic_weight,
+        doubly_stochastic_reduction=recipe.optimization.doubly_stochastic_reduction,
+    )
+    model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
+    model.generation_config.update(
+        max_length=decoding.max_length,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        min_length=decoding.min_length,
+        bad_words_ids=bad_endings(tokenizer) or None if decoding.suppress_bad_endings else None,
+    )
+    if options.word_vectors is not None:
+        found = load_word_vectors(options.word_vectors, model.decoder.embedding, tokenizer.get_vocab())
+        logger.info(f"{found} of {len(tokenizer)} words start from {options.word_vectors}.")
+    if recipe.optimization.gradient_checkpointing:
+        model.encoder.part.checkpoint_gradients()
+    return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
+
+
+def build_stages(
+    recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, captions: Sequence[Sequence[str]]
+) -> list[Stage]:
+    """Build the stages: likelihood of the captions, fine-tuning of the encoder if asked for, rewards if asked for.
+
+    Args:
+        recipe: Recipe of the training.
+        model: The captioner, which samples the captions to be rewarded.
+        processor: Processor of the captioner.
+        captions: Reference captions of each training image.
+    """
+    options, optimization = recipe.stages, recipe.optimization
+    freeze_batch_norm = optimization.freeze_batch_norm
+    if freeze_batch_norm is None:
+        freeze_batch_norm = recipe.model.pretrained
+
+    def trained_encoder(learning_rate: float) -> EncoderTraining:
+        """Train the encoder, by default at the decoder's learning rate."""
+        learning_rate = optimization.encoder_learning_rate or learning_rate
+        return EncoderTraining(learning_rate, optimization.encoder_from_stage, freeze_batch_norm)
+
+    def encoder(learning_rate: float) -> EncoderTraining | None:
+        """Train the encoder unless the recipe freezes it."""
+        return None if optimization.freeze_encoder else trained_encoder(learning_rate)
+
+    likelihood = Likelihood(options.scheduled_sampling, options.scheduled_sampling_course)
+    rate = options.learning_rate
+    stages = [Stage("Epoch", options.epochs, rate, likelihood, encoder(rate))]
+    if options.finetune_epochs:
+        likelihood = Likelihood(options.scheduled_sampling, "constant")
+        rate = options.finetune_learning_rate
+        stages.append(Stage("Encoder", options.finetune_epochs, rate, likelihood, trained_encoder(rate)))
+    if options.reward_epochs:
+        rewards = Rewards(
+            model,
+            processor,
+            CaptionReward(captions, bleu_weight=options.reward_bleu_weight),
+            num_samples=options.reward_samples,
+            baseline=options.reward_baseline,
+            top_k=options.reward_top_k,
+            max_length=recipe.data.max_words + 1,
+            likelihood_weight=options.reward_likelihood_weight,
+        )
+        rate = options.reward_learning_rate
+        stages.append(Stage("Rewards", options.reward_epochs, rate, rewards, encoder(rate)))
+    return stages
+
+
+def build_run(
+    recipe: Recipe,
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    data: TrainingData,
+    accelerator: Accelerator,
+    *,
+    checkpoint: Checkpoint | None = None,
+    interruption: Interruption | None = None,
+) -> Run:
+    """Build the run of a training, at its beginning or where a checkpoint left it.
+
+    Args:
+        recipe: Recipe of the training.
+        model: The captioner; moved to the accelerator's device.
+        processor: Processor of the captioner.
+        data: Data to train on.
+        accelerator: Accelerator of all processes.
+        checkpoint: Checkpoint to resume from; None to begin.
+        interruption: Source of requests to stop.
+
+    Raises:
+        ValueError: An option has no such value, or the checkpoint is of a run with other settings.
+    """
+    num_images, values = len(data.train.rows), recipe.as_fields()
+    run = Run(
+        model.to(accelerator.device),
+        build_stages(recipe, model, processor, data.train.rows["captions"]),
+        accelerator,
+        num_steps=build_sampler(recipe, num_images, accelerator).num_steps,
+        optimization=Optimization(**{field.name: values[field.name] for field in fields(Optimization)}),
+        checkpoints=open_checkpoints(recipe),
+        checkpoint_minutes=recipe.run.checkpoint_minutes,
+        # The names are part of the format of checkpoints.
+        settings={
+            **recipe.fixed_fields(),
+            "mixed_precision": accelerator.mixed_precision,
+            "number of processes": accelerator.num_processes,
+            "number of images": num_images,
+            "vocabulary": model.config.vocab_size,
+        },
+        interruption=interruption,
+    )
+    logger.info(
+        f"{recipe.data.dataset}: {num_images} images to train on, {len(data.validation.rows)} to validate, a "
+        f"vocabulary of {len(processor.tokenizer)} ({recipe.data.tokenizer}). {recipe.model.encoder_name} with "
+        f"{recipe.model.decoder_type} decoder."
+    )
+    # All processes began with the same weights; from here on each draws its own dropout.
+    set_seed(recipe.run.seed, device_specific=True)
+    if checkpoint is not None:
+        run.restore(checkpoint)
+        epochs, steps = len(run.progress.log), run.progress.step
+        logger.info(f"Going on from {str(checkpoint.path)!r}: {epochs} epochs and {steps} steps are done.")
+    return run
+
+
+def build_sampler(recipe: Recipe, num_images: int, accelerator: Accelerator) -> StepSampler:
+    """Build the sampler that assigns the training images of each step to processes and batches."""
+    return StepSampler(
+        num_images,
+        recipe.optimization.batch_size,
+        seed=recipe.run.seed,
+        num_processes=accelerator.num_processes,
+        process=accelerator.process_index,
+        accumulation=accelerator.gradient_accumulation_steps,
+    )
+
+
+def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, accelerator: Accelerator) -> StepLoader:
+    """Build the loader of training batches, which reads cached cells if there are any, else images."""
+    collator = CaptionCollator(
+        processor,
+        cells=split.cells,
+        mirror=recipe.data.mirror,
+        mirrored_cells=split.mirrored_cells,
+        max_words=recipe.data.max_words,
+        augment=recipe.data.augment,
+    )
+    rows = split.rows if split.cells is None else split.rows.select_columns("captions")
+    num_workers = recipe.data.num_workers
+    if num_workers is None:
+        num_workers = 0 if split.cells is not None else min(8, max(1, num_cores() // accelerator.num_processes))
+    sampler = build_sampler(recipe, len(split.rows), accelerator)
+    return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=num_workers)
+
+
+def cache_cells(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> None:
+    """Cache the image cells of an encoder that the current stage freezes; drop them if it trains the encoder."""
+    assert run.stage is not None
+    is_cached = run.stage.encoder is None and recipe.data.cache_cells
+
+    def cells_of(split: Split, **kwargs: Any) -> np.ndarray | None:
+        """Compute or load the cells of a split, on one process of each machine first."""
+        if not is_cached:
+            return None
+        with run.accelerator.local_main_process_first():
+            return cached_cells(
+                run.model.encoder,
+                processor.image_processor,
+                split.rows,
+                cache_dir=recipe.data.cache_dir,
+                show_progress=run.accelerator.is_local_main_process,
+                **kwargs,
+            )
+
+    data.train.cells, data.validation.cells = cells_of(data.train), cells_of(data.validation)
+    data.train.mirrored_cells = cells_of(data.train, mirrored=True) if recipe.data.mirror else None
