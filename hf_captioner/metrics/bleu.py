@@ -1,4 +1,4 @@
-"""The official BLEU of `evaluate`, without its download: `evaluate.load("hf_captioner/metrics/bleu.py")`."""
+"""Official BLEU of `evaluate`, without the download: `evaluate.load("hf_captioner/metrics/bleu.py")`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .tokenization import Tokens, tokenize_13a, tokenize_captions
 
 
 class Bleu(CaptionMetric):
-    """Corpus BLEU, field by field what `evaluate.load("bleu")` returns."""
+    """Corpus BLEU, with the same fields and values as `evaluate.load("bleu")`."""
 
     _description = (
         "BLEU: geometric mean of a corpus' clipped n-gram precisions, times a penalty for predictions "
-        "shorter than their shortest references. Tokens as in mteval-v13a, case kept. The scores equal those "
-        "of the official evaluate module; COCO caption evaluation computes BLEU otherwise (see coco_bleu)."
+        "shorter than their shortest references. Tokens as in mteval-v13a, case kept. Scores equal those "
+        "of the official evaluate module; COCO caption evaluation computes BLEU differently (see coco_bleu)."
     )
     _citation = """\
 @inproceedings{papineni2002bleu,
@@ -45,7 +45,7 @@ class Bleu(CaptionMetric):
         + """\
 Returns:
     bleu (float): from 0 to 1.
-    precisions (list of float): one an order, 1-grams first.
+    precisions (list of float): one per order, 1-grams first.
     brevity_penalty (float): from 0 to 1.
     length_ratio (float): translation_length / reference_length.
     translation_length (int): tokens of the predictions.

@@ -9,15 +9,14 @@ from .tokenization import Tokens
 
 
 class Cider(CocoMetric):
-    """Corpus CIDEr as papers report it: CIDEr-D, document frequencies from the references scored."""
+    """Corpus CIDEr as papers report it: CIDEr-D, with document frequencies from the references scored."""
 
     _description = (
         "CIDEr as in COCO caption evaluation (pycocoevalcap 1.2, without Java): the cosine between TF-IDF "
         "vectors of n-grams, 1 to 4, of a prediction and each reference. This is the CIDEr-D of the paper, "
-        "with clipped counts and a penalty on differing lengths, but without stemming; for the CIDEr without "
-        "these two see plain_cider. Document frequencies "
-        "come from the references scored: scores on different sets cannot be compared, and a single image "
-        "scores 0."
+        "with clipped counts and a penalty on differing lengths, but without stemming; for CIDEr without "
+        "these two see plain_cider. Document frequencies come from the references scored, so that scores on "
+        "different sets of images are not comparable, and a single image scores 0."
     )
     _citation = """\
 @inproceedings{vedantam2015cider,

@@ -1,4 +1,4 @@
-"""How much captions differ, without references: `evaluate.load("hf_captioner/metrics/diversity.py")`."""
+"""Diversity of captions, without references: `evaluate.load("hf_captioner/metrics/diversity.py")`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import evaluate
 
-# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+# `evaluate.load` copies only modules that this file imports: hence a name that is imported but not used.
 from .caption_metric import CaptionMetric
 from .ngrams import NgramCounts as NgramCounts
 from .scores import diversity
@@ -16,12 +16,12 @@ from .tokenization import check_captions, tokenize_ptb
 
 
 class Diversity(CaptionMetric):
-    """Distinct captions and words, their number and length, of predictions alone."""
+    """Fractions of distinct captions and words, size of the vocabulary, and length of captions."""
 
     _description = (
-        "Reference-free figures of a set of captions: how many differ from all others, how varied their words are "
-        "(distinct-1 and distinct-2, the number of words used), how long they are, and, where the model's training "
-        "captions and ends are given, how many captions are new and how many never end. PTB tokens. All depend on "
+        "Statistics of a set of captions that need no references: the fraction of distinct captions, the variety of "
+        "words (distinct-1, distinct-2, size of the vocabulary), the mean length, and, on request, the fractions of "
+        "captions that are not among the training captions and of captions that never end. PTB tokens. All depend on "
         "the number of captions: compare sets of equal size only."
     )
     _citation = """\
@@ -35,16 +35,16 @@ class Diversity(CaptionMetric):
 """
     _outputs = """
 Args:
-    predictions (list of str): one caption an image; it may be empty.
+    predictions (list of str): one caption per image; it may be empty.
     training (list of str): the captions that the model was trained on. Default: None.
-    ended (list of bool): of each prediction, whether decoding reached <end>. Default: None.
+    ended (list of bool): whether decoding reached <end>, for each prediction. Default: None.
 Returns:
-    distinct_captions (float): different captions, as a share of all.
-    distinct_1, distinct_2 (float): different words, and pairs of them, as a share of all.
-    vocabulary (int): different words.
+    distinct_captions (float): different captions, as a fraction of all captions.
+    distinct_1, distinct_2 (float): different words, and different pairs of words, as a fraction of all.
+    vocabulary (int): number of different words.
     length (float): mean number of words.
-    novel_captions (float): share of captions not among the training captions, if these are given.
-    endless_captions (float): share of captions without <end>, if `ended` is given.
+    novel_captions (float): fraction of captions not among the training captions, if these are given.
+    endless_captions (float): fraction of captions without <end>, if `ended` is given.
 Example:
     >>> diversity = evaluate.load("hf_captioner/metrics/diversity.py")
     >>> diversity.compute(predictions=["a dog runs", "A dog runs."])["distinct_captions"]
@@ -62,7 +62,7 @@ Example:
         )
 
     def add_batch(self, *, predictions: Sequence[str] | None = None, references: Sequence[Any] | None = None) -> None:
-        """Add captions; references are not needed, and left aside."""
+        """Add captions; references are not needed and are ignored."""
         checked, _ = check_captions(predictions, None if predictions is None else [[""]] * len(predictions))
         evaluate.Metric.add_batch(self, predictions=checked)
 

@@ -1,6 +1,6 @@
-"""METEOR and SPICE, which are Java programs: run through pycocoevalcap, an optional extra."""
+"""METEOR and SPICE: Java programs, run by pycocoevalcap, which is an optional dependency."""
 
-# N: images
+# R: rows, each an image or a sum of images
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,11 +22,14 @@ _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.ja
 
 
 def coco_scorer(name: str) -> Any:
-    """A class of pycocoevalcap that needs Java, such as `"meteor.meteor:Meteor"`.
+    """Return a scorer class of pycocoevalcap that runs Java.
+
+    Args:
+        name: Module within pycocoevalcap and name of the class, such as `"meteor.meteor:Meteor"`.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
-        FileNotFoundError: there is no Java.
+        FileNotFoundError: Java is not installed.
     """
     metric = name.rpartition(":")[2].upper()
     if importlib.util.find_spec("pycocoevalcap") is None:
@@ -38,84 +41,113 @@ def coco_scorer(name: str) -> Any:
 
 
 def _keyed(predictions: Predictions, references: References) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Captions as pycocoevalcap's scorers take them: references, then predictions."""
-    wanted = {image: [" ".join(tokens) for tokens in captions] for image, captions in enumerate(references)}
-    return wanted, {image: [" ".join(tokens)] for image, tokens in enumerate(predictions)}
+    """Return references and predictions in the form that pycocoevalcap's scorers take: captions by image."""
+    reference_texts = {image: [" ".join(tokens) for tokens in captions] for image, captions in enumerate(references)}
+    return reference_texts, {image: [" ".join(tokens)] for image, tokens in enumerate(predictions)}
 
 
 def meteor(predictions: Predictions, references: References) -> Tally:
-    """`meteor`, from 0 to 1: METEOR 1.5 for English (Denkowski and Lavie 2014), as pycocoevalcap 1.2 runs it.
+    """Return each image's contributions to `meteor`, from 0 to 1.
 
-    Java aligns the captions; from the figures of each alignment scores are computed here, so that they can be
-    resampled.
+    This is METEOR 1.5 for English (Denkowski and Lavie 2014), as pycocoevalcap 1.2 runs it. The Java program aligns
+    captions with references; scores are computed here from the counts of its alignments, so that they can be resampled.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
-        OSError: there is no Java, or it fails.
+        OSError: Java is not installed, or the program fails.
     """
     scorer = coco_scorer("meteor.meteor:Meteor")()
     lines: list[str] = []
-    align = scorer._stat
+    align = scorer._stat  # asks the Java program for the counts of one image's alignment
 
-    def recorded(*captions: Any) -> str:
+    def align_and_record(*captions: Any) -> str:
         lines.append(align(*captions))
         return lines[-1]
 
-    scorer._stat = recorded
+    scorer._stat = align_and_record
     try:
         scorer.compute_score(*_keyed(predictions, references))
         rows = np.array([line.split() for line in lines], np.float64)
     except (OSError, ValueError) as e:
         with suppress(RuntimeError):
-            scorer.lock.release()  # or its __del__ waits for ever
+            scorer.lock.release()  # otherwise its __del__ waits forever
         raise OSError(f"METEOR's Java program failed ({e or type(e).__name__}). It takes 2 GB of memory.") from e
-    # A prediction that is a reference word for word has no chunks to be penalised for.
-    lengths, chunks, matched = rows[:, :2], rows[:, 20], rows[:, 21:]
-    chunks[(chunks == 1) & (matched == lengths).all(1)] = 0
+    counts = _AlignmentCounts.of_rows(rows)
+    # The chunk penalty does not apply to a prediction that equals a reference word for word.
+    counts.chunks[(counts.chunks == 1) & (counts.matched_words == counts.words).all(1)] = 0
     return Tally(("meteor",), rows, _meteor)
 
 
-# METEOR 1.5's parameters for English: weights of exact, stem, synonym and paraphrase matches, and the rest.
-_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+class _AlignmentCounts(NamedTuple):
+    """Counts of alignments between predictions and references, as views of the numbers that METEOR 1.5 prints.
+
+    The last axis of `words`, `function_words`, `matches` and `matched_words` is: in the prediction, in the reference.
+
+    Args:
+        words: Numbers of words, `(R, 2)`.
+        function_words: Numbers of function words, such as "the", `(R, 2)`.
+        matches: Numbers of matched words, `(R, 4, 2, 2)`. The second axis is the kind of match: exact, stem, synonym,
+            paraphrase. The third is: content words, function words.
+        chunks: Numbers of chunks: matched words that are adjacent and in the same order in both captions, `(R,)`.
+        matched_words: Numbers of matched words of any kind, `(R, 2)`.
+    """
+
+    words: np.ndarray
+    function_words: np.ndarray
+    matches: np.ndarray
+    chunks: np.ndarray
+    matched_words: np.ndarray
+
+    @classmethod
+    def of_rows(cls, rows: np.ndarray) -> _AlignmentCounts:
+        """Name the columns of what METEOR prints, `(R, 23)`."""
+        words, function_words, matches, chunks, matched_words = np.split(rows, np.cumsum([2, 2, 4 * 2 * 2, 1]), axis=1)
+        return cls(words, function_words, matches.reshape(-1, 4, 2, 2), chunks[:, 0], matched_words)
+
+
+# Parameters of METEOR 1.5 for English, by their names in Denkowski and Lavie 2014.
+_MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])  # exact, stem, synonym, paraphrase
 _ALPHA, _BETA, _GAMMA, _DELTA = 0.85, 0.2, 0.6, 0.75
 
 
 def _meteor(rows: np.ndarray) -> np.ndarray:
-    """Denkowski and Lavie 2014, eq. 1 to 4. Columns: lengths of both captions, their function words, for each kind
-    of match its content words and function words in both, chunks, matched words of both.
-    """  # noqa: D205
-    matches = rows[:, 4:20].reshape(-1, 4, 2, 2)  # (R, kinds, content or function words, prediction or reference)
-    of_kinds = _DELTA * matches[:, :, 0] + (1 - _DELTA) * matches[:, :, 1]
-    lengths = _DELTA * (rows[:, :2] - rows[:, 2:4]) + (1 - _DELTA) * rows[:, 2:4]
-    precision, recall = _ratio(np.einsum("k,rks->rs", _WEIGHTS, of_kinds), lengths).T
+    """Return METEOR of rows of alignment counts, `(R, 23) -> (R, 1)` (Denkowski and Lavie 2014, eq. 1 to 4)."""
+    counts = _AlignmentCounts.of_rows(rows)
+    matches = _DELTA * counts.matches[:, :, 0] + (1 - _DELTA) * counts.matches[:, :, 1]  # (R, 4, 2)
+    lengths = _DELTA * (counts.words - counts.function_words) + (1 - _DELTA) * counts.function_words
+    precision, recall = _ratio(np.einsum("k,rks->rs", _MATCH_WEIGHTS, matches), lengths).T
     mean = _ratio(precision * recall, _ALPHA * precision + (1 - _ALPHA) * recall)
-    fragmentation = _ratio(rows[:, 20], rows[:, 21:].mean(1))
+    fragmentation = _ratio(counts.chunks, counts.matched_words.mean(1))
     return (mean * (1 - _GAMMA * fragmentation**_BETA))[:, None]
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Return `part / whole`, and 0 where `whole` is 0."""
     return np.divide(part, whole, out=np.zeros_like(part), where=whole > 0)
 
 
 def spice(predictions: Predictions, references: References) -> Tally:
-    """`spice`, from 0 to 1: SPICE 1.0 (Anderson et al. 2016), as pycocoevalcap 1.2 runs it; the mean over images.
+    """Return each image's contributions to `spice`, the mean over images, from 0 to 1.
+
+    This is SPICE 1.0 (Anderson et al. 2016), as pycocoevalcap 1.2 runs it.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
-        OSError: there is no Java, its parser's models have not been fetched, or it fails.
+        OSError: Java is not installed, the models of the parser have not been downloaded, or the program fails.
     """
     build = coco_scorer("spice.spice:Spice")
     folder = Path(importlib.import_module("pycocoevalcap.spice").__file__ or "").parent / "lib"
     if not all((folder / name).is_file() for name in _SPICE_MODELS):
         raise FileNotFoundError(
-            "SPICE needs the models of Stanford CoreNLP 3.6.0, once: python -m pycocoevalcap.spice.get_stanford_models"
+            "SPICE needs the models of Stanford CoreNLP 3.6.0. Download them once: "
+            "python -m pycocoevalcap.spice.get_stanford_models"
         )
     try:
-        _, found = build().compute_score(*_keyed(predictions, references))
+        _, images = build().compute_score(*_keyed(predictions, references))
     except (subprocess.CalledProcessError, ValueError) as e:
         raise OSError(f"SPICE's Java program failed ({e}). It is written for Java 8 and takes 8 GB of memory.") from e
-    # An image whose captions are all without meaning to the parser has no F-measure.
-    return Tally.of_means("spice", np.nan_to_num([image["All"]["f"] for image in found]))
+    # There is no F-measure for an image in whose captions the parser finds no object, attribute or relation.
+    return Tally.of_means("spice", np.nan_to_num([image["All"]["f"] for image in images]))
 
 
 JAVA_METRICS: dict[str, Callable[[Predictions, References], Tally]] = {"meteor": meteor, "spice": spice}

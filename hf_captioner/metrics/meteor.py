@@ -1,8 +1,8 @@
-"""METEOR of COCO caption evaluation, by Java: `evaluate.load("hf_captioner/metrics/meteor.py")`."""
+"""METEOR of COCO caption evaluation, which runs Java: `evaluate.load("hf_captioner/metrics/meteor.py")`."""
 
 from __future__ import annotations
 
-# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+# `evaluate.load` copies only modules that this file imports: hence a name that is imported but not used.
 from .caption_metric import PER_IMAGE, CocoMetric
 from .java import meteor
 from .ngrams import NgramCounts as NgramCounts
@@ -15,8 +15,9 @@ class Meteor(CocoMetric):
 
     _description = (
         "METEOR 1.5 as in COCO caption evaluation: words of a prediction are aligned with those of each reference, "
-        "by form, stem, synonym and paraphrase; precision, recall and order of the best alignment make the score. "
-        'Runs the Java program that comes with pycocoevalcap 1.2: pip install "hf_captioner[metrics]", and Java.'
+        "by form, stem, synonym and paraphrase; the score combines precision, recall and word order of the best "
+        "alignment. Runs the Java program of pycocoevalcap 1.2, which needs "
+        'pip install "hf_captioner[metrics]", and Java.'
     )
     _citation = """\
 @inproceedings{denkowski2014meteor,

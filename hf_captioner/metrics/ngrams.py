@@ -1,6 +1,7 @@
-"""N-grams of captions: of one caption, and of a whole corpus counted at once in arrays."""
+"""N-grams of captions: those of one caption, and counts of a whole corpus in arrays."""
 
-# N: images, C: captions (N predictions, then all references), E: different n-grams of each caption, M: of the corpus
+# N: images, C: captions (N predictions, then all references), M: different n-grams of the corpus,
+# E: entries, one for each different n-gram of each caption
 
 from __future__ import annotations
 
@@ -21,30 +22,39 @@ EffectiveLength = Callable[[list[int], int], int]
 
 
 def ngrams(tokens: Tokens, order: int) -> Iterator[Ngram]:
-    """The n-grams of a caption, repeated ones repeatedly."""
+    """Return all n-grams of a caption, in order and with repetitions."""
     return zip(*(tokens[start:] for start in range(order)), strict=False)
 
 
 class _Order(NamedTuple):
-    """Counts of n-grams of one length, captions one after the other."""
+    """Counts of n-grams of one length, with the entries of all predictions before those of the references.
 
-    caption: np.ndarray  # (E,)
-    ngram: np.ndarray  # (E,), below M
-    counts: np.ndarray  # (E,)
-    # Of each n-gram of a reference: that n-gram's row among those of the prediction, -1 where it isn't there.
-    partner: np.ndarray  # (E - rows of predictions,)
-    frequency: np.ndarray  # (M,), images with the n-gram in a reference
+    Args:
+        caption: Index of the caption of each entry, `(E,)`.
+        ngram: Number of the n-gram of each entry, below M, `(E,)`.
+        counts: How often the caption has the n-gram, `(E,)`.
+        partner: For each entry of a reference, the entry of the same n-gram in the prediction for the same image, -1
+            if there is none, `(E - entries of predictions,)`.
+        document_frequency: Number of images with the n-gram in a reference, `(M,)`.
+    """
+
+    caption: np.ndarray
+    ngram: np.ndarray
+    counts: np.ndarray
+    partner: np.ndarray
+    document_frequency: np.ndarray
 
 
 class NgramCounts:
-    """How often each n-gram is in each caption: what BLEU and CIDEr of a corpus are made of.
+    """Counts of each n-gram in each caption, from which BLEU and CIDEr of a corpus are computed.
 
-    Words and n-grams become numbers, so that a corpus is counted by a few sorts rather than caption by caption.
+    Words and n-grams are numbered, so that a few sorts count a whole corpus. `scores.CiderD` counts caption by caption
+    and is the plain version; a test holds both equal.
 
     Args:
-        predictions: one tokenized caption an image.
-        references: tokenized captions of each image, one or more.
-        max_order: longest n-gram.
+        predictions: One tokenized caption per image.
+        references: Tokenized reference captions of each image, one or more.
+        max_order: Length of the longest n-grams.
 
     Raises:
         ValueError: `max_order` is below 1.
@@ -61,85 +71,99 @@ class NgramCounts:
         self.num_references = np.fromiter(map(len, references), np.int64, self.num_images)  # (N,)
         self.image = np.concatenate([images, np.repeat(images, self.num_references)])  # (C,)
         numbers: defaultdict[str, int] = defaultdict()
-        numbers.default_factory = numbers.__len__
+        numbers.default_factory = numbers.__len__  # a new word gets the next number
         words = (numbers[word] for word in chain.from_iterable(captions))
         self._words = np.fromiter(words, np.int64, int(self.lengths.sum()))
-        self._num_words = len(numbers)
+        self._vocabulary_size = len(numbers)
 
     @cached_property
     def orders(self) -> list[_Order]:
-        """Counts of 1-grams, 2-grams and so on."""
+        """Counts of 1-grams, 2-grams and so on.
+
+        The n-gram at a word is numbered from the number of the (n-1)-gram there and the number of the n-th word.
+        """
         owner = np.repeat(np.arange(len(self.lengths)), self.lengths)  # the caption of each word
-        starts, ids, found = np.arange(len(self._words)), self._words, []
+        starts, ids, orders = np.arange(len(self._words)), self._words, []
         for order in range(1, self.max_order + 1):
             if order > 1:
                 ends = starts + order - 1
-                whole = ends < len(owner)
-                whole[whole] = owner[ends[whole]] == owner[starts[whole]]
-                starts = starts[whole]
-                longer = ids[whole] * self._num_words + self._words[starts + order - 1]
+                complete = ends < len(owner)
+                complete[complete] = owner[ends[complete]] == owner[starts[complete]]
+                starts = starts[complete]
+                longer = ids[complete] * self._vocabulary_size + self._words[starts + order - 1]
                 ids = np.unique(longer, return_inverse=True)[1]
-            found.append(self._count(owner[starts], ids))
-        return found
+            orders.append(self._count(owner[starts], ids))
+        return orders
 
     def _count(self, owner: np.ndarray, ids: np.ndarray) -> _Order:
+        """Count n-grams of one length.
+
+        Args:
+            owner: Index of the caption of each n-gram, in ascending order.
+            ids: Number of each n-gram.
+        """
         num_ngrams = int(ids.max(initial=0)) + 1
-        keys, count = np.unique(owner * num_ngrams + ids, return_counts=True)
+        keys, counts = np.unique(owner * num_ngrams + ids, return_counts=True)
         caption, ngram = np.divmod(keys, num_ngrams)
-        split = np.searchsorted(caption, self.num_images)
-        mine, wanted = keys[:split], self.image[caption[split:]] * num_ngrams + ngram[split:]
-        partner = np.searchsorted(mine, wanted)
-        there = partner < split
-        there[there] = mine[partner[there]] == wanted[there]
-        wanted.sort()  # numpy's unique, without counts, hashes such keys slowly
-        first = np.diff(wanted, prepend=-1) > 0
-        frequency = np.bincount(wanted[first] % num_ngrams, minlength=num_ngrams)
-        return _Order(caption, ngram, count, np.where(there, partner, -1), frequency)
+        split = np.searchsorted(caption, self.num_images)  # number of entries of predictions
+        predicted, referenced = keys[:split], self.image[caption[split:]] * num_ngrams + ngram[split:]
+        partner = np.searchsorted(predicted, referenced)
+        exists = partner < split
+        exists[exists] = predicted[partner[exists]] == referenced[exists]
+        referenced.sort()  # numpy's unique, without counts, hashes such keys slowly
+        first = np.diff(referenced, prepend=-1) > 0  # an image counts once, however many references have the n-gram
+        document_frequency = np.bincount(referenced[first] % num_ngrams, minlength=num_ngrams)
+        return _Order(caption, ngram, counts, np.where(exists, partner, -1), document_frequency)
 
     def matches(self, effective_length: EffectiveLength) -> np.ndarray:
-        """What BLEU needs to know of each image, `(N, 2 max_order + 2)`.
+        """Return the counts that BLEU needs of each image, `(N, 2 max_order + 2)`.
 
-        Columns: n-grams that the prediction shares with references, clipped to the largest count in one reference
-        (Papineni et al. 2002, section 2.1.1), one column an order; its n-grams, one column an order; its length; the
-        references' length, reduced to one by `effective_length(lengths, prediction_length)`.
+        The columns are: for each order, the number of n-grams that the prediction shares with references, clipped to
+        the largest count in one reference (Papineni et al. 2002, section 2.1.1); for each order, the number of n-grams
+        of the prediction; the length of the prediction; the effective reference length. `scores.NgramMatches` names
+        them.
+
+        Args:
+            effective_length: Function of an image's reference lengths and its prediction's length that returns the
+                effective reference length: `scores.shortest` or `scores.closest`.
         """
         matches, totals = [], []
         lengths = self.lengths[: self.num_images]
-        for order, (caption, _, count, partner, _) in enumerate(self.orders):
-            split = len(count) - len(partner)
+        for order, (caption, _, counts, partner, _) in enumerate(self.orders):
+            split = len(counts) - len(partner)
             shared = partner >= 0
             allowed = np.zeros(split, np.int64)
-            np.maximum.at(allowed, partner[shared], count[split:][shared])
-            clipped = np.minimum(allowed, count[:split])
+            np.maximum.at(allowed, partner[shared], counts[split:][shared])
+            clipped = np.minimum(allowed, counts[:split])
             matches.append(np.bincount(caption[:split], clipped, self.num_images))
             totals.append(np.maximum(lengths - order, 0))
         ends = self.num_images + np.cumsum(self.num_references)
-        listed = self.lengths.tolist()
+        all_lengths = self.lengths.tolist()
         effective = [
-            effective_length(listed[end - number : end], length)
-            for end, number, length in zip(ends.tolist(), self.num_references.tolist(), listed, strict=False)
+            effective_length(all_lengths[end - number : end], length)
+            for end, number, length in zip(ends.tolist(), self.num_references.tolist(), all_lengths, strict=False)
         ]
         return np.stack([*matches, *totals, lengths, np.array(effective)], axis=1).astype(np.float64)
 
     def similarities(self, *, clip: bool, sigma: float | None) -> np.ndarray:
-        """CIDEr of each image, `(N,)`, from 0 to 10 (Vedantam et al. 2015, eq. 1 to 5, without stemming).
+        """Return CIDEr of each image, `(N,)`, from 0 to 10 (Vedantam et al. 2015, eq. 1 to 5, without stemming).
 
-        N-grams get their document frequencies from the references; an n-gram of no image counts as one of a single
-        image, as in the authors' code.
+        Document frequencies are those of the references. As in the authors' code, an n-gram that no reference has
+        counts as if one image had it.
 
         Args:
-            clip: count an n-gram no more often than a reference has it; CIDEr-D does.
-            sigma: width of the penalty on differing lengths, in words; None for no penalty. CIDEr-D has 6.
+            clip: Count an n-gram no more often than the reference has it, as CIDEr-D does.
+            sigma: Width of the penalty on differing lengths, in words, 6 in CIDEr-D; None for no penalty.
         """
         of_reference = self.image[self.num_images :]  # the image of each reference
         total = np.zeros(len(of_reference))
-        for caption, ngram, count, partner, frequency in self.orders:
-            split = len(count) - len(partner)
-            weight = count * np.log(self.num_images / np.maximum(frequency, 1))[ngram]
+        for caption, ngram, counts, partner, document_frequency in self.orders:
+            split = len(counts) - len(partner)
+            weight = counts * np.log(self.num_images / np.maximum(document_frequency, 1))[ngram]
             norm = np.sqrt(np.bincount(caption, weight**2, len(self.lengths)))
             shared = partner >= 0
-            mine, theirs = weight[:split][partner[shared]], weight[split:][shared]
-            product = (np.minimum(mine, theirs) if clip else mine) * theirs
+            predicted, referenced = weight[:split][partner[shared]], weight[split:][shared]
+            product = (np.minimum(predicted, referenced) if clip else predicted) * referenced
             overlap = np.bincount(caption[split:][shared] - self.num_images, product, len(of_reference))
             scale = norm[: self.num_images][of_reference] * norm[self.num_images :]
             total += np.divide(overlap, scale, out=np.zeros_like(scale), where=scale > 0)

@@ -9,13 +9,13 @@ from .tokenization import Tokens
 
 
 class PlainCider(CocoMetric):
-    """Corpus CIDEr as its paper defines it before CIDEr-D, document frequencies from the references scored."""
+    """Corpus CIDEr as its paper first defines it, before CIDEr-D; document frequencies from the references scored."""
 
     _description = (
-        "CIDEr without what makes it CIDEr-D: the cosine between TF-IDF vectors of n-grams, 1 to 4, of a prediction "
-        "and each reference, counts unclipped and lengths free to differ, PTB tokens without stemming. What COCO "
-        "caption evaluation and most papers call CIDEr is CIDEr-D (see cider), so this one may not be put next to "
-        "them. Document frequencies come from the references scored."
+        "CIDEr without the clipping and the length penalty of CIDEr-D: the cosine between TF-IDF vectors of n-grams, "
+        "1 to 4, of a prediction and each reference, on PTB tokens without stemming. COCO caption evaluation and most "
+        "papers mean CIDEr-D when they say CIDEr (see cider), so that this one is not comparable with theirs. Document "
+        "frequencies come from the references scored."
     )
     _citation = """\
 @inproceedings{vedantam2015cider,

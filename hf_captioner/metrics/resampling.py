@@ -1,6 +1,6 @@
-"""How sure scores are: bootstrap over images (Efron 1979; paired, Koehn 2004)."""
+"""Confidence intervals of scores by a bootstrap over images (Efron 1979; paired, Koehn 2004)."""
 
-# N: images, R: resamples, S: scores
+# R: resamples
 
 from __future__ import annotations
 
@@ -15,29 +15,34 @@ NUM_RESAMPLES, LEVEL = 1000, 0.95
 
 
 class Difference(NamedTuple):
-    """By how much a second system is better than a first.
+    """Difference between the scores of two systems.
 
     Args:
-        value: second score minus first.
-        low: lower end of the interval of that difference.
-        high: its upper end.
-        share_better: share of resamples in which the second is better, ties counting half.
+        value: Second score minus first.
+        low: Lower end of the confidence interval of the difference.
+        high: Upper end of the interval.
+        fraction_better: Fraction of resamples in which the second system is better; ties count half.
     """
 
     value: float
     low: float
     high: float
-    share_better: float
+    fraction_better: float
 
 
 def resampled(tallies: Sequence[Tally], *, num_resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Scores, `(R,)` each, of as many images drawn with replacement. Equal seeds draw equal images.
+    """Return scores of samples of images drawn with replacement, by name, `(R,)` each.
 
-    Document frequencies stay those of all images. That CIDEr is a mean over images makes this quick: a resample is one
-    product of a vector and the table of rows.
+    Document frequencies of CIDEr stay those of all images, so that CIDEr is a mean over images like other scores, and
+    a resample is the product of a vector (how often each image is drawn) and the table of contributions.
+
+    Args:
+        tallies: Contributions of each image to the scores.
+        num_resamples: Number of samples, each with as many images as there are.
+        seed: Seed of the samples. Equal seeds draw equal images, which pairs the samples of two systems.
     """
     table = np.concatenate([tally.rows for tally in tallies], axis=1)
-    sums = np.stack([drawn @ table for drawn in _draws(len(table), num_resamples, seed)])
+    sums = np.stack([times_drawn @ table for times_drawn in _samples(len(table), num_resamples, seed)])
     parts = np.split(sums, np.cumsum([tally.rows.shape[1] for tally in tallies])[:-1], axis=1)
     return {
         name: column
@@ -46,7 +51,8 @@ def resampled(tallies: Sequence[Tally], *, num_resamples: int, seed: int) -> dic
     }
 
 
-def _draws(num_images: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _samples(num_images: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield, for each sample, how often each image is in it."""
     generator = np.random.default_rng(seed)
     for _ in range(num_resamples):
         yield np.bincount(generator.integers(num_images, size=num_images), minlength=num_images)
@@ -55,7 +61,7 @@ def _draws(num_images: int, num_resamples: int, seed: int) -> Iterator[np.ndarra
 def intervals(
     tallies: Sequence[Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-    """The percentile interval of each score, at `LEVEL`.
+    """Return the percentile interval of each score, at the confidence level `LEVEL`.
 
     Raises:
         ValueError: `num_resamples` is below 1.
@@ -69,30 +75,38 @@ def intervals(
 def compare(
     first: Sequence[Tally], second: Sequence[Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
-    """How much better the second system is, by every score that both have, on the same images drawn for both.
+    """Return the difference in each score that two systems have in common. Both get the same samples of images.
+
+    Args:
+        first: Contributions of each image to the scores of the first system.
+        second: The same for the second system.
+        num_resamples: Number of samples behind the intervals.
+        seed: Seed of the samples.
 
     Raises:
-        ValueError: the two were scored on different numbers of images; `num_resamples` is below 1.
+        ValueError: The systems were scored on different numbers of images, or `num_resamples` is below 1.
     """
     _check(num_resamples)
-    images = [len(tallies[0].rows) for tallies in (first, second)]
-    if images[0] != images[1]:
-        raise ValueError(f"The systems captioned {images[0]} and {images[1]} images; a comparison needs the same ones.")
+    num_images = [len(tallies[0].rows) for tallies in (first, second)]
+    if num_images[0] != num_images[1]:
+        raise ValueError(f"The systems captioned {num_images[0]} and {num_images[1]} images; compare the same images.")
     before, after = (resampled(tallies, num_resamples=num_resamples, seed=seed) for tallies in (first, second))
     totals = [{k: v for tally in tallies for k, v in tally.of_corpus().items()} for tallies in (first, second)]
     differences = {}
     for name in before.keys() & after.keys():
         change = after[name] - before[name]
-        share = float((change > 0).mean() + (change == 0).mean() / 2)
-        differences[name] = Difference(totals[1][name] - totals[0][name], *_interval(change), share)
+        fraction_better = float((change > 0).mean() + (change == 0).mean() / 2)
+        differences[name] = Difference(totals[1][name] - totals[0][name], *_interval(change), fraction_better)
     return {name: differences[name] for name in before if name in differences}
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the lower and upper percentile between which a fraction `LEVEL` of the values lies."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()
     return low, high
 
 
 def _check(num_resamples: int) -> None:
+    """Refuse a number of resamples below 1."""
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}; it must be at least 1, and 1000 is usual.")

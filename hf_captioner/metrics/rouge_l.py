@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+# `evaluate.load` copies only modules that this file imports: hence a name that is imported but not used.
 from .caption_metric import PER_IMAGE, CocoMetric
 from .ngrams import NgramCounts as NgramCounts
 from .scores import Tally, rouge_l
@@ -13,9 +13,9 @@ class RougeL(CocoMetric):
     """Mean ROUGE-L of a corpus as image-captioning papers report it."""
 
     _description = (
-        "ROUGE-L as in COCO caption evaluation (pycocoevalcap 1.2, without Java): the F-measure, recall "
-        "weighing 1.2 times as much as precision, of the longest common subsequence with the references, "
-        "averaged over images. Precision and recall are each the best over an image's references."
+        "ROUGE-L as in COCO caption evaluation (pycocoevalcap 1.2, without Java): the F-measure of the longest "
+        "common subsequence with the references, with recall weighted 1.2 times as much as precision, averaged "
+        "over images. Precision and recall are each the maximum over an image's references."
     )
     _citation = """\
 @inproceedings{lin2004rouge,

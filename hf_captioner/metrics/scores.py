@@ -1,13 +1,13 @@
-"""The arithmetic of caption scores, on captions that are already lists of tokens.
+"""Caption scores, computed on tokenized captions.
 
-In every function here `predictions` holds one tokenized caption an image and `references` the tokenized
-captions of each image, at least one, as `tokenize_captions` returns them.
+In every function, `predictions` holds one tokenized caption per image, and `references` one or more tokenized captions
+per image, as `tokenize_captions` returns them.
 
-What a score needs to know of each image is a row of a `Tally`. Scoring one row scores an image, scoring the sum of all
-rows the corpus, and scoring sums of rows drawn at random says how sure that score is.
+The contributions of an image to a score are a row of a `Tally`. The score of one row is that of the image, the score of
+the sum of all rows is that of the corpus, and sums of rows drawn at random give a confidence interval.
 """
 
-# N: images, R: rows to score, F: figures of a row
+# N: images, R: rows to score, F: values of a row
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .tokenization import Tokens
 
 
 class Tally(NamedTuple):
-    """Figures of each image that add up, and what they amount to.
+    """Additive contributions of each image to one or more scores.
 
     Args:
-        names: of the scores.
-        rows: `(N, F)`.
-        score: turns rows or sums of them, `(R, F)`, into scores, `(R, len(names))`.
+        names: Names of the scores.
+        rows: Contributions of each image, `(N, F)`.
+        score: Function from rows or sums of rows, `(R, F)`, to scores, `(R, len(names))`.
     """
 
     names: tuple[str, ...]
@@ -38,30 +38,38 @@ class Tally(NamedTuple):
 
     @classmethod
     def of_means(cls, name: str, scores: Sequence[float] | np.ndarray) -> Tally:
-        """A score that is the mean of its images' scores."""
+        """Make the tally of a score that is the mean of the images' scores."""
         values = np.asarray(scores, np.float64)
         return cls((name,), np.stack([values, np.ones_like(values)], axis=1), _mean)
 
     def of_corpus(self) -> dict[str, float]:
-        """The scores of all images together."""
+        """Return the scores of all images together."""
         return dict(zip(self.names, self.score(self.rows.sum(0, keepdims=True))[0].tolist(), strict=True))
 
     def of_images(self) -> dict[str, list[float]]:
-        """The scores of each image, as `<name>_per_image`."""
+        """Return the scores of each image, as `<name>_per_image`."""
         scores = self.score(self.rows).T.tolist()
         return {f"{name}_per_image": column for name, column in zip(self.names, scores, strict=True)}
 
     def result(self, per_image: bool = False) -> dict[str, Any]:
-        """The scores of the corpus and, on request, of each image."""
+        """Return the scores of the corpus and, on request, of each image."""
         return {**self.of_corpus(), **(self.of_images() if per_image else {})}
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
+    """Divide the first column, a sum of scores, by the second, the number of images."""
     return rows[:, :1] / rows[:, 1:]
 
 
 class NgramMatches(NamedTuple):
-    """What BLEU needs to know of a corpus. The lists have one entry an order, 1-grams first."""
+    """Counts that determine the BLEU of a corpus.
+
+    Args:
+        matches: Number of n-grams shared with references, for each order, 1-grams first.
+        totals: Number of n-grams of the predictions, for each order.
+        prediction_length: Number of tokens of the predictions.
+        reference_length: Sum of the effective reference lengths.
+    """
 
     matches: list[int]
     totals: list[int]
@@ -70,12 +78,12 @@ class NgramMatches(NamedTuple):
 
 
 def shortest(lengths: list[int], prediction_length: int) -> int:
-    """The reference length of the official BLEU."""
+    """Return the effective reference length of the official BLEU."""
     return min(lengths)
 
 
 def closest(lengths: list[int], prediction_length: int) -> int:
-    """The reference length of COCO's BLEU: nearest to the prediction's, the shorter one of two as near."""
+    """Return the effective reference length of COCO's BLEU: the closest to the prediction's, the shorter of a tie."""
     return min(lengths, key=lambda length: (abs(length - prediction_length), length))
 
 
@@ -85,11 +93,10 @@ def match_ngrams(
     """Count n-grams that predictions share with references, clipped to the largest count in one reference.
 
     Args:
-        predictions: one tokenized caption an image.
-        references: tokenized captions of each image.
-        effective_length: reduces an image's reference lengths to one, given the prediction's: `shortest` or
-            `closest`.
-        max_order: longest n-gram counted.
+        predictions: One tokenized caption per image.
+        references: Tokenized reference captions of each image.
+        effective_length: Function that chooses one of an image's reference lengths: `shortest` or `closest`.
+        max_order: Length of the longest n-grams.
 
     Raises:
         ValueError: `max_order` is below 1.
@@ -98,14 +105,14 @@ def match_ngrams(
 
 
 def matches_of(row: np.ndarray) -> NgramMatches:
-    """A row of `NgramCounts.matches`, or a sum of rows, by name."""
+    """Name the columns of a row of `NgramCounts.matches`, or of a sum of rows."""
     *counts, prediction_length, reference_length = row.astype(int).tolist()
     max_order = len(counts) // 2
     return NgramMatches(counts[:max_order], counts[max_order:], prediction_length, reference_length)
 
 
 class Bleu(TypedDict):
-    """The fields of the official BLEU; `precisions` has one entry an order."""
+    """Fields of the official BLEU; `precisions` has one entry per order."""
 
     bleu: float
     precisions: list[float]
@@ -116,15 +123,14 @@ class Bleu(TypedDict):
 
 
 def bleu(counts: NgramMatches, max_order: int = 4, smooth: bool = False) -> Bleu:
-    """BLEU as Google's NMT code and the official `evaluate` module compute it.
+    """Compute BLEU as Google's NMT code and the official `evaluate` module do.
 
-    Where those divide by zero, this gives a length ratio of 0 for empty predictions and infinity for
-    references that are all empty.
+    Where those divide by zero, the length ratio is 0 for empty predictions, and infinity if all references are empty.
 
     Args:
-        counts: counted with `shortest`, up to `max_order` or further.
-        max_order: longest n-gram.
-        smooth: add one to matches and totals of 2-grams and longer (Lin and Och 2004).
+        counts: Counts made with `shortest`, of orders up to `max_order` or higher.
+        max_order: Length of the longest n-grams.
+        smooth: Add one to matches and totals of 2-grams and longer (Lin and Och 2004).
     """
     precisions = []
     for order, (matches, total) in enumerate(zip(counts.matches, counts.totals, strict=True), start=1):
@@ -150,7 +156,7 @@ def bleu(counts: NgramMatches, max_order: int = 4, smooth: bool = False) -> Bleu
 
 
 def official_bleu(counts: NgramCounts, smooth: bool = False) -> Tally:
-    """`evaluate_bleu_1` and so on: what `evaluate`'s module gives for every `max_order`."""
+    """Return contributions to `evaluate_bleu_1` and so on: the official BLEU of `evaluate` for each `max_order`."""
     orders = range(1, counts.max_order + 1)
 
     def score(rows: np.ndarray) -> np.ndarray:
@@ -163,12 +169,12 @@ _TINY, _SMALL = 1e-15, 1e-9  # pycocoevalcap's guards against dividing by zero; 
 
 
 def coco_bleu(counts: NgramCounts) -> Tally:
-    """`bleu_1` to `bleu_4` (pycocoevalcap 1.2, `Bleu`)."""
+    """Return contributions to `bleu_1`, `bleu_2` and so on (pycocoevalcap 1.2, `Bleu`)."""
     orders = np.arange(1, counts.max_order + 1)
 
     def score(rows: np.ndarray) -> np.ndarray:
-        matches, totals, [predicted, wanted] = np.split(rows.T, [len(orders), 2 * len(orders)])
-        ratio = (predicted + _TINY) / (wanted + _SMALL)
+        matches, totals, [prediction_length, reference_length] = np.split(rows.T, [len(orders), 2 * len(orders)])
+        ratio = (prediction_length + _TINY) / (reference_length + _SMALL)
         penalty = np.exp(np.minimum(0, 1 - 1 / ratio))
         products = np.cumprod((matches + _TINY) / (totals + _SMALL), axis=0)
         return (products ** (1 / orders[:, None]) * penalty).T
@@ -177,25 +183,24 @@ def coco_bleu(counts: NgramCounts) -> Tally:
 
 
 def cider(counts: NgramCounts) -> Tally:
-    """`cider`, from 0 to 10: CIDEr-D, which pycocoevalcap 1.2 calls CIDEr (Vedantam et al. 2015, eq. 5)."""
+    """Return contributions to `cider`, 0 to 10: CIDEr-D, pycocoevalcap's CIDEr (Vedantam et al. 2015, eq. 5)."""
     return Tally.of_means("cider", counts.similarities(clip=True, sigma=6.0))
 
 
 def plain_cider(counts: NgramCounts) -> Tally:
-    """`plain_cider`, from 0 to 10: CIDEr without what makes it CIDEr-D (Vedantam et al. 2015, eq. 2 and 3)."""
+    """Return contributions to `plain_cider`, 0 to 10: CIDEr without the D (Vedantam et al. 2015, eq. 2 and 3)."""
     return Tally.of_means("plain_cider", counts.similarities(clip=False, sigma=None))
 
 
 class CiderD:
-    """CIDEr-D (Vedantam et al. 2015) of any captions, with the document frequencies of others: for rewards.
+    """CIDEr-D (Vedantam et al. 2015) with document frequencies from a fixed set of captions, as rewards need it.
 
-    With the frequencies of the references scored it equals `cider`, which counts a whole corpus faster.
+    With the document frequencies of the references scored, it equals `cider`, which is faster for a whole corpus.
 
     Args:
-        references: tokenized captions of each image, from which n-grams get their document frequencies, such as
-            those of the training split.
-        max_order: longest n-gram.
-        sigma: width of the penalty on differing lengths, in tokens.
+        references: Tokenized captions of each image, such as those of the training split, for document frequencies.
+        max_order: Length of the longest n-grams.
+        sigma: Width of the penalty on differing lengths, in tokens.
 
     Raises:
         ValueError: `references` is empty.
@@ -211,13 +216,14 @@ class CiderD:
             frequencies.update({ngram for tokens in captions for n in self.orders for ngram in ngrams(tokens, n)})
         weights = [math.log(len(references) / max(1, count)) for count in range(len(references) + 1)]
         self._weights = {ngram: weights[count] for ngram, count in frequencies.items()}
-        self._unseen = weights[1]  # as in pycocoevalcap, where an n-gram of no image counts as one of a single image
+        self._unseen = weights[1]  # as in pycocoevalcap, where an unseen n-gram counts as if one image had it
 
     def scores(self, predictions: Predictions, references: References) -> list[float]:
-        """The score of each image, from 0 to 10; a corpus scores their mean."""
+        """Return the score of each image, from 0 to 10. The score of a corpus is their mean."""
         return [self._score(*pair) for pair in zip(predictions, references, strict=True)]
 
     def _score(self, prediction: Tokens, captions: Sequence[Tokens]) -> float:
+        """Return the score of one prediction against the reference captions of its image."""
         vectors = [(vector, _norm(vector)) for vector in self._vectors(prediction)]
         similarity = 0.0
         for caption in captions:
@@ -230,7 +236,7 @@ class CiderD:
         return 10 * similarity / (len(self.orders) * len(captions))
 
     def _vectors(self, tokens: Tokens) -> Iterator[dict[Ngram, float]]:
-        """One TF-IDF vector an order."""
+        """Yield the TF-IDF vector of a caption's n-grams, for each order."""
         weight, unseen = self._weights.get, self._unseen
         for n in self.orders:
             counts = Counter(ngrams(tokens, n))
@@ -238,34 +244,39 @@ class CiderD:
 
 
 def _norm(vector: dict[Ngram, float]) -> float:
+    """Return the Euclidean norm of a sparse vector."""
     return math.sqrt(sum(w * w for w in vector.values()))
 
 
 def common_subsequence_length(first: Tokens, second: Tokens) -> int:
-    """Length of the longest common subsequence, bit-parallel over the tokens of `first` (Hyyrö 2004)."""
-    positions: dict[str, int] = {}
-    for place, token in enumerate(first):
-        positions[token] = positions.get(token, 0) | 1 << place
-    row = everything = (1 << len(first)) - 1
+    """Return the length of the longest common subsequence of two captions.
+
+    A row of the usual table of lengths is one integer with a bit per token of `first`; a bit is 0 where the length
+    grows (Hyyrö 2004). A test holds it equal to the table.
+    """
+    positions: dict[str, int] = {}  # bits of the positions at which `first` has a token
+    for position, token in enumerate(first):
+        positions[token] = positions.get(token, 0) | 1 << position
+    row = all_bits = (1 << len(first)) - 1
     for token in second:
         matches = row & positions.get(token, 0)
-        row = (row + matches | row - matches) & everything
+        row = (row + matches | row - matches) & all_bits
     return len(first) - row.bit_count()
 
 
 def rouge_l(predictions: Predictions, references: References, beta: float = 1.2) -> Tally:
-    """`rouge_l`: the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
+    """Return contributions to `rouge_l`, the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
 
-    Precision and recall of an image are each the best over its references, not those of one reference.
+    Precision and recall of an image are each the maximum over its references, not those of one reference.
 
     Args:
-        predictions: one tokenized caption an image.
-        references: tokenized captions of each image.
-        beta: weight of recall over precision.
+        predictions: One tokenized caption per image.
+        references: Tokenized reference captions of each image.
+        beta: Weight of recall relative to precision.
     """
     scores = []
     for prediction, captions in zip(predictions, references, strict=True):
-        prediction = prediction or [""]  # pycocoevalcap sees one empty word in an empty caption
+        prediction = prediction or [""]  # to pycocoevalcap, an empty caption has one empty word
         precision = recall = 0.0
         for caption in captions:
             length = common_subsequence_length(prediction, caption or [""])
@@ -279,17 +290,18 @@ def rouge_l(predictions: Predictions, references: References, beta: float = 1.2)
 def diversity(
     predictions: Predictions, *, training: Iterable[Tokens] | None = None, ended: Sequence[bool] | None = None
 ) -> dict[str, float]:
-    """How much captions differ, without references.
+    """Measure how much captions differ from each other, without references.
 
     Args:
-        predictions: tokenized captions.
-        training: tokenized captions that the model was trained on.
-        ended: of each caption, whether decoding reached `<end>`.
+        predictions: Tokenized captions.
+        training: Tokenized captions that the model was trained on.
+        ended: Whether decoding reached `<end>`, for each caption.
 
     Returns:
-        `distinct_captions`, the share of different captions; `distinct_1` and `distinct_2`, different n-grams over all
-        n-grams (Li et al. 2016); `vocabulary`, the number of different words; `length`, the mean number of words;
-        with `training`, `novel_captions`, the share of captions not among them; with `ended`, `endless_captions`.
+        `distinct_captions`, the fraction of different captions; `distinct_1` and `distinct_2`, different n-grams over
+        all n-grams (Li et al. 2016); `vocabulary`, the number of different words; `length`, the mean number of words;
+        with `training`, `novel_captions`, the fraction of captions not among them; with `ended`, `endless_captions`,
+        the fraction without `<end>`.
 
     Raises:
         ValueError: `ended` is not as long as `predictions`.
@@ -297,8 +309,8 @@ def diversity(
     captions = [tuple(prediction) for prediction in predictions]
     scores: dict[str, float] = {"distinct_captions": len(set(captions)) / len(captions)}
     for order in (1, 2):
-        found = [ngram for caption in captions for ngram in ngrams(caption, order)]
-        scores[f"distinct_{order}"] = len(set(found)) / max(1, len(found))
+        all_ngrams = [ngram for caption in captions for ngram in ngrams(caption, order)]
+        scores[f"distinct_{order}"] = len(set(all_ngrams)) / max(1, len(all_ngrams))
     scores["vocabulary"] = len({word for caption in captions for word in caption})
     scores["length"] = fmean(map(len, captions))
     if training is not None:

@@ -1,8 +1,8 @@
-"""SPICE, by Java: `evaluate.load("hf_captioner/metrics/spice.py")`."""
+"""SPICE, which runs Java: `evaluate.load("hf_captioner/metrics/spice.py")`."""
 
 from __future__ import annotations
 
-# Names imported as themselves are of modules that `evaluate.load` would not take along otherwise.
+# `evaluate.load` copies only modules that this file imports: hence a name that is imported but not used.
 from .caption_metric import PER_IMAGE, CocoMetric
 from .java import spice
 from .ngrams import NgramCounts as NgramCounts
@@ -14,9 +14,9 @@ class Spice(CocoMetric):
     """Mean SPICE of a corpus as image-captioning papers report it."""
 
     _description = (
-        "SPICE as in COCO caption evaluation: captions are parsed to objects, attributes and relations, and the score "
-        "is the F-measure of those of a prediction among those of its references, averaged over images. Runs the "
-        'Java program that comes with pycocoevalcap 1.2: pip install "hf_captioner[metrics]", Java 8, and '
+        "SPICE as in COCO caption evaluation: captions are parsed into objects, attributes and relations, and the "
+        "score is the F-measure between those of a prediction and those of its references, averaged over images. Runs "
+        'the Java program of pycocoevalcap 1.2, which needs pip install "hf_captioner[metrics]", Java 8, and '
         "python -m pycocoevalcap.spice.get_stanford_models for its parser."
     )
     _citation = """\

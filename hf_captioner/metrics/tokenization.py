@@ -1,4 +1,4 @@
-"""The two tokenizers captions are scored with: 13a (official BLEU) and PTB (COCO caption evaluation)."""
+"""The two tokenizers behind caption scores: 13a (official BLEU) and PTB (COCO caption evaluation)."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 Tokens = Sequence[str]
-Captions = Sequence[str]  # of one image
+Captions = Sequence[str]  # reference captions of one image
 
-_CACHE_SIZE = 2**16  # a validation split is scored again and again, against the same references
+_CACHE_SIZE = 2**16  # a validation split is scored after every epoch against the same references
 
 
 def check_captions(
     predictions: Sequence[str] | None, references: Sequence[Captions | str] | None
 ) -> tuple[list[str], list[list[str]]]:
-    """Captions as lists of the expected form, or an error that says where they are not.
+    """Return captions as lists of strings and lists of lists, or raise an error that names the malformed one.
 
     Args:
-        predictions: one caption an image; it may be empty.
-        references: the captions of each image, one or more; a plain string counts as one reference.
+        predictions: One caption per image; it may be empty.
+        references: Reference captions of each image, one or more; a plain string counts as one reference.
 
     Raises:
-        ValueError: one of the two is missing or a single string, they differ in length, an image has no
+        ValueError: One of the two is missing or a single string, they differ in length, an image has no
             references, or a caption is not a string.
     """
     if predictions is None or isinstance(predictions, str):
-        raise ValueError(f"predictions is {predictions!r}; it must be a list with one caption an image.")
+        raise ValueError(f"predictions is {predictions!r}; it must be a list with one caption per image.")
     if references is None or isinstance(references, str):
-        raise ValueError(f"references is {references!r}; it must be a list with one list of captions an image.")
+        raise ValueError(f"references is {references!r}; it must be a list with one list of captions per image.")
     if len(predictions) != len(references):
         raise ValueError(
             f"predictions has {len(predictions)} entries but references has {len(references)}; both need one "
-            "an image (the references of an image are a list of their own)."
+            "per image (the references of an image are a list of their own)."
         )
     listed = [[captions] if isinstance(captions, str) else captions for captions in references]
     for image, (prediction, captions) in enumerate(zip(predictions, listed, strict=True)):
@@ -42,8 +42,8 @@ def check_captions(
         for caption in (prediction, *captions):
             if not isinstance(caption, str):
                 raise ValueError(
-                    f"Image {image} has the caption {caption!r:.80}; captions must be strings, predictions those "
-                    "that generate() decoded. Words or scores of a forward pass on the true captions are refused."
+                    f"Image {image} has the caption {caption!r:.80}; captions must be strings. Decode predictions by "
+                    "generate(): token ids or logits of a forward pass on the true captions can't be scored."
                 )
     return list(predictions), [list(captions) for captions in listed]
 
@@ -53,14 +53,14 @@ def tokenize_captions(
     references: Sequence[Captions | str],
     tokenize: Callable[[str], Tokens],
 ) -> tuple[list[Tokens], list[list[Tokens]]]:
-    """Check captions as `check_captions` does and split each by `tokenize`.
+    """Check captions as `check_captions` does, and tokenize each with `tokenize`.
 
     Raises:
-        ValueError: the captions are not of the expected form, or there are none.
+        ValueError: The captions are malformed, or there are none.
     """
     checked, listed = check_captions(predictions, references)
     if not checked:
-        raise ValueError("predictions is empty: there is nothing to score. Give one caption an image.")
+        raise ValueError("predictions is empty: there is nothing to score. Give one caption per image.")
     return [*map(tokenize, checked)], [[*map(tokenize, captions)] for captions in listed]
 
 
@@ -75,9 +75,9 @@ _13A_RULES = (
 
 @lru_cache(_CACHE_SIZE)
 def tokenize_13a(caption: str) -> tuple[str, ...]:
-    """Split a caption as mteval-v13a does; case and punctuation stay.
+    """Tokenize a caption as mteval-v13a does; case and punctuation are kept.
 
-    Source: the mteval-v13a script of WMT, by way of sacrebleu, as in the "bleu" of `evaluate`.
+    Source: the mteval-v13a script of WMT, as ported by sacrebleu and used by `evaluate`'s "bleu".
     """
     caption = caption.replace("<skipped>", "").replace("-\n", "").replace("\n", " ")
     for entity, character in _13A_ENTITIES.items():
@@ -88,8 +88,8 @@ def tokenize_13a(caption: str) -> tuple[str, ...]:
     return tuple(caption.split())
 
 
-# Characters the treebank writes in other ones, brackets foremost. COCO's removal of punctuation looks for
-# "-LRB-" after lower-casing and never finds it, so brackets stay as words; so they do here.
+# Characters that the Penn Treebank spells differently, mainly brackets. COCO removes the token "-LRB-" as punctuation,
+# but only after lower-casing, so that it never matches and brackets remain as words. They remain here too.
 _PTB_CHARACTERS = str.maketrans(
     {
         **{"(": " -lrb- ", ")": " -rrb- ", "[": " -lsb- ", "]": " -rsb- ", "{": " -lcb- ", "}": " -rcb- "},
@@ -100,7 +100,7 @@ _PTB_CHARACTERS = str.maketrans(
     }
 )
 
-# Words that keep a period at their end: always, and only before a number.
+# Words that keep a period at their end, always (abbreviations) or only before a number (numbered).
 _ABBREVIATIONS = """
     adj adm adv al ala alex apr ariz assn assoc asst atty attys aug ave bhd bldg blvd brig bros calif capt cf
     cie cmdr co col colo comdr conn corp cos cpl ct dak dec dept det dr drs elec ens esq est etc ext feb fla
@@ -124,7 +124,7 @@ _REMOVED = (
     r"\x00-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u206f\ufe00-\ufeff\U00010000-\U0010ffff"
 )
 
-# Nine captions in ten are plain words, whose tokens are found without the lexer's rules.
+# Nine captions in ten consist of plain words, which can be split quickly without the lexer's rules.
 _PLAIN = re.compile(r"[A-Za-z]+(?:(?:-| ?, | +)[A-Za-z]+)*(?: *| ?\.)")
 _COMPOUNDS = frozenset(("cannot", "gimme", "gonna", "gotta", "lemme", "wanna"))
 _PERIODS = frozenset(_ABBREVIATIONS.split()) | frozenset("abcdefghijklmnopqrstuvwxyz")
@@ -160,11 +160,11 @@ _PTB_TOKEN = re.compile(
 
 @lru_cache(_CACHE_SIZE)
 def tokenize_ptb(caption: str) -> tuple[str, ...]:
-    """Split a caption as COCO caption evaluation does: Penn Treebank tokens, no punctuation, lower case.
+    """Tokenize a caption as COCO caption evaluation does: Penn Treebank tokens, no punctuation, lower case.
 
-    Source: `PTBTokenizer` of pycocoevalcap 1.2, which runs the Java lexer of Stanford CoreNLP 3.4.1. Written
-    from the lexer's behaviour, to which it is equal on all 34,995 captions of Flickr8k's training and
-    validation splits. Left out as too rare in captions: emoticons, telephone numbers, C++ and US$.
+    Source: `PTBTokenizer` of pycocoevalcap 1.2, which runs the Java lexer of Stanford CoreNLP 3.4.1. The rules here
+    reproduce the lexer's behaviour; tokens are equal on all 34,995 captions of Flickr8k's training and validation
+    splits. Emoticons, telephone numbers, C++ and US$ are too rare in captions to be handled.
     """
     if _PLAIN.fullmatch(caption):
         words = tuple(caption.lower().replace(",", "").rstrip(" .").split())
