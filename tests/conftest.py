@@ -13,8 +13,6 @@ import torch
 from PIL import Image
 
 if TYPE_CHECKING:
-    from layout_writers import Photo
-
     from hf_captioner import CaptionerModel, CaptionerProcessor
 
 # Before anything imports huggingface_hub, which reads it once; hence the late imports below.
@@ -123,14 +121,6 @@ def _shared(name: str) -> Path:
 def flickr8k() -> Path:
     """Folder of Flickr8k's training and validation splits."""
     return _shared("flickr8k")
-
-
-@pytest.fixture(scope="session")
-def hundred_photos(flickr8k: Path) -> list[Photo]:
-    """A hundred photographs with their captions, to be written in other forms."""
-    from layout_writers import read_photos
-
-    return read_photos(flickr8k)
 
 
 @pytest.fixture(scope="session")

@@ -1,26 +1,28 @@
-"""Writers of every form in which people have captions, for tests to read back: files as they are found."""
+"""Small photographs with captions, and functions that write them in every layout, for tests to read back."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, Value
+import numpy as np
+from datasets import Dataset, DatasetDict
 from datasets import Image as ImageFeature
-
-from hf_captioner import load_captions
+from PIL import Image
 
 SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photograph of Flickr8k."""
+    """A photograph as Flickr8k has them: a JPEG with five captions."""
 
     name: str
     content: bytes
@@ -33,29 +35,40 @@ class Photo:
         return self.name.removesuffix(".jpg")
 
 
-def read_photos(flickr8k: Path) -> list[Photo]:
-    """A hundred photographs: 80 to train on, 10 to validate, 10 to test."""
-    rows = load_captions(str(flickr8k), "validation", report=lambda line: None).select(range(100))
-    rows = rows.cast_column("image", ImageFeature(decode=False))
-    return [
-        Photo(
-            row["image_id"],
-            row["image"]["bytes"],
-            tuple(" ".join(caption.split()) for caption in row["captions"]),
-            "train" if index < 80 else "validation" if index < 90 else "test",
-            index + 1,
-        )
-        for index, row in enumerate(rows)
-    ]
+@cache
+def make_photos() -> tuple[Photo, ...]:
+    """Make a hundred photographs of coloured blocks: 80 for training, 10 for validation, 10 for testing."""
+    return tuple(
+        _make_photo(index, "train" if index < 80 else "validation" if index < 90 else "test") for index in range(100)
+    )
+
+
+def _make_photo(index: int, split: str) -> Photo:
+    """Make one photograph, with a name like Flickr's and captions that contain commas, quotes and an accent."""
+    rng = random.Random(index)
+    blocks = np.frombuffer(rng.randbytes(6 * 8 * 3), np.uint8).reshape(6, 8, 3)
+    file = io.BytesIO()
+    Image.fromarray(blocks).resize((96, 72), Image.Resampling.BICUBIC).save(file, "JPEG")
+    colour = rng.choice(("black", "brown", "white and tan", "spotted"))
+    animal = rng.choice(("dog", "puppy", "terrier", "greyhound"))
+    place = rng.choice(("the beach", "a meadow", "deep snow", "a busy street"))
+    captions = (
+        f"A {colour} {animal} runs across {place} .",
+        f"The {animal} , which is {colour} , leaps over {index} stones .",
+        f'A sign says " {place} " behind a {colour} dog .',
+        f"{index} people watch the {animal}'s jump",
+        f"Two dogs play near {place} and a café .",
+    )
+    return Photo(f"{1000000 + 37 * index}_{rng.getrandbits(40):010x}.jpg", file.getvalue(), captions, split, index + 1)
 
 
 def write_images(
-    folder: Path, photos: Iterable[Photo], name: Callable[[Photo], str] = lambda photo: photo.name
+    folder: Path, photos: Iterable[Photo], path: Callable[[Photo], str] = lambda photo: photo.name
 ) -> None:
     for photo in photos:
-        path = folder / name(photo)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(photo.content)
+        file = folder / path(photo)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(photo.content)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -63,22 +76,52 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def token_lines(photos: Sequence[Photo]) -> list[str]:
+def write_json(path: Path, content: object) -> None:
+    write_lines(path, [json.dumps(content, ensure_ascii=False)])
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    write_lines(path, file.getvalue().splitlines())
+
+
+def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+
+
+def write_parquet(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    """Write rows whose image, if they have one, is stored in the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset.from_list(list(rows))
+    if "image" in dataset.column_names:
+        dataset = dataset.cast_column("image", ImageFeature())
+    dataset.to_parquet(path)
+
+
+def of_split(photos: Iterable[Photo], split: str) -> list[Photo]:
+    return [photo for photo in photos if photo.split == split]
+
+
+def token_lines(photos: Iterable[Photo]) -> list[str]:
     return [f"{p.name}#{i}\t{caption}" for p in photos for i, caption in enumerate(p.captions)]
 
 
-def csv_lines(photos: Sequence[Photo]) -> list[str]:
-    file = io.StringIO()
-    csv.writer(file, lineterminator="\n").writerows((p.name, caption) for p in photos for caption in p.captions)
-    return ["image,caption", *file.getvalue().splitlines()]
+def single_captions(photos: Iterable[Photo], folder: str = "") -> list[tuple[str, str]]:
+    return [(f"{folder}{p.name}", caption) for p in photos for caption in p.captions]
 
 
 def flickr8k_archives(folder: Path, photos: Sequence[Photo], images: str = "Flicker8k_Dataset") -> None:
     write_images(folder / images, photos)
     write_lines(folder / "Flickr8k.token.txt", token_lines(photos))
-    write_lines(folder / "Flickr8k.lemma.token.txt", token_lines(photos))  # comes with them, and is not it
+    write_lines(folder / "Flickr8k.lemma.token.txt", ["another file of the archive"])
     for split, name in zip(SPLITS, ("train", "dev", "test"), strict=True):
-        write_lines(folder / f"Flickr_8k.{name}Images.txt", (p.name for p in photos if p.split == split))
+        write_lines(folder / f"Flickr_8k.{name}Images.txt", (p.name for p in of_split(photos, split)))
 
 
 def flickr8k_archives_unpacked_apart(folder: Path, photos: Sequence[Photo]) -> None:
@@ -87,12 +130,7 @@ def flickr8k_archives_unpacked_apart(folder: Path, photos: Sequence[Photo]) -> N
 
 def kaggle(folder: Path, photos: Sequence[Photo]) -> None:
     write_images(folder / "Images", photos)
-    write_lines(folder / "captions.txt", csv_lines(photos))
-
-
-def karpathy(folder: Path, photos: Sequence[Photo], name: str = "dataset_flickr8k.json") -> None:
-    write_images(folder / "images", photos)
-    write_json(folder / name, {"images": [karpathy_image(p) for p in photos], "dataset": "flickr8k"})
+    write_csv(folder / "captions.txt", ["image", "caption"], single_captions(photos))
 
 
 def karpathy_image(photo: Photo) -> dict[str, object]:
@@ -101,37 +139,39 @@ def karpathy_image(photo: Photo) -> dict[str, object]:
     return {"filename": photo.name, "imgid": photo.number, "split": split, "sentences": sentences}
 
 
-def karpathy_coco(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, coco_path)
-    images = [
-        {**karpathy_image(p), "filename": coco_name(p), "filepath": f"{coco_part(p)}2014", "cocoid": p.number}
-        for p in photos
-    ]
-    images[0]["split"] = "restval"
-    write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
-
-
-def coco_part(photo: Photo) -> str:
-    return "train" if photo.split == "train" else "val"
+def karpathy(folder: Path, photos: Sequence[Photo]) -> None:
+    write_images(folder / "images", photos)
+    write_json(folder / "dataset_flickr8k.json", {"images": [*map(karpathy_image, photos)], "dataset": "flickr8k"})
 
 
 def coco_name(photo: Photo) -> str:
     return f"COCO_{coco_part(photo)}2014_{photo.number:012d}.jpg"
 
 
-def coco_path(photo: Photo) -> str:
-    return f"{coco_part(photo)}2014/{coco_name(photo)}"
+def coco_part(photo: Photo) -> str:
+    return "train" if photo.split == "train" else "val"
+
+
+def write_coco_images(folder: Path, photos: Sequence[Photo]) -> None:
+    write_images(folder, photos, lambda p: f"{coco_part(p)}2014/{coco_name(p)}")
+
+
+def karpathy_coco(folder: Path, photos: Sequence[Photo]) -> None:
+    write_coco_images(folder, photos)
+    images = [
+        karpathy_image(p) | {"filename": coco_name(p), "filepath": f"{coco_part(p)}2014", "cocoid": p.number}
+        for p in photos
+    ]
+    images[0]["split"] = "restval"
+    write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 def coco(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, coco_path)
+    write_coco_images(folder, photos)
     for part in ("train", "val"):
         chosen = [p for p in photos if coco_part(p) == part]
         annotations = [
-            {"id": 10 * p.number + i, "image_id": p.number, "caption": caption}
-            for i in range(5)
-            for p in chosen
-            for caption in [p.captions[i]]
+            {"id": 10 * p.number + i, "image_id": p.number, "caption": p.captions[i]} for i in range(5) for p in chosen
         ]
         images = [{"id": p.number, "file_name": coco_name(p)} for p in chosen]
         content = {"info": {}, "images": images, "annotations": annotations}
@@ -152,69 +192,59 @@ def flickr30k_token(folder: Path, photos: Sequence[Photo]) -> None:
 def imagefolder_jsonl(folder: Path, photos: Sequence[Photo]) -> None:
     write_images(folder, photos, lambda p: f"{p.split}/{p.name}")
     for split in SPLITS:
-        rows = [{"file_name": p.name, "captions": p.captions} for p in photos if p.split == split]
+        rows = [{"file_name": p.name, "captions": p.captions} for p in of_split(photos, split)]
         write_lines(folder / split / "metadata.jsonl", map(json.dumps, rows))
 
 
 def imagefolder_csv(folder: Path, photos: Sequence[Photo]) -> None:
     write_images(folder, photos)
-    rows = [(p.name, *p.captions, p.split) for p in photos]
-    write_csv(folder / "metadata.csv", ["file_name", *(f"caption_{i}" for i in range(5)), "split"], rows)
+    header = ["file_name", *(f"caption_{i}" for i in range(5)), "split"]
+    write_csv(folder / "metadata.csv", header, [(p.name, *p.captions, p.split) for p in photos])
 
 
 def table_csv(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, lambda p: f"pictures/{p.name}")
+    write_images(folder / "pictures", photos)
     for split in SPLITS:
-        rows = [(f"pictures/{p.name}", c) for p in photos if p.split == split for c in p.captions]
-        write_csv(folder / f"{split}.csv", ["image", "caption"], rows)
+        write_csv(folder / f"{split}.csv", ["image", "caption"], single_captions(of_split(photos, split), "pictures/"))
 
 
 def table_jsonl(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, lambda p: f"pictures/{p.name}")
-    rows = [{"id": p.number, "image": f"pictures/{p.name}", "text": list(p.captions), "split": p.split} for p in photos]
+    write_images(folder / "pictures", photos)
+    rows = [{"id": p.number, "image": f"pictures/{p.name}", "text": p.captions, "split": p.split} for p in photos]
     write_lines(folder / "all.jsonl", map(json.dumps, rows))
 
 
 def table_parquet(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, lambda p: f"pictures/{p.name}")
-    columns = {"path": [f"pictures/{p.name}" for p in photos], "split": [p.split for p in photos]}
-    Dataset.from_dict({**columns, "captions": [p.captions for p in photos]}).to_parquet(folder / "all.parquet")
+    write_images(folder / "pictures", photos)
+    rows = [{"path": f"pictures/{p.name}", "split": p.split, "captions": p.captions} for p in photos]
+    write_parquet(folder / "all.parquet", rows)
 
 
-def embedded(photos: Sequence[Photo], captions: Callable[[Photo], dict[str, object]]) -> Dataset:
-    rows = [{"image_id": p.name, "image": {"bytes": p.content, "path": p.name}, **captions(p)} for p in photos]
-    dataset = Dataset.from_list(rows)
-    return dataset.cast_column("image", ImageFeature()).cast(
-        Features({**dataset.features, "image": ImageFeature(), "image_id": Value("string")})
-    )
+def stored(photo: Photo) -> dict[str, object]:
+    return {"image_id": photo.name, "image": {"bytes": photo.content, "path": photo.name}}
 
 
 def hub_parquet(folder: Path, photos: Sequence[Photo]) -> None:
-    (folder / "data").mkdir(parents=True)
     for split in SPLITS:
-        chosen = [p for p in photos if p.split == split]
-        dataset = embedded(chosen, lambda p: {f"caption_{i}": caption for i, caption in enumerate(p.captions)})
-        dataset.to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
+        rows = [stored(p) | {f"caption_{i}": p.captions[i] for i in range(5)} for p in of_split(photos, split)]
+        write_parquet(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
 
 
 def hub_parquet_of_lists(folder: Path, photos: Sequence[Photo]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    embedded(photos, lambda p: {"sentences": list(p.captions), "split": p.split}).to_parquet(folder / "test.parquet")
+    write_parquet(folder / "test.parquet", (stored(p) | {"sentences": p.captions, "split": p.split} for p in photos))
 
 
 def hub_parquet_of_single_captions(folder: Path, photos: Sequence[Photo]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
-        rows = [{"image": {"bytes": p.content, "path": p.name}, "image_id": p.name, "caption": c}
-                for p in photos if p.split == split for c in p.captions]  # fmt: skip
-        Dataset.from_list(rows).cast_column("image", ImageFeature()).to_parquet(folder / f"{split}.parquet")
+        rows = [stored(p) | {"caption": caption} for p in of_split(photos, split) for caption in p.captions]
+        write_parquet(folder / f"{split}.parquet", rows)
 
 
 def saved(folder: Path, photos: Sequence[Photo]) -> None:
-    splits = {
-        split: embedded([p for p in photos if p.split == split], lambda p: {"captions": list(p.captions)})
-        for split in SPLITS
-    }
+    splits = {}
+    for split in SPLITS:
+        rows = Dataset.from_list([stored(p) | {"captions": p.captions} for p in of_split(photos, split)])
+        splits[split] = rows.cast_column("image", ImageFeature())
     DatasetDict(splits).save_to_disk(folder)
 
 
@@ -226,56 +256,34 @@ def text_pairs(folder: Path, photos: Sequence[Photo]) -> None:
 
 def webdataset(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
-        chosen = [p for p in photos if p.split == split]
+        chosen = of_split(photos, split)
         for shard, start in enumerate(range(0, len(chosen), 30)):
-            write_tar(folder / f"{split}-{shard:05d}.tar", [
-                (f"{p.stem}{suffix}", content) for p in chosen[start : start + 30] for suffix, content in (
-                    (".jpg", p.content), (".txt", "\n".join(p.captions).encode())
-                )
-            ])  # fmt: skip
+            files = []
+            for p in chosen[start : start + 30]:
+                files += [(f"{p.stem}.jpg", p.content), (f"{p.stem}.txt", "\n".join(p.captions).encode())]
+            write_tar(folder / f"{split}-{shard:05d}.tar", files)
 
 
 def webdataset_json(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
-        write_tar(folder / split / "00000.tar.gz", [
-            (f"./{p.stem}{suffix}", content) for p in photos if p.split == split for suffix, content in (
-                (".json", json.dumps({"captions": p.captions}).encode()), (".jpg", p.content)
-            )
-        ])  # fmt: skip
-
-
-def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
-        for name, content in files:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-
-
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header, *rows])
-
-
-def write_json(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def by_name(photo: Photo) -> str:
-    return photo.name
+        files = []
+        for p in of_split(photos, split):
+            fields = json.dumps({"captions": p.captions}).encode()
+            files += [(f"./{p.stem}.json", fields), (f"./{p.stem}.jpg", p.content)]
+        write_tar(folder / split / "00000.tar.gz", files)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A layout to write, and what reading it must give."""
+    """A layout to write, the format that must be recognised, and the ids and splits that reading must give.
 
-    write: Callable[..., None]
+    Splits that the layout does not name, because it does not have them, are missing in `splits`.
+    """
+
+    write: Callable[[Path, Sequence[Photo]], None]
     format: str
-    image_id: Callable[[Photo], str] = by_name
-    splits: tuple[str, ...] = SPLITS  # that the files name
+    image_id: Callable[[Photo], str] = lambda photo: photo.name
+    splits: tuple[str, ...] = SPLITS
 
 
 CASES = [
