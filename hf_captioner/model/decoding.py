@@ -1,16 +1,24 @@
-"""Greedy and beam search that spend nothing on images whose captions are done.
+"""Beam search that spends no work on images whose captions are finished.
 
-They give the sequences and scores of transformers' own loops, which carry every image along until the last caption of
-the batch ends. `CaptionerModel` uses them for plain greedy and beam search; what they don't serve (sampling,
-streamers, outputs of every step) stays with transformers.
+The plain version is transformers' own beam search (`GenerationMixin._beam_search`), which keeps every image in the
+batch until the last caption is finished. The search below returns the same sequences and scores in less time, because
+
+- the beams of an image begin alike, so their first words are read once per image instead of once per beam;
+- images whose captions can no longer improve are dropped from the batch.
+
+`tests/test_decoding.py` holds the two equal, and both equal to a search for a single image in plain Python
+(`tests/reference_search.py`). `onnx_search.py` is the same search in numpy.
+
+`CaptionerModel` calls `beam_search` wherever `can_drop_images` allows it and leaves everything else, greedy search
+included, to transformers. The searches of `guided_decoding.py` are built on `search`, too.
 """
 
-# B: images, K: beams of an image, N = B·K, M: continuations considered, V: vocabulary, L: longest caption
+# B: images in the batch, G: groups of beams (1 but in diverse beam search), K: beams of an image in one group
+# N = B·G·K: rows of the batch, M: continuations considered, V: vocabulary, T: words so far, L: longest caption
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,12 +39,14 @@ from transformers import (
 from transformers.generation import EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
+from .beams import Beams, Captions, Continuations
+
 if TYPE_CHECKING:
-    from .decoders import RecurrentCache
+    from .decoder_interface import RecurrentCache
 
-Model = Callable[..., Any]  # a captioner, of which a search needs forward() alone
+Model = Callable[..., Any]  # a CaptionerModel, of which a search only calls forward()
 
-# What judges each caption by its own words. Of others, rows may have to stay where they are.
+# Processors and criteria that judge each caption by its words alone. Others may count on an image keeping its rows.
 ROWWISE_PROCESSORS = (
     MinLengthLogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
@@ -49,12 +59,11 @@ ROWWISE_PROCESSORS = (
 )
 ROWWISE_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
 
-WORST = -1e9  # the score of no caption, as in transformers
-# Asking an accelerator whether captions are done makes it wait, so it is asked once in so many words.
-WORDS_BETWEEN_CHECKS = {"cpu": 1}
-WORDS_BETWEEN_CHECKS_ELSEWHERE = 8
-# Leaving costs a copy of the remaining images' memory.
-CROWD = 0.8  # share of images still running at which the others leave
+# Dropping images copies the memory of those that remain, so it waits until at most this fraction does.
+DROP_AT = 0.8
+# Counting the images that remain makes the program wait for an accelerator, so there it is done less often.
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+STEPS_BETWEEN_CHECKS_ON_ACCELERATORS = 8
 
 
 def can_drop_images(
@@ -63,12 +72,15 @@ def can_drop_images(
     config: GenerationConfig,
     arguments: dict[str, Any],
 ) -> bool:
-    """Whether the searches of this module can stand in for transformers' with these settings and other arguments."""
-    outputs_of_steps = config.return_dict_in_generate and (
+    """Return whether `beam_search` can replace transformers' own, given the settings of a call of `generate()`.
+
+    `arguments` are all others that transformers' beam search would get.
+    """
+    returns_every_step = config.return_dict_in_generate and (
         config.output_scores or config.output_logits or config.output_attentions or config.output_hidden_states
     )
     return (
-        not (config.do_sample or outputs_of_steps)
+        not (config.do_sample or returns_every_step)
         and bool(config.use_cache)
         and not any(arguments.get(name) for name in ("streamer", "synced_gpus", "cache"))
         and all(type(processor) in ROWWISE_PROCESSORS for processor in processors)
@@ -76,162 +88,15 @@ def can_drop_images(
     )
 
 
-@dataclass
-class Captions:
-    """M captions of each of B images.
-
-    Args:
-        words: `(B, M, L)`, padded.
-        scores: `(B, M)`, of whatever kind.
-        path: `(B, M, L)`, for every word but the prefix's the beam, of all N, that it continued; -1 after the end.
-    """
-
-    words: Tensor
-    scores: Tensor
-    path: Tensor
-
-    def take(self, index: Tensor) -> Captions:
-        """Of image b, captions `index[b]`: `(B, M')`."""
-        rows = torch.arange(len(index), device=index.device).unsqueeze(1)
-        return Captions(self.words[rows, index], self.scores.gather(1, index), self.path[rows, index])
-
-    def of(self, images: Tensor) -> Captions:
-        """The captions of some images."""
-        return Captions(self.words[images], self.scores[images], self.path[images])
-
-    def put(self, images: Tensor, captions: Captions) -> None:
-        """Overwrite the captions of some images."""
-        self.words[images], self.scores[images], self.path[images] = captions.words, captions.scores, captions.path
+# Chooses how the beams of a group go on, given log p of the next word (B, K, V), the beams, and the continuations that
+# earlier groups have chosen at the same step.
+Choice = Callable[[Tensor, Beams, Sequence[Continuations]], Continuations]
 
 
-@dataclass
-class Continuations:
-    """M words that may come next in captions of each image, in order of preference.
-
-    Args:
-        scores: `(B, M)`, of the captions they lead to: log p of all words.
-        parents: `(B, M)`, the beams of the image that they continue.
-        words: `(B, M)`.
-        may_end: `(B, M)`, whether a caption that ends here may be returned; None if any may.
-    """
-
-    scores: Tensor
-    parents: Tensor
-    words: Tensor
-    may_end: Tensor | None = None
-
-
-# Chooses continuations from log p of the next word (B, K, V) and the beams as they are.
-Choice = Callable[[Tensor, "Beams"], Continuations]
-
-
-def best_continuations(log_probs: Tensor, beams: Beams) -> Continuations:
-    """The likeliest, enough of them that K are left where every beam's best word ends its caption."""
-    total = (log_probs + beams.running.scores.unsqueeze(2)).flatten(1)  # (B, K·V)
-    scores, index = total.topk(beams.num_continuations)
-    vocab_size = log_probs.shape[2]
-    return Continuations(scores, index // vocab_size, index % vocab_size)
-
-
-class Beams:
-    """Captions under way and captions done, K of each for every image.
-
-    Args:
-        prefix: `(B, K, T)`, first words.
-        config: of the search.
-        criteria: say when a caption is done.
-        first_beam: where the first of these K stands among all beams of its image.
-        all_beams: beams of an image.
-    """
-
-    def __init__(
-        self,
-        prefix: Tensor,
-        config: GenerationConfig,
-        criteria: StoppingCriteriaList,
-        first_beam: int = 0,
-        all_beams: int | None = None,
-    ) -> None:
-        num_images, num_beams, self.prefix_length = prefix.shape
-        self.config, self.criteria = config, criteria
-        self.max_length = int(config.max_length)  # type: ignore[arg-type]
-        self.length = self.prefix_length
-        self.num_beams = num_beams
-        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        self.num_continuations = max(2, 1 + len(ends)) * num_beams
-        device = prefix.device
-        shape = (num_images, num_beams, self.max_length)
-        self.running = Captions(
-            torch.full(shape, config.pad_token_id, device=device),  # type: ignore[arg-type]
-            torch.zeros(shape[:2], device=device),
-            torch.full((*shape[:2], self.max_length - self.length), -1, device=device),
-        )
-        self.running.words[..., : self.length] = prefix
-        # All beams are alike at first: only the first may be continued.
-        self.running.scores[:, 1:] = WORST
-        nothing = torch.full(shape[:2], WORST, device=device)
-        self.done = Captions(self.running.words.clone(), nothing, self.running.path.clone())
-        self.is_done = torch.zeros(shape[:2], dtype=torch.bool, device=device)  # (B, K), whether `done` holds one
-        self.is_open = torch.ones(num_images, dtype=torch.bool, device=device)  # (B,), whether `done` can change
-        offsets = torch.arange(num_images, device=device) * (all_beams or num_beams) + first_beam
-        self.offsets = offsets.unsqueeze(1)  # (B, 1), of an image's first beam among all N
-
-    def advance(self, continuations: Continuations) -> Tensor:
-        """Add a word to every caption under way.
-
-        Returns:
-            `(B, K)`: the beam of its image that each caption under way has continued.
-        """
-        config, parents = self.config, continuations.parents
-        candidates = self.running.take(parents)
-        candidates.scores = continuations.scores
-        candidates.words[..., self.length] = continuations.words
-        candidates.path[..., self.length - self.prefix_length] = self.offsets + parents
-        self.length += 1
-        over = self.criteria(candidates.words[..., : self.length].flatten(0, 1), None).view(parents.shape)  # type: ignore[arg-type]
-
-        # The first K that go on; those that are over follow only if there are no others.
-        going = over.to(torch.uint8).argsort(dim=1, stable=True)[:, : self.num_beams]
-        self.running = candidates.take(going)
-        self.running.scores = self.running.scores + WORST * over.gather(1, going)
-
-        ends = over & self.is_open.unsqueeze(1)
-        ends[:, self.num_beams :] = False  # the others only stand by
-        if continuations.may_end is not None:
-            ends &= continuations.may_end
-        if config.early_stopping is True:
-            ends &= ~self.is_done.all(1, keepdim=True)
-        num_words = self.length - self.prefix_length
-        candidates.scores = torch.where(ends, candidates.scores / num_words**config.length_penalty, 2 * WORST)
-        known = Captions(*(torch.cat(pair, 1) for pair in zip(_parts(self.done), _parts(candidates), strict=True)))
-        best = known.scores.topk(self.num_beams)[1]
-        self.done = known.take(best)
-        self.is_done = torch.cat([self.is_done, ends], 1).gather(1, best)
-        self._close()
-        return parents.gather(1, going)
-
-    def _close(self) -> None:
-        """Close images whose captions under way can't get better than those done, by transformers' rules."""
-        config = self.config
-        num_words = (self.max_length if self._may_gain_by_length else self.length) - self.prefix_length
-        hope = self.running.scores[:, 0] / num_words**config.length_penalty  # (B,)
-        worst = torch.where(self.is_done.all(1), self.done.scores.amin(1), WORST)
-        self.is_open &= hope > worst
-        if config.early_stopping is True:
-            self.is_open &= ~self.is_done.all(1)
-
-    @property
-    def _may_gain_by_length(self) -> bool:
-        return self.config.early_stopping == "never" and self.config.length_penalty > 0
-
-    def keep(self, images: Tensor) -> None:
-        """Go on with some of the images."""
-        self.running, self.done = self.running.of(images), self.done.of(images)
-        self.is_done, self.is_open, self.offsets = self.is_done[images], self.is_open[images], self.offsets[images]
-
-
-def _parts(captions: Captions) -> tuple[Tensor, Tensor, Tensor]:
-    return captions.words, captions.scores, captions.path
+def best_continuations(log_probs: Tensor, beams: Beams, earlier: Sequence[Continuations] = ()) -> Continuations:
+    """Return the likeliest continuations, the choice of plain beam search; see `Choice` for the arguments."""
+    totals = beams.totals(log_probs)
+    return Continuations.at(totals.flatten(1).topk(beams.num_continuations)[1], totals)
 
 
 def beam_search(
@@ -242,21 +107,19 @@ def beam_search(
     generation_config: GenerationConfig,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
-    """Beam search as `generate()` has it, for settings that `can_drop_images` says yes to.
+    """Return the captions of transformers' beam search, for settings that `can_drop_images` allows.
 
     Args:
-        model: the captioner.
-        input_ids: `(N, T)`, first words of every beam.
-        logits_processor: change log p of the next words.
-        stopping_criteria: say when a caption is done.
-        generation_config: settings of the search.
-        model_kwargs: with `encoder_outputs`.
+        model: The captioner.
+        input_ids: First words of every beam, `(N, T)`.
+        logits_processor: Processors of log p of the next words.
+        stopping_criteria: Criteria that tell whether a caption ends.
+        generation_config: Settings of the search.
+        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
     """
-    done, cache = search(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs["encoder_outputs"],
-        choices=[best_continuations],
-    )  # fmt: skip
-    return beam_output(done[0], generation_config, input_ids.shape[1], cache)
+    settings = (logits_processor, stopping_criteria, generation_config)
+    (captions,) = search(model, input_ids, *settings, model_kwargs["encoder_outputs"])
+    return generate_output(captions, generation_config, input_ids.shape[1])
 
 
 @torch.no_grad()
@@ -267,83 +130,123 @@ def search(
     criteria: StoppingCriteriaList,
     config: GenerationConfig,
     encoder_outputs: Any,
-    choices: list[Choice],
-) -> tuple[list[Captions], RecurrentCache]:
-    """Search with beams in as many equal groups as there are choices, in which the groups choose one after the other.
+    choose: Choice = best_continuations,
+    num_groups: int = 1,
+) -> list[Captions]:
+    """Run a beam search and return the finished captions of each group of beams, the best caption first.
 
-    Returns:
-        Finished captions of each group, the best first, and the state.
+    Args:
+        model: The captioner.
+        input_ids: First words of every beam, `(N, T)`.
+        processors: Processors of log p of the next words.
+        criteria: Criteria that tell whether a caption ends.
+        config: Settings of the search.
+        encoder_outputs: Output of the captioner's encoder.
+        choose: How a group chooses its continuations.
+        num_groups: Groups that the beams of an image are divided into, which choose one after the other.
     """
-    num_beams, num_groups = int(config.num_beams), len(choices)  # type: ignore[arg-type]
+    prefix = input_ids.unflatten(0, (-1, int(config.num_beams)))  # type: ignore[arg-type]  # (B, G·K, T)
+    num_images, num_beams, prefix_length = prefix.shape
+    max_length = int(config.max_length)  # type: ignore[arg-type]
+    groups = _start_groups(prefix, criteria, config, num_groups)
+    finished = [group.finished for group in groups]  # of all images, also those dropped
+    images = torch.arange(num_images, device=input_ids.device)  # those in the batch
+    interval = STEPS_BETWEEN_CHECKS.get(input_ids.device.type, STEPS_BETWEEN_CHECKS_ON_ACCELERATORS)
+
+    logits, cache = _read_prefix(model, prefix, encoder_outputs)
+    for length in range(prefix_length + 1, max_length + 1):
+        log_probs = _process(logits, groups, processors)  # (B, G·K, V)
+        parents = _advance(groups, log_probs, choose)  # (B, G·K)
+        remaining = torch.arange(len(images), device=images.device)
+        if (length - prefix_length) % interval == 0:
+            remaining = _remaining_images(groups)  # (B',), positions in the batch
+        if len(remaining) == 0 or length == max_length:
+            break
+        rows = remaining.unsqueeze(1) * num_beams + parents[remaining]  # (B', G·K)
+        cache.reorder_cache(rows.flatten())
+        if len(remaining) < len(images):
+            _write_finished(finished, groups, images)
+            images = images[remaining]
+            cache.keep_images(remaining)
+            for group in groups:
+                group.keep_images(remaining)
+        words = torch.cat([group.running.words[..., length - 1] for group in groups], 1)  # (B, G·K)
+        output = model(decoder_input_ids=words.flatten().unsqueeze(1), cache=cache)
+        logits, cache = output.logits[:, -1], output.cache
+    _write_finished(finished, groups, images)
+    return finished
+
+
+def _start_groups(
+    prefix: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig, num_groups: int
+) -> list[Beams]:
+    """Divide the beams of each image, which so far hold the first words `(B, G·K, T)`, into groups."""
+    num_images, num_beams, _ = prefix.shape
+    rows = torch.arange(num_images * num_beams, device=prefix.device).view(num_images, num_beams)
     group_size = num_beams // num_groups
-    prefix = input_ids.unflatten(0, (-1, num_beams))  # (B, K, T)
-    groups = [
-        Beams(prefix[:, first : first + group_size], config, criteria, first, num_beams)
+    return [
+        Beams(prefix[:, first : first + group_size], config, criteria, first_rows=rows[:, first])
         for first in range(0, num_beams, group_size)
     ]
-    results = [Captions(*(part.clone() for part in _parts(beams.done))) for beams in groups]
-    images = torch.arange(len(prefix), device=input_ids.device)  # those still here
-    words_between_checks = WORDS_BETWEEN_CHECKS.get(input_ids.device.type, WORDS_BETWEEN_CHECKS_ELSEWHERE)
 
-    # All beams of an image begin alike, so one of them is read.
+
+def _read_prefix(model: Model, prefix: Tensor, encoder_outputs: Any) -> tuple[Tensor, RecurrentCache]:
+    """Read the first words `(B, G·K, T)` once per image and return logits `(N, V)` and state of all its beams."""
+    num_images, num_beams, _ = prefix.shape
     output = model(decoder_input_ids=prefix[:, 0], encoder_outputs=encoder_outputs)
-    cache = output.cache
-    cache.reorder_cache(images.repeat_interleave(num_beams))
-    logits = output.logits[:, -1].repeat_interleave(num_beams, 0)  # (N, V)
-    for num_words in range(1, int(config.max_length) - input_ids.shape[1] + 1):  # type: ignore[arg-type]
-        log_probs = torch.log_softmax(logits.float(), -1)
-        sequences = torch.stack([beams.running.words[..., : beams.length] for beams in groups], 1)  # (B, G, K/G, T)
-        log_probs = processors(sequences.flatten(0, 2), log_probs)  # type: ignore[arg-type]
-        log_probs = log_probs.unflatten(0, (len(images), num_beams))  # (B, K, V)
-        parents: list[Tensor] = []
-        for beams, choose, share in zip(groups, choices, log_probs.split(group_size, 1), strict=True):
-            first = len(parents) * group_size
-            parents.append(first + beams.advance(choose(share, beams)))
-        is_open = torch.stack([beams.is_open for beams in groups]).any(0)  # (B,)
-        kept = torch.arange(len(images), device=images.device)
-        if num_words % words_between_checks == 0:
-            num_open = int(is_open.sum())
-            if num_open == 0:
-                break
-            if num_open <= CROWD * len(images):
-                _put_all(results, groups, images)
-                kept = is_open.nonzero().squeeze(1)
-        beam_of = (kept.unsqueeze(1) * num_beams + torch.cat(parents, 1)[kept]).flatten()  # (N,)
-        cache.reorder_cache(beam_of)
-        words = torch.cat([beams.running.words[..., beams.length - 1] for beams in groups], 1)[kept]
-        if len(kept) < len(images):
-            cache.keep_images(kept)
-            images = images[kept]
-            for beams in groups:
-                beams.keep(kept)
-        if num_words + input_ids.shape[1] < int(config.max_length):  # type: ignore[arg-type]
-            output = model(decoder_input_ids=words.flatten().unsqueeze(1), cache=cache)
-            logits, cache = output.logits[:, -1], output.cache
-    _put_all(results, groups, images)
-    return results, cache
+    output.cache.reorder_cache(torch.arange(num_images, device=prefix.device).repeat_interleave(num_beams))
+    return output.logits[:, -1].repeat_interleave(num_beams, 0), output.cache
 
 
-def _put_all(results: list[Captions], groups: list[Beams], images: Tensor) -> None:
-    for result, beams in zip(results, groups, strict=True):
-        result.put(images, beams.done)
+def _process(logits: Tensor, groups: Sequence[Beams], processors: LogitsProcessorList) -> Tensor:
+    """Return log p of the next word after the logits processors: `(N, V) -> (B, G·K, V)`."""
+    words = torch.stack([group.running.words[..., : group.length] for group in groups], 1)  # (B, G, K, T)
+    log_probs = torch.log_softmax(logits.float(), -1)
+    log_probs = processors(words.flatten(0, 2), log_probs)  # type: ignore[arg-type]
+    return log_probs.unflatten(0, (len(words), -1))
 
 
-def beam_output(
-    done: Captions,
-    config: GenerationConfig,
-    prefix_length: int,
-    cache: RecurrentCache,
+def _advance(groups: Sequence[Beams], log_probs: Tensor, choose: Choice) -> Tensor:
+    """Append a word to the captions of all groups, one group after the other.
+
+    Returns:
+        `(B, G·K)`, for each caption now running the beam in [0, G·K) that it continues.
+    """
+    chosen: list[Continuations] = []
+    parents: list[Tensor] = []
+    for number, (group, own_log_probs) in enumerate(zip(groups, log_probs.chunk(len(groups), 1), strict=True)):
+        chosen.append(choose(own_log_probs, group, chosen))
+        parents.append(number * group.num_beams + group.advance(chosen[-1]))
+    return torch.cat(parents, 1)
+
+
+def _remaining_images(groups: Sequence[Beams]) -> Tensor:
+    """Return the images to go on with, `(B',)`: all, or if enough are finished only those that can improve."""
+    can_improve = torch.stack([group.can_improve for group in groups]).any(0)  # (B,)
+    if int(can_improve.sum()) > DROP_AT * len(can_improve):
+        return torch.arange(len(can_improve), device=can_improve.device)
+    return can_improve.nonzero().squeeze(1)
+
+
+def _write_finished(finished: Sequence[Captions], groups: Sequence[Beams], images: Tensor) -> None:
+    """Copy the finished captions of the images `(B',)` in the batch to the captions of all images."""
+    for captions, group in zip(finished, groups, strict=True):
+        for part, new in zip(captions.parts, group.finished.parts, strict=True):
+            part[images] = new
+
+
+def generate_output(
+    captions: Captions, config: GenerationConfig, prefix_length: int
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
-    """The best captions of each image as `generate()` returns them."""
+    """Return the first `num_return_sequences` captions of each image in the form that `generate()` returns."""
     count = config.num_return_sequences
-    words, path = done.words[:, :count].flatten(0, 1), done.path[:, :count].flatten(0, 1)  # (B·S, L)
-    num_words = int((path >= 0).sum(1).max())
-    words, path = words[:, : prefix_length + num_words], path[:, :num_words]
+    words, scores, beam_indices = (part[:, :count].flatten(0, 1) for part in captions.parts)  # (B·count, …)
+    num_words = int((beam_indices >= 0).sum(1).max())
+    words, beam_indices = words[:, : prefix_length + num_words], beam_indices[:, :num_words]
     if not config.return_dict_in_generate:
         return words
     return GenerateBeamEncoderDecoderOutput(
         sequences=words,  # type: ignore[arg-type]
-        sequences_scores=done.scores[:, :count].flatten(),  # type: ignore[arg-type]
-        beam_indices=path,  # type: ignore[arg-type]
-        cache=cache,  # type: ignore[arg-type]
+        sequences_scores=scores,  # type: ignore[arg-type]
+        beam_indices=beam_indices,  # type: ignore[arg-type]
     )

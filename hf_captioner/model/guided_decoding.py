@@ -1,12 +1,14 @@
-"""Beam searches that look for more than the likeliest caption, for `generate(custom_generate=…)`.
+"""Beam searches that look for more than the likeliest captions, for `generate(custom_generate=...)`.
 
-model.generate(**inputs, custom_generate=diverse_beam_search, num_beams=6, num_beam_groups=3, num_return_sequences=6)
-words = processor.tokenizer(["dog", "red ball"], add_special_tokens=False).input_ids
-model.generate(**inputs, custom_generate=constrained_beam_search, num_beams=6, force_words_ids=words)
+    model.generate(**inputs, custom_generate=diverse_beam_search, num_beams=6, num_beam_groups=3)
+    words = processor.tokenizer(["dog", "red ball"], add_special_tokens=False).input_ids
+    model.generate(**inputs, custom_generate=constrained_beam_search, num_beams=6, force_words_ids=words)
+
+Each is the `search` of decoding.py with another rule for choosing how captions go on.
 """
 
-# B: images, K: beams of an image or of a group, N: beams of all images, M: continuations, V: vocabulary
-# T: words so far, F: phrases
+# B: images, K: beams of an image (in one group), N: beams of all images, M: continuations considered, V: vocabulary
+# T: words so far, F: forced phrases of all constraints together
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.utils import GenerateBeamEncoderDecoderOutput
 
-from .decoding import WORST, Beams, Captions, Continuations, Model, beam_output, best_continuations, search
+from .beams import WORST, Beams, Captions, Continuations
+from .decoding import Model, best_continuations, generate_output, search
 
 Phrase = list[int]
 
@@ -34,65 +37,66 @@ def diverse_beam_search(
     diversity_penalty: float = 0.5,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
-    """Groups of beams that avoid each other's words (Vijayakumar et al. 2016, Algorithm 1, Hamming diversity).
+    """Search with groups of beams that avoid each other's words (Vijayakumar et al. 2016, Algorithm 1).
 
-    At each step the groups choose one after the other; a word that beams of earlier groups have chosen at this step
-    counts `diversity_penalty` less for each of them. As in the paper the penalty decides which words are chosen, and
-    the scores of captions remain log p. (The older search of transformers adds it to the scores for good.)
-
-    Of each group the best captions are returned, equally many of every group where `num_return_sequences` allows,
-    all of them sorted by score.
+    Returned are the best captions of every group, equally many of each where `num_return_sequences` allows, sorted by
+    score.
 
     Args:
-        model: given by `generate()`, as are all that follow but the last two.
-        input_ids: `(N, T)`.
-        logits_processor: change log p of the next words.
-        stopping_criteria: say when a caption is done.
-        generation_config: settings of the search.
-        num_beam_groups: groups that `num_beams` is divided into. One is plain beam search.
-        diversity_penalty: λ >= 0, in units of log p.
-        model_kwargs: with `encoder_outputs`.
+        model: The captioner. It and the next four arguments are passed by `generate()`.
+        input_ids: First words of every beam, `(N, T)`.
+        logits_processor: Processors of log p of the next words.
+        stopping_criteria: Criteria that tell whether a caption ends.
+        generation_config: Settings of the search.
+        num_beam_groups: Groups that the beams are divided into. One group is plain beam search.
+        diversity_penalty: Penalty for each use of a word by earlier groups, at least 0, in units of log p.
+        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
 
     Raises:
-        ValueError: beams that can't be divided so, or a negative penalty.
+        ValueError: The beams can't be divided into so many groups, or the penalty is negative.
     """
-    num_beams = require_beams(generation_config, "diverse_beam_search")
+    num_beams = _require_beams(generation_config, "diverse_beam_search")
     if num_beam_groups < 1 or num_beams % num_beam_groups:
         raise ValueError(
             f"num_beam_groups is {num_beam_groups}, but must divide num_beams={num_beams}, such as 3 groups of 6 beams."
         )
     if diversity_penalty < 0:
         raise ValueError(f"diversity_penalty is {diversity_penalty}, but must not be negative.")
-    chosen: list[Tensor] = []  # of each group so far, the words of this step (B, K)
+    settings = (logits_processor, stopping_criteria, generation_config)
+    choose = partial(diverse_continuations, penalty=diversity_penalty)
+    groups = search(model, input_ids, *settings, model_kwargs["encoder_outputs"], choose, num_beam_groups)
+    captions = _take_turns(groups)
+    best = captions.scores[:, : generation_config.num_return_sequences].argsort(dim=1, descending=True, stable=True)
+    return generate_output(captions.select(best), generation_config, input_ids.shape[1])
 
-    def choose(log_probs: Tensor, beams: Beams) -> Continuations:
-        if len(chosen) == num_beam_groups:
-            chosen.clear()
-        total = log_probs + beams.running.scores.unsqueeze(2)  # (B, K, V)
-        preference = total
-        if chosen:
-            words = torch.cat(chosen, 1)  # (B, K')
-            counts = total.new_zeros(len(total), total.shape[2]).scatter_add_(1, words, total.new_ones(words.shape))
-            preference = total - diversity_penalty * counts.unsqueeze(1)
-        index = preference.flatten(1).topk(beams.num_continuations)[1]  # (B, M)
-        continuations = Continuations(
-            total.flatten(1).gather(1, index), index // total.shape[2], index % total.shape[2]
-        )
-        chosen.append(continuations.words[:, : beams.num_beams])
-        return continuations
 
-    encoder_outputs = model_kwargs["encoder_outputs"]
-    done, cache = search(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, encoder_outputs,
-        choices=[choose] * num_beam_groups,
-    )  # fmt: skip
-    # The best of every group, then the second best of every group, and so on.
-    together = Captions(
-        *(torch.stack([getattr(part, name) for part in done], 2).flatten(1, 2) for name in ("words", "scores", "path"))
-    )
-    count = generation_config.num_return_sequences
-    best = together.scores[:, :count].argsort(dim=1, descending=True, stable=True)
-    return beam_output(together.take(best), generation_config, input_ids.shape[1], cache)
+def diverse_continuations(
+    log_probs: Tensor, beams: Beams, earlier: Sequence[Continuations], penalty: float
+) -> Continuations:
+    """Return the likeliest continuations with a penalty on words that earlier groups use (Hamming diversity).
+
+    As in the paper the penalty decides which continuations are chosen, and the scores of captions remain log p. (The
+    older diverse search of transformers adds the penalty to the scores for good.)
+
+    Args:
+        log_probs: log p of the next word, `(B, K, V)`.
+        beams: The beams of this group.
+        earlier: The continuations that earlier groups have chosen at this step.
+        penalty: Penalty for each beam of an earlier group that continues with the word.
+    """
+    totals = beams.totals(log_probs)  # (B, K, V)
+    num_uses = torch.zeros_like(totals[:, 0])  # (B, V)
+    for continuations in earlier:
+        words = continuations.words[:, : beams.num_beams]
+        num_uses.scatter_add_(1, words, torch.ones_like(words, dtype=num_uses.dtype))
+    preferences = totals - penalty * num_uses.unsqueeze(1)
+    return Continuations.at(preferences.flatten(1).topk(beams.num_continuations)[1], totals)
+
+
+def _take_turns(groups: Sequence[Captions]) -> Captions:
+    """Return the best caption of every group, then the second best of every group, and so on: `(B, G·K, ...)`."""
+    parts = zip(*(group.parts for group in groups), strict=True)
+    return Captions(*(torch.stack(part, 2).flatten(1, 2) for part in parts))
 
 
 def constrained_beam_search(
@@ -104,139 +108,166 @@ def constrained_beam_search(
     force_words_ids: Sequence[Phrase | Sequence[Phrase]] = (),
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
-    """Beam search for captions in which given words occur (dynamic beam allocation, Post and Vilar 2018).
-
-    Beams are shared out evenly among numbers of forced words that they hold already, so that captions on their way to
-    the constraints aren't crowded out by likelier ones that ignore them. Captions end only with all constraints met.
+    """Search for captions in which given words occur (dynamic beam allocation, Post and Vilar 2018).
 
     Args:
-        model: given by `generate()`, as are all that follow but the last two.
-        input_ids: `(N, T)`.
-        logits_processor: change log p of the next words.
-        stopping_criteria: say when a caption is done.
-        generation_config: settings of the search.
-        force_words_ids: of each constraint the ids of a phrase, `[dog]` or `[red, shirt]`, or a list of phrases of
-            which one must occur, `[[dog], [dogs]]`.
-        model_kwargs: with `encoder_outputs`.
+        model: The captioner. It and the next four arguments are passed by `generate()`.
+        input_ids: First words of every beam, `(N, T)`.
+        logits_processor: Processors of log p of the next words.
+        stopping_criteria: Criteria that tell whether a caption ends.
+        generation_config: Settings of the search.
+        force_words_ids: One entry per constraint: the token ids of a phrase that must occur, `[dog]` or `[red, shirt]`,
+            or a list of phrases of which one must occur, `[[dog], [dogs]]`.
+        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
 
     Raises:
-        ValueError: no constraints, or ones that no caption of this length can meet.
+        ValueError: No constraints are given, max_length is too short for them, or too few captions meet them.
     """
-    num_beams = require_beams(generation_config, "constrained_beam_search")
-    constraints = [as_phrases(constraint) for constraint in force_words_ids]
-    shortest = sum(min(len(phrase) for phrase in phrases) for phrases in constraints)
+    num_beams = _require_beams(generation_config, "constrained_beam_search")
+    phrases = [as_phrases(constraint) for constraint in force_words_ids]
+    num_needed = sum(min(map(len, alternatives)) for alternatives in phrases) + 1  # and an end token
     room = int(generation_config.max_length) - input_ids.shape[1]  # type: ignore[arg-type]
-    if not constraints or shortest + 1 > room:
+    if not phrases or num_needed > room:
         raise ValueError(
-            f"force_words_ids holds {len(constraints)} constraints of {shortest} words in all; give at least one, and "
-            f"no more words than fit: with <end> there is room for {room}. Raise max_length for more."
+            f"force_words_ids holds {len(phrases)} constraints, which with the end token take {num_needed} words, and "
+            f"captions have room for {room}. Give at least one constraint, and raise max_length for longer captions."
         )
-    choose = partial(constrained_continuations, targets=Targets(constraints, input_ids.device))
-    encoder_outputs = model_kwargs["encoder_outputs"]
-    done, cache = search(
-        model, input_ids, logits_processor, stopping_criteria, generation_config, encoder_outputs, choices=[choose]
-    )
-    found = int((done[0].scores > WORST).sum(1).min())
-    if found < generation_config.num_return_sequences:
+    settings = (logits_processor, stopping_criteria, generation_config)
+    constraints = [Constraint(alternatives, input_ids.device) for alternatives in phrases]
+    choose = partial(constrained_continuations, constraints=constraints)
+    (captions,) = search(model, input_ids, *settings, model_kwargs["encoder_outputs"], choose)
+    num_found = int((captions.scores > WORST).sum(1).min())
+    if num_found < generation_config.num_return_sequences:
         raise ValueError(
-            f"{found} captions hold all words of force_words_ids={list(force_words_ids)} for some image, but "
-            f"{generation_config.num_return_sequences} are asked for. Give more than {num_beams} beams, a longer "
-            "max_length, or take back what forbids these words (bad_words_ids, suppress_tokens, no_repeat_ngram_size)."
+            f"For some image only {num_found} captions hold all words of force_words_ids={list(force_words_ids)}, but "
+            f"num_return_sequences is {generation_config.num_return_sequences}. Use more than {num_beams} beams or a "
+            "longer max_length, or stop forbidding these words (bad_words_ids, suppress_tokens, no_repeat_ngram_size)."
         )
-    return beam_output(done[0], generation_config, input_ids.shape[1], cache)
+    return generate_output(captions, generation_config, input_ids.shape[1])
 
 
-class Targets:
-    """What must occur in a caption.
+class Constraint:
+    """Phrases of which one must occur in a caption.
 
     Args:
-        constraints: of each the phrases of which one must occur.
-        device: where captions are.
+        phrases: Token ids of each phrase.
+        device: Device of the captions.
     """
 
-    def __init__(self, constraints: Sequence[Sequence[Phrase]], device: torch.device) -> None:
-        self.constraints = [[torch.tensor(phrase, device=device) for phrase in phrases] for phrases in constraints]
-        self.num_words = sum(max(map(len, phrases)) for phrases in constraints)
+    def __init__(self, phrases: Sequence[Phrase], device: torch.device) -> None:
+        self.phrases = [torch.tensor(phrase, device=device) for phrase in phrases]
+        self.num_words = max(map(len, phrases))  # as many words a met constraint counts, whichever phrase occurs
 
-    def held(self, words: Tensor) -> tuple[Tensor, Tensor]:
-        """How far captions have come.
+    def is_met(self, words: Tensor) -> Tensor:
+        """Return whether a phrase occurs in captions: `(..., T) -> (...)`."""
+        is_met = torch.zeros(words.shape[:-1], dtype=torch.bool, device=words.device)
+        for phrase in self.phrases:
+            if len(phrase) <= words.shape[-1]:
+                is_met |= (words.unfold(-1, len(phrase), 1) == phrase).all(-1).any(-1)
+        return is_met
 
-        Args:
-            words: `(…, T)`.
+    def num_begun(self, words: Tensor) -> list[Tensor]:
+        """Return, for each phrase, with how many of its first words, but not all, captions end: `(..., T) -> (...)`."""
+        counts = []
+        for phrase in self.phrases:
+            count = torch.zeros(words.shape[:-1], dtype=torch.long, device=words.device)
+            for length in range(1, min(len(phrase), words.shape[-1] + 1)):
+                count = torch.where((words[..., -length:] == phrase[:length]).all(-1), length, count)
+            counts.append(count)
+        return counts
 
-        Returns:
-            Forced words that a caption holds or has begun to hold, `(…)`, at most `num_words`; and
-            for each phrase of each constraint the word that would take it further, `(…, F)`, -1 where its constraint is
-            met.
-        """
-        total = torch.zeros(words.shape[:-1], dtype=torch.long, device=words.device)
-        next_words = []
-        for phrases in self.constraints:
-            met = torch.zeros_like(total, dtype=torch.bool)
-            progress = torch.zeros_like(total)
-            following = []
-            for phrase in phrases:
-                if words.shape[-1] >= len(phrase):
-                    met |= (words.unfold(-1, len(phrase), 1) == phrase).all(-1).any(-1)
-                begun = torch.zeros_like(total)
-                for length in range(1, min(len(phrase), words.shape[-1] + 1)):
-                    begun = torch.where((words[..., -length:] == phrase[:length]).all(-1), length, begun)
-                progress = torch.maximum(progress, begun)
-                following.append(phrase[begun])
-            total += torch.where(met, max(map(len, phrases)), progress)
-            next_words += [torch.where(met, -1, word) for word in following]
-        return total, torch.stack(next_words, -1)
+    def num_held(self, words: Tensor) -> Tensor:
+        """Return how many forced words captions hold or have begun to hold: `(..., T) -> (...)`."""
+        begun = torch.stack(self.num_begun(words)).amax(0)
+        return torch.where(self.is_met(words), self.num_words, begun)
+
+    def next_words(self, words: Tensor) -> Tensor:
+        """Return the word that takes each phrase further, -1 where the constraint is met: `(..., T) -> (..., F)`."""
+        following = [phrase[count] for phrase, count in zip(self.phrases, self.num_begun(words), strict=True)]
+        return torch.where(self.is_met(words).unsqueeze(-1), -1, torch.stack(following, -1))
 
 
-def constrained_continuations(log_probs: Tensor, beams: Beams, targets: Targets) -> Continuations:
-    """The likeliest continuations, the likeliest of each beam and all that take a constraint further, shared out.
+def constrained_continuations(
+    log_probs: Tensor, beams: Beams, earlier: Sequence[Continuations], constraints: Sequence[Constraint]
+) -> Continuations:
+    """Return continuations shared out evenly among numbers of forced words that captions hold.
 
-    With r the rank of a continuation by log p among those with as many forced words, all with r = 0 come first, those
-    with most forced words in front; then all with r = 1, and so on.
+    Otherwise captions on their way to the constraints would be crowded out by likelier ones that ignore them. Captions
+    may end only with all constraints met. See `Choice` in decoding.py for the other arguments.
     """
-    num_images, num_beams, vocab_size = log_probs.shape
-    scores = beams.running.scores
-    words_so_far = beams.running.words[..., : beams.length]  # (B, K, T)
-    _, wanted = targets.held(words_so_far)  # (B, K, F)
-    total = log_probs + scores.unsqueeze(2)  # (B, K, V)
-    likeliest = best_continuations(log_probs, beams)
-    each = torch.arange(num_beams, device=total.device).expand(num_images, -1)  # (B, K)
-    parents = torch.cat([likeliest.parents, each, each.repeat_interleave(wanted.shape[2], 1)], 1)  # (B, M)
-    words = torch.cat([likeliest.words, total.argmax(2), wanted.flatten(1)], 1)
-    place = parents * vocab_size + words.clamp(min=0)
-    values = total.flatten(1).gather(1, place)
-    # A continuation found in more than one way counts once, one that is not wanted never.
-    twice = (place.unsqueeze(2) == place.unsqueeze(1)).tril(-1) & (words >= 0).unsqueeze(1)
-    values = values.masked_fill(twice.any(2) | (words < 0), -torch.inf)
+    totals = beams.totals(log_probs)  # (B, K, V)
+    sequences = beams.running.words[..., : beams.length]  # (B, K, T)
+    proposed = _propose(totals, sequences, best_continuations(log_probs, beams), constraints)
+    image = torch.arange(len(totals), device=totals.device).unsqueeze(1)  # (B, 1)
+    extended = torch.cat([sequences[image, proposed.parents], proposed.words.unsqueeze(2)], 2)  # (B, M, T + 1)
+    num_held = torch.stack([constraint.num_held(extended) for constraint in constraints]).sum(0)  # (B, M)
+    all_met = num_held == sum(constraint.num_words for constraint in constraints)
+    is_end = torch.isin(proposed.words, torch.tensor(beams.config.eos_token_id, device=totals.device))
+    scores = proposed.scores.masked_fill(is_end & ~all_met, -torch.inf)
 
-    rows = torch.arange(num_images, device=total.device).unsqueeze(1)
-    extended = torch.cat([words_so_far[rows, parents], words.unsqueeze(2)], 2)  # (B, M, T + 1)
-    held, _ = targets.held(extended)  # (B, M)
-    met = held == targets.num_words
-    ends = beams.config.eos_token_id
-    is_end = torch.isin(words, torch.tensor(ends, device=words.device))
-    values = values.masked_fill(is_end & ~met, -torch.inf)
-
-    order = values.argsort(dim=1, descending=True, stable=True)
-    values, held, met = (part.gather(1, order) for part in (values, held, met))
-    rank = (held.unsqueeze(2) == held.unsqueeze(1)).tril(-1).sum(2)  # (B, M)
-    possible = values > WORST / 2  # and no copy of the first beam, as all are at the start
-    key = torch.where(possible, rank * (targets.num_words + 1) + targets.num_words - held, torch.iinfo(rank.dtype).max)
-    shared = key.argsort(dim=1, stable=True)[:, : beams.num_continuations]
-    taken = order.gather(1, shared)
+    # Copies of the first beam, as all beams are at the start, have scores near WORST and are as little use.
+    is_possible = scores > WORST / 2
+    index = _share_out(scores, num_held, is_possible)[:, : beams.num_continuations]
     return Continuations(
-        values.gather(1, shared).clamp(min=WORST),
-        parents.gather(1, taken),
-        words.gather(1, taken).clamp(min=0),
-        may_end=(met & possible).gather(1, shared),
+        scores.gather(1, index).clamp(min=WORST),
+        proposed.parents.gather(1, index),
+        proposed.words.gather(1, index).clamp(min=0),
+        may_end=(all_met & is_possible).gather(1, index),
     )
+
+
+def _propose(
+    totals: Tensor, sequences: Tensor, likeliest: Continuations, constraints: Sequence[Constraint]
+) -> Continuations:
+    """Return the likeliest continuations, the likeliest of each beam, and all that take a constraint further.
+
+    One that is proposed more than once gets a score of -inf but for the first time, and so do words of -1.
+
+    Args:
+        totals: Scores of all continuations, `(B, K, V)`.
+        sequences: Words of the running captions, `(B, K, T)`.
+        likeliest: The likeliest continuations of each image.
+        constraints: What must occur.
+    """
+    num_images, num_beams, vocab_size = totals.shape
+    forced = torch.cat([constraint.next_words(sequences) for constraint in constraints], -1)  # (B, K, F)
+    beam = torch.arange(num_beams, device=totals.device).expand(num_images, -1)  # (B, K)
+    parents = torch.cat([likeliest.parents, beam, beam.repeat_interleave(forced.shape[2], 1)], 1)  # (B, M)
+    words = torch.cat([likeliest.words, totals.argmax(2), forced.flatten(1)], 1)  # (B, M)
+
+    index = parents * vocab_size + words.clamp(min=0)
+    is_word = words >= 0
+    is_same = (index.unsqueeze(2) == index.unsqueeze(1)) & is_word.unsqueeze(1)  # (B, M, M)
+    is_repeated = is_same.tril(-1).any(2)
+    scores = totals.flatten(1).gather(1, index).masked_fill(is_repeated | ~is_word, -torch.inf)
+    return Continuations(scores, parents, words)
+
+
+def _share_out(scores: Tensor, num_held: Tensor, is_possible: Tensor) -> Tensor:
+    """Return the order in which continuations are chosen, so that no number of forced words is crowded out.
+
+    First come the likeliest continuations for each number of forced words, then the second likeliest for each, and so
+    on; among these those with more forced words come first. The impossible ones come last.
+
+    Args:
+        scores: `(B, M)`.
+        num_held: Forced words that the caption of a continuation holds, `(B, M)`.
+        is_possible: Whether a continuation may be chosen at all, `(B, M)`.
+    """
+    by_score = scores.argsort(dim=1, descending=True, stable=True)
+    num_held, is_possible = num_held.gather(1, by_score), is_possible.gather(1, by_score)
+    rank = (num_held.unsqueeze(2) == num_held.unsqueeze(1)).tril(-1).sum(2)  # likelier ones with as many forced words
+    levels = num_held.amax() + 1
+    key = rank * levels + (levels - 1 - num_held)  # ascending by rank, then descending by forced words
+    key = key.masked_fill(~is_possible, torch.iinfo(key.dtype).max)
+    return by_score.gather(1, key.argsort(dim=1, stable=True))
 
 
 def as_phrases(constraint: Any) -> list[Phrase]:
-    """The phrases of a constraint: `[dog]` -> `[[dog]]`.
+    """Return the phrases of a constraint as a list: `[dog] -> [[dog]]`, `[[dog], [dogs]] -> [[dog], [dogs]]`.
 
     Raises:
-        ValueError: neither a list of ids nor a list of such lists, or an empty one.
+        ValueError: The constraint is neither a list of ids nor a list of such lists, or one is empty.
     """
     phrases = [constraint] if constraint and isinstance(constraint[0], int) else constraint
     if not phrases or not all(phrase and all(isinstance(word, int) for word in phrase) for phrase in phrases):
@@ -246,11 +277,11 @@ def as_phrases(constraint: Any) -> list[Phrase]:
     return [list(phrase) for phrase in phrases]
 
 
-def require_beams(config: GenerationConfig, name: str) -> int:
-    """The number of beams.
+def _require_beams(config: GenerationConfig, name: str) -> int:
+    """Return the number of beams of a generation config.
 
     Raises:
-        ValueError: there is only one, or words are to be sampled.
+        ValueError: There is only one beam, or words are to be sampled.
     """
     if not config.num_beams or config.num_beams < 2 or config.do_sample:
         raise ValueError(
