@@ -1,7 +1,11 @@
-"""Figures: where a captioner looked, how its training went, and what it says.
+"""Figures of attention maps, of captioned images and of training curves.
 
-Each is a `matplotlib.figure.Figure` made without pyplot, so it needs no display and leaves pyplot's state alone. Save
-it with `figure.savefig("attention.png")`.
+Each function returns a `matplotlib.figure.Figure`; save it with `figure.savefig("attention.png")`. The figures are made
+without pyplot, so they need no display and leave pyplot's state alone.
+
+Words are set in matplotlib's default font, which has no Chinese, Japanese, Korean or Indic scripts and shows their
+characters as boxes. Name an installed font that has them:
+`matplotlib.rcParams["font.family"] = ["DejaVu Sans", "Noto Sans CJK JP"]`.
 """
 
 from __future__ import annotations
@@ -13,31 +17,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.images import ImageSource, open_image
-from .fonts import families
-from .maps import checked_maps, relative_box, scaled, settled, spread, stretched
+from ..model.images import Box, ImageSource, open_image, scaled
+from .maps import check_maps, min_max_scaled, relative_box, shift_into_image, upsample
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# T: words, H, W: height and width of a photograph in pixels; lengths without a unit are inches
+# T: words; H, W: height and width of an image in pixels. Lengths without a unit are in inches.
 
-DOTS = 150  # an inch
+DPI = 150
 GAP = 0.1
 MARGIN = 0.15
-INK = "#222222"
+TEXT_COLOR = "#222222"
 
-PANEL = 2.0  # longer edge of a photograph beside its maps
-FOG, SEEN_THROUGH = 0.14, 0.25  # brightness of the fog where a model did not look, and how much shows through
-GREY = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # luma of red, green and blue, ITU-R BT.601
+PANEL_EDGE = 2.0  # longer edge of each panel of `attention_figure`
+TITLE_HEIGHT = 0.3  # of the word above a panel
+# Where the model did not look, a panel shows grey fog: this brightness, plus this fraction of the image's own.
+FOG_BRIGHTNESS, FOG_TRANSPARENCY = 0.14, 0.25
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # weights of red, green and blue, ITU-R BT.601
 
-ROW_WIDTH = 9.0  # of photographs with captions
-ROW_HEIGHT = 2.4  # at most
-LINE = 0.18  # height of a line of a caption
-LETTERS = 13.5  # an inch of a line
+# Layout of `captions_figure`
+ROW_WIDTH = 9.0
+MAX_ROW_HEIGHT = 2.4
+LINE_HEIGHT = 0.18
+CHARACTERS_PER_INCH = 13.5
 
-# Scores that curves_figure draws, with their names and colours (Okabe and Ito's, told apart by the colour-blind).
+# Scores that `curves_figure` draws, with their labels and colours (by Okabe and Ito, for colour-blind readers too).
 SCORES = {
     "cider": ("CIDEr-D", "#d55e00"),
     "rouge_l": ("ROUGE-L", "#009e73"),
@@ -46,101 +52,102 @@ SCORES = {
 }
 
 
-def attention_figure(
-    image: ImageSource,
-    words: Sequence[str],
-    maps: np.ndarray,
-    box: tuple[float, float, float, float] | None = None,
-) -> Figure:
-    """The photograph, then for every word where the model looked, after the figures of Xu et al. 2015.
+def attention_figure(image: ImageSource, words: Sequence[str], maps: np.ndarray, box: Box | None = None) -> Figure:
+    """Draw the image, and then a panel for each word that shows where the model looked (Xu et al. 2015, fig. 3).
 
-    Where the model looked the photograph is clear, elsewhere it lies in grey fog. Each map is scaled from its own
-    least to its own greatest weight, as in the paper; a map without differences leaves the photograph as it is.
+    A panel shows the image clearly where the model looked, and in grey fog elsewhere. As in the paper, each map is
+    scaled from its own smallest to its own largest weight; a map of equal weights leaves the image clear.
 
     Args:
-        image: anything that `open_image` reads; shown upright, whole, with its own aspect ratio.
-        words: of the caption.
-        maps: `(T, rows, columns)`, attention weights of each word.
-        box: `(left, top, right, bottom)` of what the maps cover in pixels of the image, as the pipeline gives it;
+        image: Any image that `open_image` reads. It is drawn upright and whole, in its own aspect ratio.
+        words: Words of the caption.
+        maps: Attention weights of each word, `(T, rows, columns)`.
+        box: Part of the image that the maps cover, `(left, top, right, bottom)` in pixels, as the pipeline returns it;
             None for the whole image.
 
     Raises:
-        ValueError: maps of another shape or number; see `open_image` for its errors.
+        ValueError: `maps` has the wrong shape, or the image can't be read (see `open_image` for other errors).
     """
-    maps = checked_maps(words, maps)
+    maps = check_maps(words, maps)
     original = open_image(image)
-    photo = scaled(original, PANEL * DOTS)
-    maps, box = settled(maps, relative_box(box, original.size))
-    pixels = np.asarray(photo, dtype=np.float32) / 255  # (H, W, 3)
-    fog = FOG + SEEN_THROUGH * (pixels @ GREY)[..., None]  # (H, W, 1)
+    small = scaled(original, PANEL_EDGE * DPI)
+    maps, box = shift_into_image(maps, relative_box(box, original.size))
+    pixels = np.asarray(small, dtype=np.float32) / 255  # (H, W, 3)
+    fog = FOG_BRIGHTNESS + FOG_TRANSPARENCY * (pixels @ LUMA)[..., None]  # (H, W, 1)
     panels = [(pixels, "")]
     for word, weights in zip(words, maps, strict=True):
-        light = spread(stretched(weights, even=1), photo.size, box)[..., None]
-        panels.append((light * pixels + (1 - light) * fog, word))
+        clarity = upsample(min_max_scaled(weights, constant=1), small.size, box)[..., None]  # (H, W, 1)
+        panels.append((clarity * pixels + (1 - clarity) * fog, word))
 
-    title, width, height = 0.3, photo.width / DOTS, photo.height / DOTS
+    width, height = small.width / DPI, small.height / DPI
     columns = _num_columns(len(panels), width / height)
     rows = math.ceil(len(panels) / columns)
-    figure = _figure(2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (title + height + GAP) - GAP)
-    for index, (picture, word) in enumerate(panels):
+    figure = new_figure(
+        2 * MARGIN + columns * (width + GAP) - GAP, 2 * MARGIN + rows * (TITLE_HEIGHT + height + GAP) - GAP
+    )
+    for index, (panel, word) in enumerate(panels):
         row, column = divmod(index, columns)
-        left, top = MARGIN + column * (width + GAP), MARGIN + row * (title + height + GAP) + title
-        axes = _add_picture(figure, picture, left, top, width, height)
-        axes.set_title(word, fontsize=12, fontfamily=families(), color=INK, pad=5, parse_math=False)
+        left, top = MARGIN + column * (width + GAP), MARGIN + row * (TITLE_HEIGHT + height + GAP) + TITLE_HEIGHT
+        axes = add_image(figure, panel, left, top, width, height)
+        axes.set_title(word, fontsize=12, color=TEXT_COLOR, pad=5, parse_math=False)
     return figure
 
 
 def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, columns: int = 4) -> Figure:
-    """Photographs in rows of equal height, each with its caption beneath.
+    """Draw images in rows of equal height, each with its caption beneath.
 
     Args:
-        images: anything that `open_image` reads, shown upright, whole, with their own aspect ratios.
-        captions: one an image; it may have several lines.
-        columns: photographs in a row.
+        images: Any images that `open_image` reads. They are drawn upright and whole, in their own aspect ratios.
+        captions: One caption for each image; it may have several lines.
+        columns: Number of images in a row.
 
     Raises:
-        ValueError: no images, or not as many captions; see `open_image` for its errors.
+        ValueError: There are no images, there is not one caption for each, or one can't be read (see `open_image` for
+            other errors).
     """
-    photos = [open_image(image) for image in images]
-    if not photos or len(photos) != len(captions):
-        raise ValueError(f"{len(photos)} images and {len(captions)} captions are given; give one caption an image.")
+    opened = [open_image(image) for image in images]
+    if not opened or len(opened) != len(captions):
+        raise ValueError(
+            f"{len(opened)} images and {len(captions)} captions are given; give at least one image, and one caption "
+            "for each."
+        )
     placed, right, top = [], 0.0, MARGIN
-    for start in range(0, len(photos), columns):
-        row = photos[start : start + columns]
-        # A tall photograph gets the room of a square one, or its caption would be a column of single words.
-        rooms = [max(1.0, photo.width / photo.height) for photo in row]
-        height = min(ROW_HEIGHT, (ROW_WIDTH - GAP * (len(row) - 1)) / sum(rooms))
+    for start in range(0, len(opened), columns):
+        row = opened[start : start + columns]
+        # A tall image gets as much width as a square one, or its caption would be a column of single words.
+        aspects = [max(1.0, image.width / image.height) for image in row]
+        height = min(MAX_ROW_HEIGHT, (ROW_WIDTH - GAP * (len(row) - 1)) / sum(aspects))
         num_lines, left = 0, MARGIN
-        for photo, room, caption in zip(row, rooms, captions[start:], strict=False):
-            letters = max(8, int(LETTERS * room * height))
-            lines = [line for text in caption.splitlines() for line in textwrap.wrap(text, letters)]
-            placed.append((photo, "\n".join(lines), left, top, height))
-            num_lines, left = max(num_lines, len(lines)), left + room * height + GAP
-        right, top = max(right, left - GAP), top + height + LINE * (1.5 + num_lines)
-    figure = _figure(right + MARGIN, top)
-    for photo, text, left, top, height in placed:
-        width = height * photo.width / photo.height
-        axes = _add_picture(figure, np.asarray(scaled(photo, max(width, height) * DOTS)), left, top, width, height)
+        for image, aspect, caption in zip(row, aspects, captions[start:], strict=False):
+            line_length = max(8, int(CHARACTERS_PER_INCH * aspect * height))
+            lines = [line for text in caption.splitlines() for line in textwrap.wrap(text, line_length)]
+            placed.append((image, "\n".join(lines), left, top, height))
+            num_lines, left = max(num_lines, len(lines)), left + aspect * height + GAP
+        right, top = max(right, left - GAP), top + height + LINE_HEIGHT * (1.5 + num_lines)
+    figure = new_figure(right + MARGIN, top)
+    for image, text, left, top, height in placed:
+        width = height * image.width / image.height
+        axes = add_image(figure, np.asarray(scaled(image, max(width, height) * DPI)), left, top, width, height)
         axes.annotate(
             text, (0, 0), (0, -5), xycoords="axes fraction", textcoords="offset points",
-            ha="left", va="top", fontsize=9.5, fontfamily=families(), color=INK, parse_math=False,
+            ha="left", va="top", fontsize=9.5, color=TEXT_COLOR, parse_math=False,
         )  # fmt: skip
     return figure
 
 
 def curves_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Training curves: the loss on the left, validation scores on the right with the best epoch of each marked.
+    """Draw the training loss and, beside it, the validation scores of each epoch, with the best of each score marked.
 
     Args:
-        epochs: records with `epoch` and any of `loss` and the names in `SCORES`; other keys are ignored.
+        epochs: Records with the key `epoch` and any of `loss` and the keys of `SCORES`; other keys are ignored.
     """
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure(9.0, 3.3)
+    figure = new_figure(9.0, 3.3)
     loss_axes, score_axes = figure.subplots(1, 2)
     for axes, title in ((loss_axes, "Training loss"), (score_axes, "Validation scores")):
-        axes.set_title(title, fontsize=11, color=INK, loc="left")
-        axes.set_xlabel("epoch", color=INK)
+        axes.set_title(title, fontsize=11, color=TEXT_COLOR, loc="left")
+        axes.set_xlabel("epoch", color=TEXT_COLOR)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -148,18 +155,18 @@ def curves_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
         axes.tick_params(colors="#555555", labelsize=9)
 
     style = {"linewidth": 1.8, "marker": ".", "markersize": 5, "markevery": 1}
-    loss_axes.plot(*_series(epochs, "loss"), color=INK, **style)
+    loss_axes.plot(*_series(epochs, "loss"), color=TEXT_COLOR, **style)
     lines = []
-    for name, (label, colour) in SCORES.items():
+    for name, (label, color) in SCORES.items():
         x, y = _series(epochs, name)
         if y:
             best = max(range(len(y)), key=y.__getitem__)
-            score_axes.plot(x[best], y[best], "o", color=colour, markersize=6)
+            score_axes.plot(x[best], y[best], "o", color=color, markersize=6)
             label = f"{label}  {y[best]:.3f}"
-            lines += score_axes.plot(x, y, color=colour, label=label, **style)
+            lines += score_axes.plot(x, y, color=color, label=label, **style)
     if lines:
         score_axes.set_ylim(bottom=0)
-        lines.sort(key=lambda line: float(line.get_ydata()[-1]), reverse=True)  # as they lie in the picture
+        lines.sort(key=lambda line: float(line.get_ydata()[-1]), reverse=True)  # from top to bottom, as the curves end
         score_axes.legend(
             handles=lines, title="best epoch", frameon=False, fontsize=9, title_fontsize=9, alignment="left",
             loc="center left", bbox_to_anchor=(1.02, 0.5),
@@ -169,29 +176,42 @@ def curves_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _series(epochs: Sequence[Mapping[str, Any]], name: str) -> tuple[list[float], list[float]]:
-    """Epochs that have a value of this name, and these values."""
+    """Return the epochs in which a value of this name was recorded, and these values."""
     points = [(record["epoch"], record[name]) for record in epochs if record.get(name) is not None]
     return [x for x, _ in points], [y for _, y in points]
 
 
 def _num_columns(count: int, aspect: float) -> int:
-    """Columns for `count` panels: about as many as fit a page, and the last row as full as can be."""
+    """Return the number of columns for so many panels of this aspect ratio.
+
+    It is about as many as fit on a page, chosen so that the last row is as full as possible.
+    """
     fewest, most = min(count, 4), min(count, max(4, round(7 / math.sqrt(aspect))))
     return max(range(fewest, most + 1), key=lambda columns: (-(-count % columns), columns))
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float, dpi: float = DPI) -> Figure:
+    """Return an empty white figure of this size in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DOTS, facecolor="white")
+    return Figure(figsize=(width, height), dpi=dpi, facecolor="white")
 
 
-def _add_picture(figure: Figure, picture: np.ndarray, left: float, top: float, width: float, height: float) -> Axes:
-    """Put a picture into a figure, `left` and `top` measured from the upper left corner."""
+def add_image(figure: Figure, pixels: np.ndarray, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes that show an image, and return them.
+
+    Args:
+        figure: Figure to draw in.
+        pixels: Image `(H, W, 3)`.
+        left: Distance from the left edge of the figure in inches.
+        top: Distance from the top edge of the figure in inches.
+        width: Width of the axes in inches.
+        height: Height of the axes in inches.
+    """
     full_width, full_height = figure.get_size_inches()
     axes = figure.add_axes(
         (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
     )
-    axes.imshow(picture, aspect="auto")
+    axes.imshow(pixels, aspect="auto")
     axes.set_axis_off()
     return axes

@@ -1,6 +1,6 @@
-"""Attention maps on their way to a picture: checked, stretched, and laid over the part of the photograph they cover."""
+"""Attention maps made ready to be drawn: checked, scaled, and laid over the part of an image that they cover."""
 
-# T: words, H, W: height and width of a photograph in pixels
+# T: words; H, W: height and width of an image in pixels
 
 from __future__ import annotations
 
@@ -9,98 +9,101 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-Box = tuple[float, float, float, float]
-
-# Heat from where the model hardly looked to where it looked most: shares of the range with red, green and blue.
-# After matplotlib's inferno, without the black: as readable in print and to the colour-blind.
-HEAT: tuple[tuple[float, tuple[int, int, int]], ...] = (
-    (0.0, (70, 20, 110)),
-    (0.35, (170, 40, 95)),
-    (0.6, (230, 80, 40)),
-    (0.8, (250, 150, 20)),
-    (1.0, (255, 225, 90)),
-)
-FAINT = 0.15  # share of the range up to which there is no heat
-OPACITY = 0.75  # of the greatest heat
+from ..model.images import Box
 
 
-def checked_maps(words: Sequence[str], maps: np.ndarray) -> np.ndarray:
-    """Maps `(T, rows, columns)` in single precision, one for each word.
+def check_maps(words: Sequence[str], maps: np.ndarray) -> np.ndarray:
+    """Return attention maps as a float32 array `(T, rows, columns)`.
 
     Raises:
-        ValueError: they are of another shape or number.
+        ValueError: The array has another number of dimensions, or there is not one map for each word.
     """
     maps = np.asarray(maps, dtype=np.float32)
     if maps.ndim != 3 or len(maps) != len(words):
         raise ValueError(
-            f"maps have shape {maps.shape} for {len(words)} words; give an array (T, rows, columns), a map a word."
+            f"The maps have shape {maps.shape} for {len(words)} words; give an array (T, rows, columns) with one map "
+            "for each word."
         )
     return maps
 
 
-def stretched(weights: np.ndarray, *, even: float) -> np.ndarray:
-    """A map scaled so that its least weight is 0 and its greatest 1; `even` everywhere if it has no differences."""
+def min_max_scaled(weights: np.ndarray, *, constant: float) -> np.ndarray:
+    """Scale a map linearly so that its smallest weight becomes 0 and its largest becomes 1.
+
+    Args:
+        weights: Map `(rows, columns)` of weights that are not negative.
+        constant: Value of all cells of a map whose weights are all the same.
+    """
     low, high = weights.min(), weights.max()
     if high - low <= 1e-3 * high:
-        return np.full_like(weights, even)
+        return np.full_like(weights, constant)
     return (weights - low) / (high - low)
 
 
 def relative_box(box: Box | None, size: tuple[int, int]) -> Box:
-    """A box `(left, top, right, bottom)` in shares of an image's width and height; None is the whole image."""
+    """Convert a box `(left, top, right, bottom)` from pixels into fractions of an image's width and height.
+
+    Args:
+        box: Box in pixels; None for the whole image.
+        size: Width and height of the image in pixels.
+    """
     width, height = size
     left, top, right, bottom = box or (0, 0, width, height)
     return left / width, top / height, right / width, bottom / height
 
 
-def settled(maps: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
-    """Maps and their box in shares of the image, with what reaches out of the image on one side brought back.
+def shift_into_image(maps: np.ndarray, box: Box) -> tuple[np.ndarray, Box]:
+    """Move the box of attention maps back into the image where it reaches out on one side and leaves a gap opposite.
 
-    An encoder's cells may all look a part of a cell past their places (see `TimmEncoder.grid_box`), so that the grid
-    leaves a strip of the image bare. Here the cells stay, the weights move, and those at the bare side cover it.
+    An encoder's cells may all see what lies, say, half a cell to the right of their positions in the grid (see
+    `TimmEncoder.grid_box`), so that their box leaves a strip at the left of the image without any attention. Here the
+    box moves to the left, and the weights move to the right within it by the same distance. Thus each weight keeps its
+    place in the image, and the weights of the leftmost cells extend over the strip.
 
     Args:
-        maps: `(T, rows, columns)`.
-        box: in shares of the image's width and height.
+        maps: Attention maps `(T, rows, columns)`.
+        box: Box that they cover, in fractions of the image's width and height.
+
+    Returns:
+        The maps and the box after the move; both as given if there is no such gap.
     """
     _, rows, columns = maps.shape
-    across, down = _overhang(box[0], box[2]), _overhang(box[1], box[3])
-    moved_across = _moved(columns, across / (box[2] - box[0]))
-    moved_down = _moved(rows, down / (box[3] - box[1]))
-    box = (box[0] - across, box[1] - down, box[2] - across, box[3] - down)
-    return (moved_down @ maps @ moved_across.T).astype(maps.dtype), box
+    left, up = _excess(box[0], box[2]), _excess(box[1], box[3])
+    move_columns = _shift_matrix(columns, left / (box[2] - box[0]) * columns)
+    move_rows = _shift_matrix(rows, up / (box[3] - box[1]) * rows)
+    box = (box[0] - left, box[1] - up, box[2] - left, box[3] - up)
+    return (move_rows @ maps @ move_columns.T).astype(maps.dtype), box
 
 
-def _overhang(start: float, end: float) -> float:
-    """How far a span must move back, backwards being positive, to leave no part of 0 to 1 bare that it can cover."""
+def _excess(start: float, end: float) -> float:
+    """Return how far the interval from `start` to `end` must move down to cover as much of 0 to 1 as it can.
+
+    A negative distance means up.
+    """
     return max(0.0, min(start, end - 1)) - max(0.0, min(-start, 1 - end))
 
 
-def _moved(count: int, shift: float) -> np.ndarray:
-    """Matrix that moves `count` weights by a share of their number, linearly between them: `(count, count)`."""
-    places = (np.arange(count) - shift * count).clip(0, count - 1)
-    return (1 - np.abs(places[:, None] - np.arange(count))).clip(0, 1)
+def _shift_matrix(count: int, distance: float) -> np.ndarray:
+    """Return the `(count, count)` matrix that moves a row of weights up by `distance` cells.
+
+    Distances between whole cells interpolate linearly, and the outermost weight fills the cells left behind.
+    """
+    sources = (np.arange(count) - distance).clip(0, count - 1)
+    return (1 - np.abs(sources[:, None] - np.arange(count))).clip(0, 1)
 
 
-def spread(light: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """A map `(rows, columns)` spread smoothly over its box in a photograph: `(H, W)`, 0 outside the box.
+def upsample(attention: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    """Return the attention of each pixel of an image `(H, W)`: a map resized smoothly to its box, and 0 outside.
 
     Args:
-        light: the map, from 0 to 1.
-        size: W and H.
-        box: in shares of them, see `relative_box`.
+        attention: Map `(rows, columns)` with values from 0 to 1.
+        size: Width and height of the image in pixels.
+        box: Box that the map covers, in fractions of the image's width and height.
     """
     width, height = size
-    left, right = (round(share * width) for share in box[::2])
-    top, bottom = (round(share * height) for share in box[1::2])
-    smooth = Image.fromarray(light).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
+    left, right = (round(fraction * width) for fraction in box[::2])
+    top, bottom = (round(fraction * height) for fraction in box[1::2])
+    smooth = Image.fromarray(attention).resize((max(1, right - left), max(1, bottom - top)), Image.Resampling.BICUBIC)
     canvas = Image.new("F", size, 0.0)
     canvas.paste(smooth, (left, top))
     return np.asarray(canvas).clip(0, 1)
-
-
-def scaled(photo: Image.Image, edge: float) -> Image.Image:
-    """A photograph with a longer edge of so many pixels."""
-    scale = edge / max(photo.size)
-    width, height = (max(1, round(side * scale)) for side in photo.size)
-    return photo.resize((width, height), Image.Resampling.LANCZOS)

@@ -1,141 +1,53 @@
-"""A web page of photographs whose captions show, word by word, where the model looked.
+"""A web page of captioned images that shows, for the word under the pointer, where the model looked.
 
-One file without anything from elsewhere: photographs lie in it as JPEG, maps as a byte a cell, which the browser
-spreads and colours. Its content security policy forbids all scripts but its own and all that is not in the file.
+The page is one file that loads nothing from the network: it holds the images as JPEG and each attention map as one byte
+per cell, which the browser resizes and colours (page.js). Its content security policy allows its own style sheet and
+script and nothing else.
 """
-
-# T: words, P: image cells
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
-from string import Template
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jinja2 import Environment, FileSystemLoader
 
-from ..model.images import ImageSource, open_image
-from .maps import FAINT, HEAT, OPACITY, checked_maps, relative_box, scaled, settled, stretched
+from ..model.images import ImageSource, jpeg_uri, open_image
+from .heat import HEAT_COLORS, HEAT_OPACITY, HEAT_THRESHOLD
+from .maps import check_maps, min_max_scaled, relative_box, shift_into_image
 
-EDGE = 640  # longer edge of a photograph in pixels
-QUALITY = 82  # of its JPEG
+TEMPLATES = Path(__file__).parent
 
-STYLE = """
-:root { color-scheme: light dark; --paper: #fff; --ink: #1d1d1f; --faded: #6b6b70; --mark: #ffd580;
-  --bar: #f0a070; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17171a; --ink: #ececf0; --faded: #a0a0a8; --mark: #7a4a00;
-  --bar: #b0602c; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 90rem; background: var(--paper); color: var(--ink);
-  font: 1.05rem/1.5 system-ui, sans-serif; }
-header p { margin: 0 0 1.5rem; color: var(--faded); }
-h1 { margin: 0; font-size: 1.4rem; }
-main { display: grid; gap: 2.5rem 2rem; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); }
-figure { margin: 0; min-width: 0; }
-.photo { position: relative; overflow: hidden; border-radius: .5rem; max-width: 40rem; }
-.photo img { display: block; width: 100%; height: auto; }
-.photo canvas { position: absolute; opacity: 0; transition: opacity .18s; pointer-events: none; }
-.photo canvas.lit { opacity: 1; }
-figcaption { margin-top: .6rem; max-width: 40rem; }
-.name { color: var(--faded); font-size: .8rem; overflow-wrap: anywhere; }
-.caption { display: flex; flex-wrap: wrap; gap: .1rem; margin: .2rem -.3rem .5rem; }
-.caption button { font: inherit; color: inherit; border: 0; border-radius: .3rem; cursor: default; max-width: 100%;
-  overflow-wrap: anywhere; padding: .1rem .3rem .2rem;
-  background: linear-gradient(var(--bar) 0 0) .3rem 100% / calc(var(--share, 0) * (100% - .6rem)) 2px no-repeat; }
-.caption button:hover, .caption button:focus { background-color: var(--mark); }
-.caption button:focus-visible { outline: 2px solid currentColor; }
-.said { min-height: 1.5em; color: var(--faded); font-size: .85rem; font-variant-numeric: tabular-nums; }
-@media (prefers-reduced-motion: reduce) { .photo canvas { transition: none; } }
-@media print { .said { display: none; } }
-"""
 
-# Spreads a map as Pillow's bicubic filter does, so that the page and the pictures show the same.
-SCRIPT = Template("""
-"use strict";
-const HEAT = $heat, OPACITY = $opacity, FAINT = $faint, FINE = 12;
-const cubic = x => (x = Math.abs(x)) < 1 ? (1.5 * x - 2.5) * x * x + 1 : x < 2 ? ((-0.5 * x + 2.5) * x - 4) * x + 2 : 0;
-function weightsOf(length) {
-  return Array.from({length: length * FINE}, (_, i) => {
-    const at = (i + 0.5) / FINE - 0.5, row = Array.from({length}, (_, j) => cubic(at - j));
-    const sum = row.reduce((a, b) => a + b);
-    return row.map(weight => weight / sum);
-  });
-}
-function paint(canvas, map, rows, columns) {
-  const down = weightsOf(rows), across = weightsOf(columns);
-  const [width, height] = [canvas.width, canvas.height] = [across.length, down.length];
-  const wide = across.map(row => Array.from({length: rows}, (_, y) =>
-    row.reduce((sum, weight, x) => sum + weight * map[y * columns + x], 0)));
-  const pen = canvas.getContext("2d"), image = pen.createImageData(width, height);
-  for (let y = 0, place = 0; y < height; y++) for (let x = 0; x < width; x++, place += 4) {
-    const light = down[y].reduce((sum, weight, row) => sum + weight * wide[x][row], 0) / 255;
-    const heat = Math.min(Math.max((light - FAINT) / (1 - FAINT), 0), 1);
-    const next = Math.max(1, HEAT.findIndex(([share]) => share >= heat));
-    const [[from, low], [to, high]] = [HEAT[next - 1], HEAT[next]];
-    for (let c = 0; c < 3; c++) image.data[place + c] = low[c] + (high[c] - low[c]) * (heat - from) / (to - from);
-    image.data[place + 3] = 255 * OPACITY * heat * (2 - heat);
-  }
-  pen.putImageData(image, 0, 0);
-}
-for (const figure of document.querySelectorAll("figure")) {
-  const canvas = figure.querySelector("canvas"), said = figure.querySelector(".said");
-  const [left, top, right, bottom] = canvas.dataset.box.split(" ").map(Number), {style} = canvas;
-  [style.left, style.top, style.width, style.height] = [left, top, right - left, bottom - top].map(n => n + "%");
-  for (const word of figure.querySelectorAll("button")) word.style.setProperty("--share", word.dataset.probability);
-  let shown = null;
-  const show = () => {
-    const word = figure.querySelector("button:hover") || figure.querySelector("button:focus");
-    if (word === shown) return;
-    shown = word;
-    canvas.classList.toggle("lit", word !== null);
-    said.textContent = word ? word.title : "";
-    if (word) paint(canvas, Uint8Array.from(atob(word.dataset.map), c => c.charCodeAt(0)),
-      +word.dataset.rows, +word.dataset.columns);
-  };
-  for (const event of ["pointerover", "pointerout", "pointerleave", "focusin"]) figure.addEventListener(event, show);
-  figure.addEventListener("focusout", () => setTimeout(show));
-  for (const caption of figure.querySelectorAll(".caption")) caption.addEventListener("keydown", event => {
-    const words = [...caption.children], here = words.indexOf(event.target), last = words.length - 1;
-    const there = {ArrowRight: here + 1, ArrowLeft: here - 1, Home: 0, End: last}[event.key];
-    if (event.key === "Escape") event.target.blur();
-    if (there === undefined) return;
-    event.preventDefault();
-    const word = words[Math.min(Math.max(there, 0), last)];
-    for (const other of words) other.tabIndex = other === word ? 0 : -1;
-    word.focus();
-  });
-}
-""").substitute(heat=json.dumps(HEAT), opacity=OPACITY, faint=FAINT)
+@dataclass(frozen=True)
+class PageWord:
+    """A word of a caption as the page's template shows it."""
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'sha256-$style_hash'; \
-script-src 'sha256-$script_hash'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<p>Point at a word, or go to it with Tab and the arrow keys, to see where the model looked for it.</p>
-</header>
-<main>
-$figures
-</main>
-<script>$script</script>
-</body>
-</html>
-""")
+    text: str
+    title: str  # what its tooltip says
+    probability: float | None  # None if the word was given to the model
+    rows: int
+    columns: int
+    map: str  # base64 of rows x columns bytes
+
+
+@dataclass(frozen=True)
+class PageFigure:
+    """An image with its captions as the page's template shows them."""
+
+    name: str
+    description: str  # for readers who can't see the image
+    uri: str
+    width: int
+    height: int
+    box: str  # left, top, right and bottom of what the maps cover, in percent of the image's edges
+    captions: list[list[PageWord]]
 
 
 def attention_page(
@@ -143,24 +55,24 @@ def attention_page(
     results: Iterable[Sequence[Mapping[str, Any]]],
     names: Iterable[str] | None = None,
     *,
-    title: str = "Where it looked",
+    title: str = "Where the model looked",
 ) -> str:
-    """A page of photographs with their captions.
+    """Return the HTML of a page of images whose captions show, word by word, where the model looked.
 
         captioner = pipeline("image-captioning", model=FOLDER)
         results = captioner(files, return_attentions=True, return_scores=True)
-        Path("page.html").write_text(attention_page(files, results, files), encoding="utf-8")
+        Path("attention.html").write_text(attention_page(files, results, files), encoding="utf-8")
 
     Args:
-        images: anything that `open_image` reads.
-        results: of each image, what the pipeline gives: captions with `words`, `attentions` and `box`; where there are
-            `word_scores`, words show their probability.
-        names: of the images, shown above their captions.
-        title: of the page.
+        images: Any images that `open_image` reads.
+        results: Captions of each image, as the pipeline returns them with `return_attentions`. With `return_scores`,
+            the page also shows the probability of each word.
+        names: Names of the images, shown above their captions.
+        title: Title of the page.
 
     Raises:
-        ValueError: not as many images, results and names, or captions without attentions; see `open_image` for its
-            errors.
+        ValueError: There are not as many images, results and names, or a caption lacks attention maps, or an image
+            can't be read (see `open_image` for other errors).
     """
     images, results = list(images), list(results)
     names = [""] * len(images) if names is None else list(names)
@@ -168,70 +80,61 @@ def attention_page(
         raise ValueError(
             f"{len(images)} images, {len(results)} results and {len(names)} names are given; give as many of each."
         )
-    return page_of_figures((page_figure(*row) for row in zip(images, results, names, strict=True)), title=title)
+    return render_page([page_figure(*row) for row in zip(images, results, names, strict=True)], title=title)
 
 
-def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name: str = "") -> str:
-    """The part of a page that shows one image, for `page_of_figures`; see `attention_page`."""
+def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name: str = "") -> PageFigure:
+    """Prepare one image for `render_page`, so that not all images need to be in memory; see `attention_page`."""
     if missing := [key for key in ("words", "attentions") for caption in captions if key not in caption]:
-        raise ValueError(f"A caption has no {missing[0]}; call the pipeline with return_attentions=True.")
-    photo = open_image(image)
-    box = shown = relative_box(captions[0].get("box") if captions else None, photo.size)
-    texts, lines = [], []
+        raise ValueError(f"A caption has no {missing[0]!r}; call the pipeline with return_attentions=True.")
+    opened = open_image(image)
+    box = shown_box = relative_box(captions[0].get("box") if captions else None, opened.size)
+    lines = []
     for caption in captions:
-        maps, shown = settled(checked_maps(caption["words"], caption["attentions"]), box)
-        texts.append(" ".join(caption["words"]))
-        lines.append(_caption(caption, maps, texts[-1]))
-    rows_of_captions = "\n".join(lines)
-    return f"""<figure>
-<div class="photo"><img src="{jpeg_uri(photo)}" width="{photo.width}" height="{photo.height}" \
-alt="{escape(texts[0] if texts else name)}">\
-<canvas data-box="{" ".join(f"{100 * share:.3f}" for share in shown)}" aria-hidden="true"></canvas></div>
-<figcaption>
-<div class="name">{escape(name)}</div>
-{rows_of_captions}
-<div class="said" aria-live="polite"></div>
-</figcaption>
-</figure>"""
-
-
-def page_of_figures(figures: Iterable[str], *, title: str = "Where it looked") -> str:
-    """A page of what `page_figure` made, so that photographs need not be held until all have their captions."""
-    return PAGE.substitute(
-        title=escape(title),
-        style=STYLE,
-        style_hash=sha256_of(STYLE),
-        script=SCRIPT,
-        script_hash=sha256_of(SCRIPT),
-        figures="\n".join(figures),
+        words = caption["words"]
+        maps, shown_box = shift_into_image(check_maps(words, caption["attentions"]), box)
+        scores = caption.get("word_scores") or [math.nan] * len(words)
+        lines.append([_page_word(*row) for row in zip(words, maps, scores, strict=True)])
+    return PageFigure(
+        name=name,
+        description=" ".join(captions[0]["words"]) if captions else name,
+        uri=jpeg_uri(opened),
+        width=opened.width,
+        height=opened.height,
+        box=" ".join(f"{100 * fraction:.3f}" for fraction in shown_box),
+        captions=lines,
     )
 
 
-def _caption(caption: Mapping[str, Any], maps: np.ndarray, text: str) -> str:
-    """A caption as a row of buttons, of which Tab reaches one and the arrow keys the others."""
-    words = caption["words"]
-    scores = caption.get("word_scores") or [math.nan] * len(words)
-    buttons = []
-    for place, (word, weights, score) in enumerate(zip(words, maps, scores, strict=True)):
-        rows, columns = weights.shape
-        light = base64.b64encode((255 * stretched(weights, even=0)).round().astype(np.uint8).tobytes()).decode()
-        known = not math.isnan(score)  # words given to the model have no probability
-        probability = f' data-probability="{math.exp(score):.4f}"' if known else ""
-        title = f"{word}: probability {math.exp(score):.1%}" if known else word
-        buttons.append(
-            f'<button type="button" tabindex="{0 if place == 0 else -1}" title="{escape(title)}"{probability} '
-            f'data-rows="{rows}" data-columns="{columns}" data-map="{light}">{escape(word)}</button>'
-        )
-    return f'<div class="caption" role="group" aria-label="{escape(text)}">{"".join(buttons)}</div>'
+def _page_word(word: str, weights: np.ndarray, score: float) -> PageWord:
+    """Prepare a word with its attention map and its log-probability, which is NaN if the word was given."""
+    probability = None if math.isnan(score) else math.exp(score)
+    cells = (255 * min_max_scaled(weights, constant=0)).round().astype(np.uint8)
+    return PageWord(
+        text=word,
+        title=word if probability is None else f"{word}: probability {probability:.1%}",
+        probability=probability,
+        rows=cells.shape[0],
+        columns=cells.shape[1],
+        map=base64.b64encode(cells.tobytes()).decode(),
+    )
 
 
-def jpeg_uri(photo: Image.Image) -> str:
-    """A photograph as a data URI, made smaller if it is large."""
-    file = io.BytesIO()
-    (scaled(photo, EDGE) if max(photo.size) > EDGE else photo).save(file, "JPEG", quality=QUALITY, optimize=True)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+def render_page(figures: Iterable[PageFigure], *, title: str = "Where the model looked") -> str:
+    """Return the HTML of a page of images that `page_figure` prepared."""
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
+    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    return environment.get_template("page.html").render(
+        figures=figures,
+        title=title,
+        heat={"colors": HEAT_COLORS, "opacity": HEAT_OPACITY, "threshold": HEAT_THRESHOLD},
+        style=style,
+        style_hash=_sha256(style),
+        script=script,
+        script_hash=_sha256(script),
+    )
 
 
-def sha256_of(text: str) -> str:
-    """How a content security policy names a script or style that it allows."""
+def _sha256(text: str) -> str:
+    """Return the hash by which a content security policy allows an inline style sheet or script."""
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
