@@ -27,9 +27,10 @@ A decoder may offer more:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +169,7 @@ def run_decoder(
     Raises:
         ValueError: `sampling` is above 0, and the decoder does not take it.
     """
-    accepted = optional_arguments(type(decoder))
+    accepted = optional_arguments(decoder)
     if sampling and "sampling" not in accepted:
         raise ValueError(
             f"Scheduled sampling is asked for, but the decoder {type(decoder).__name__} has no argument 'sampling'. "
@@ -188,10 +189,15 @@ def run_decoder(
     )
 
 
+def optional_arguments(decoder: nn.Module) -> frozenset[str]:
+    """Return those of `OPTIONAL_ARGUMENTS` that the `forward` of a decoder names."""
+    return _parameters(type(decoder).forward).intersection(OPTIONAL_ARGUMENTS)
+
+
 @cache
-def optional_arguments(decoder_class: type[nn.Module]) -> frozenset[str]:
-    """Return those of `OPTIONAL_ARGUMENTS` that the `forward` of a class of decoders names."""
-    return frozenset(OPTIONAL_ARGUMENTS).intersection(inspect.signature(decoder_class.forward).parameters)
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a function's parameters; remembered, since it is asked for at every word."""
+    return frozenset(inspect.signature(function).parameters)
 
 
 def check_fit(decoder: nn.Module, attention: nn.Module) -> None:
