@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_captioner.publishing.hub import TRAVELLING
+from hf_captioner.publishing.published_folder import TRAVELLING
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "hf_captioner"

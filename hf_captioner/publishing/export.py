@@ -1,16 +1,12 @@
-"""Turn a captioner into a folder that captions by onnxruntime alone, without torch.
+"""Export of captioners to ONNX: a folder that captions images with onnxruntime, without torch.
 
-    python -m hf_captioner.publishing.export outputs/shapes outputs/shapes_onnx
-    python -m hf_captioner.publishing.export outputs/shapes outputs/shapes_int8 --int8
-    python outputs/shapes_onnx/caption.py photo.jpg
+The folder holds `encoder.onnx` (everything that is computed once per image), `decoder.onnx` (one step for K captions
+or beams of each of B images; both numbers are free), the tokenizer, the settings, and a program with its
+requirements.txt. Greedy and beam search give the captions of `generate()`.
 
-The folder holds all that is needed: `encoder.onnx` (pixels to what is computed once an image), `decoder.onnx` (one
-word for each of K captions or beams of B images; both numbers are free), the tokenizer, the settings, and the program
-with its requirements.txt. Greedy and beam search give the captions of `generate()`.
-
-Not exported are sampling and the searches of `guided_decoding`. Hard attention takes its expectation, as always
-outside training. Parts of other packages are exported if their decoder has `initial_state` as those here have it, and
-if torch can trace them. Whatever is exported is run and held against the captioner before it counts.
+Sampling and the searches of `guided_decoding` are not exported. Hard attention uses its expectation, as it always does
+outside training. Decoders of other packages can be exported if they have `initial_state` like the built-in ones and if
+torch can trace them. Every export is run and compared with the captioner before it is put in place.
 """
 
 from __future__ import annotations
@@ -20,7 +16,6 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,21 +24,24 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 from transformers import GenerationConfig
+from transformers.utils import logging
 
-from .. import model as model_folder
-from ..model.decoders import Memory
+from ..model.decoder_interface import Memory, run_decoder
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.modeling_captioner import CaptionerModel
 from ..model.onnx_runner import FORMAT, OnnxCaptioner
 from ..model.onnx_search import Settings
 from ..model.processing_captioner import CaptionerProcessor
+from .folders import MODEL_FOLDER, require_empty
 
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
-MODEL_FOLDER = Path(model_folder.__path__[0])
-RUNTIME = ("images", "onnx_search", "onnx_runner")  # modules that go along, as the package `onnx_captioner`
+logger = logging.get_logger(__name__)
+
+NEEDED_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+# Modules of model/ that are copied into the export as the package `onnx_captioner`.
+RUNNER_MODULES = ("images", "pixels", "onnx_search", "onnx_runner")
 REQUIREMENTS = ("numpy>=2", "onnxruntime>=1.20", "pillow>=11", "tokenizers>=0.21")
 
-PROGRAM = '''"""Caption image files: `python caption.py photo.jpg`; `--help` says more."""
+PROGRAM = '''"""Caption image files: `python caption.py photo.jpg`; `--help` lists the options."""
 
 import sys
 from pathlib import Path
@@ -53,43 +51,40 @@ from onnx_captioner.onnx_runner import main
 main(Path(__file__).resolve().parent, sys.argv[1:])
 '''
 
-# What a generation config may hold besides `Settings` without an effect on greedy and beam search.
-WITHOUT_EFFECT = {
+# Fields of a generation config that are not in `Settings` and do not affect greedy and beam search.
+FIELDS_WITHOUT_EFFECT = {
     *("bos_token_id", "transformers_version", "use_cache", "return_dict_in_generate", "temperature", "top_k", "top_p"),
     *("output_attentions", "output_hidden_states", "output_logits", "output_scores", "_from_model_config"),
 }
 
-TOLERANCE = 1e-3  # of log p in single precision: sums come in another order
-SIZES = ((2, 3), (3, 1))  # images and captions of each: those traced, and others to check that they are free
+# Largest accepted difference of a log-probability: single precision sums in another order.
+TOLERANCE = 1e-3
+# Numbers of images and of captions per image: the graphs are traced with the first pair, and tested with the second to
+# make sure that both numbers are free.
+TRACED_SIZES, TESTED_SIZES = (2, 3), (3, 1)
 
 
 def export_onnx(
-    model: CaptionerModel,
-    processor: CaptionerProcessor,
-    folder: str | Path,
-    *,
-    int8: bool = False,
-    report: Callable[[str], None] = lambda line: None,
+    model: CaptionerModel, processor: CaptionerProcessor, folder: str | Path, *, int8: bool = False
 ) -> None:
-    """Write a folder that captions by onnxruntime alone; `OnnxCaptioner` reads it.
+    """Write a folder that captions images with onnxruntime alone, for `OnnxCaptioner` to read.
 
     Args:
-        model: the captioner, which stays as it is. Whatever its precision, the export is in single precision.
-        processor: of the model.
-        folder: must not hold anything yet; it appears when all is in it.
-        int8: quantise the weights of matrix products to 8 bits, and what they are multiplied by as it comes.
-            Convolutions stay as they are.
-        report: told of each step.
+        model: The captioner, which is left unchanged. The export is in single precision, whatever the model's own.
+        processor: The model's processor.
+        folder: Folder to write, which must be new or empty. It appears once the export is complete.
+        int8: Quantize the weights of matrix products to 8 bits, and their inputs to 8 bits at run time. Convolutions
+            stay in single precision.
 
     Raises:
-        ValueError: a part, the processor or a generation setting that can't be exported, or missing libraries.
+        ValueError: a part, the processor or a generation setting cannot be exported, or libraries are missing.
     """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
+    if missing := [name for name in NEEDED_LIBRARIES if find_spec(name) is None]:
         raise ValueError(f"Exporting needs {', '.join(missing)}: run `pip install 'hf_captioner[export]'`.")
     folder = Path(folder)
-    check_folder(folder)
+    require_empty(folder)
     model = copy.deepcopy(model).float().cpu().eval()
-    config = _describe(model, processor)
+    config = _runner_config(model, processor)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         unfinished = Path(temporary) / "export"
@@ -97,43 +92,44 @@ def export_onnx(
         (unfinished / "captioner.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         processor.tokenizer.backend_tokenizer.save(str(unfinished / "tokenizer.json"))
         _write_program(unfinished)
-        examples = [_example(model, config["pixels"]["size"], *sizes) for sizes in SIZES]
-        _export_graphs(model, unfinished, examples[0], report)
-        error = _error(model, OnnxCaptioner(unfinished), *examples[1])
-        if not error <= TOLERANCE:
+        size = config["pixels"]["size"]
+        _export_graphs(model, unfinished, *_random_inputs(model, size, *TRACED_SIZES))
+        tested = _random_inputs(model, size, *TESTED_SIZES)
+        difference = _largest_difference(model, OnnxCaptioner(unfinished), *tested)
+        if not difference <= TOLERANCE:
             raise ValueError(
-                f"The exported captioner is off by {error:.2g} in log p: a part of it does something when traced that "
-                "it does not do otherwise, or the other way round."
+                f"The exported captioner differs from the model by {difference:.2g} in a log-probability: one of its "
+                "parts computes something else when torch traces it. Remove what depends on tracing from that part."
             )
         if int8:
             for name in ("encoder.onnx", "decoder.onnx"):
                 _quantize(unfinished / name)
-                report(f"In 8 bits: {_size_of(unfinished / name)}")
-            error = _error(model, OnnxCaptioner(unfinished), *examples[1])
-            report(f"In 8 bits, log p of a word is off by up to {error:.2g}.")
+                logger.info(f"In 8 bits: {_described_size(unfinished / name)}")
+            difference = _largest_difference(model, OnnxCaptioner(unfinished), *tested)
+            logger.info(f"In 8 bits, log-probabilities differ from the model's by up to {difference:.2g}.")
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
 
 
-def check_folder(folder: Path) -> None:
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{str(folder)!r} exists already; name a folder that does not.")
+def _runner_config(model: CaptionerModel, processor: CaptionerProcessor) -> dict[str, Any]:
+    """Return the content of `captioner.json`: everything that the runner needs to know besides graphs and tokenizer.
 
-
-def _describe(model: CaptionerModel, processor: CaptionerProcessor) -> dict[str, Any]:
-    """What `captioner.json` holds."""
+    Raises:
+        ValueError: the image processor, the tokenizer or a generation setting cannot be exported.
+    """
     image_processor, tokenizer = processor.image_processor, processor.tokenizer
     if not isinstance(image_processor, CaptionerImageProcessor):
         raise ValueError(
-            f"The image processor is a {type(image_processor).__name__}, whose transform is not known without torch; "
-            "only CaptionerImageProcessor is exported."
+            f"The image processor is a {type(image_processor).__name__}, which needs torch. "
+            "Only CaptionerImageProcessor can be exported."
         )
     if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError(f"The tokenizer is a {type(tokenizer).__name__}; only those of `tokenizers` are exported.")
-    part = model.encoder.part
+        raise ValueError(
+            f"The tokenizer is a {type(tokenizer).__name__}. Only those of the library `tokenizers` can be exported."
+        )
+    encoder = model.encoder.part
     height, width = size = (image_processor.size["height"], image_processor.size["width"])
-    grid = part.grid_size(height, width)
     return {
         "format": FORMAT,
         "encoder": model.config.encoder_name,
@@ -145,37 +141,35 @@ def _describe(model: CaptionerModel, processor: CaptionerProcessor) -> dict[str,
             "mean": image_processor.image_mean,
             "std": image_processor.image_std,
         },
-        "grid": grid,
-        "grid_box": part.grid_box(height, width) if hasattr(part, "grid_box") else None,
+        "grid": encoder.grid_size(height, width),
+        "grid_box": encoder.grid_box(height, width) if hasattr(encoder, "grid_box") else None,
         "special_ids": tokenizer.all_special_ids,
         "generation": generation_settings(model.generation_config),
     }
 
 
 def generation_settings(config: GenerationConfig) -> dict[str, Any]:
-    """The fields of `Settings` that a generation config sets.
+    """Return those settings of a generation config that greedy and beam search depend on, as fields of `Settings`.
 
     Raises:
-        ValueError: it sets something else that matters, or no length.
+        ValueError: a setting is missing, or has an effect that is not exported.
     """
-    changed = config.to_diff_dict().items()
-    given = {name: value for name, value in changed if value is not None and value is not False}
+    given = {name: value for name, value in config.to_diff_dict().items() if value is not None and value is not False}
     if given.pop("do_sample", False):
-        raise ValueError("The generation config has do_sample, but sampling is not exported; set it to False.")
-    if (num_words := given.pop("max_new_tokens", None)) is not None:
-        given["max_length"] = num_words + 1  # with <start>
-    if (num_words := given.pop("min_new_tokens", None)) is not None:
-        given["min_length"] = num_words + 1
-    if given.get("repetition_penalty") == 1:  # none
+        raise ValueError("The generation config has do_sample, but sampling is not exported. Set it to False.")
+    for bound in ("max", "min"):
+        if (num_new_tokens := given.pop(f"{bound}_new_tokens", None)) is not None:
+            given[f"{bound}_length"] = num_new_tokens + 1  # lengths count <start>
+    if given.get("repetition_penalty") == 1:  # no penalty
         del given["repetition_penalty"]
     known = Settings.__dataclass_fields__
-    needed = ("max_length", "decoder_start_token_id", "eos_token_id", "pad_token_id")
-    if missing := [name for name in needed if name not in given]:
-        raise ValueError(f"The generation config has no {missing[0]}; begin with model.default_generation_config().")
-    if unknown := [name for name in given if name not in known and name not in WITHOUT_EFFECT]:
+    required = ("max_length", "decoder_start_token_id", "eos_token_id", "pad_token_id")
+    if missing := [name for name in required if name not in given]:
+        raise ValueError(f"The generation config has no {missing[0]}. Start from model.default_generation_config().")
+    if unknown := [name for name in given if name not in known and name not in FIELDS_WITHOUT_EFFECT]:
         raise ValueError(
-            f"The generation config has {unknown[0]}={given[unknown[0]]!r}, which is not exported; unset it. Known are "
-            f"{', '.join(known)}."
+            f"The generation config has {unknown[0]}={given[unknown[0]]!r}, which is not exported. Unset it. These "
+            f"settings are exported: {', '.join(known)}."
         )
     settings = {name: value for name, value in given.items() if name in known}
     end = settings["eos_token_id"]
@@ -184,9 +178,10 @@ def generation_settings(config: GenerationConfig) -> dict[str, Any]:
 
 
 def _write_program(folder: Path) -> None:
+    """Write `caption.py`, the package that it uses and `requirements.txt`."""
     package = folder / "onnx_captioner"
     package.mkdir()
-    for name in RUNTIME:
+    for name in RUNNER_MODULES:
         shutil.copy(MODEL_FOLDER / f"{name}.py", package)
     (package / "__init__.py").write_text('from .onnx_runner import OnnxCaptioner\n\n__all__ = ["OnnxCaptioner"]\n')
     (folder / "caption.py").write_text(PROGRAM)
@@ -194,20 +189,21 @@ def _write_program(folder: Path) -> None:
 
 
 class _EncoderGraph(nn.Module):
-    """Pixels `(B, 3, H, W)` to all that is computed once an image; first states `(B, 1, D)`."""
+    """What `encoder.onnx` computes: pixels `(B, 3, H, W)` to the fields of a `Memory` and first states `(B, 1, D)`."""
 
     def __init__(self, model: CaptionerModel) -> None:
         super().__init__()
         self.encoder, self.decoder = model.encoder.part, model.decoder
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Return cells, keys and mean of the memory, then the tensors of the first state."""
         memory: Memory = self.decoder.prepare(self.encoder(pixel_values))
         state = self.decoder.initial_state(memory, 1)
-        return memory.cells, memory.keys, memory.mean, *(part.unsqueeze(1) for part in state)
+        return memory.cells, memory.keys, memory.mean, *(tensor.unsqueeze(1) for tensor in state)
 
 
 class _DecoderGraph(nn.Module):
-    """Words `(B, K)`, the memory and states `(B, K, D)` to log p `(B, K, V)`, weights `(B, K, P)` and states."""
+    """What `decoder.onnx` computes: one step of the decoder for K captions of each image."""
 
     def __init__(self, model: CaptionerModel) -> None:
         super().__init__()
@@ -216,91 +212,121 @@ class _DecoderGraph(nn.Module):
     def forward(
         self, words: Tensor, cells: Tensor, keys: Tensor, mean: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        flat = tuple(part.flatten(0, 1) for part in state)
-        output = self.decoder(words.reshape(-1, 1), Memory(cells, keys, mean), flat)
-        parts = torch.log_softmax(output.logits[:, 0], -1), output.weights[:, 0], *output.state
-        return tuple(part.unflatten(0, words.shape) for part in parts)
+        """Read one word of each caption.
+
+        Args:
+            words: Ids of the words to read, `(B, K)`.
+            cells: Image cells, `(B, P, C)`.
+            keys: What the attention computes from the cells alone.
+            mean: Mean cell of each image, `(B, C)`.
+            state: State of the decoder before the step, tensors `(B, K, D)`.
+
+        Returns:
+            Log-probabilities of the next word `(B, K, V)`, attention weights `(B, K, P)`, and the tensors of the state
+            after the step.
+        """
+        flat_state = tuple(tensor.flatten(0, 1) for tensor in state)
+        output = run_decoder(self.decoder, words.reshape(-1, 1), Memory(cells, keys, mean), flat_state)
+        flat_outputs = torch.log_softmax(output.logits[:, 0], -1), output.weights[:, 0], *output.state
+        return tuple(tensor.unflatten(0, words.shape) for tensor in flat_outputs)
 
 
 @torch.no_grad()
-def _export_graphs(
-    model: CaptionerModel, folder: Path, example: tuple[Tensor, Tensor], report: Callable[[str], None]
-) -> None:
+def _export_graphs(model: CaptionerModel, folder: Path, pixel_values: Tensor, words: Tensor) -> None:
+    """Trace the encoder and the decoder with these inputs and write `encoder.onnx` and `decoder.onnx`.
+
+    Raises:
+        ValueError: a part cannot be traced.
+    """
     if not hasattr(model.decoder, "initial_state"):
         raise ValueError(f"The decoder {model.config.decoder_type!r} has no initial_state, which exporting needs.")
     encoder, decoder = _EncoderGraph(model), _DecoderGraph(model)
-    # Named dimensions lose one of four states in torch 2.15: it keeps the size that it was traced with.
+    # Not named dimensions: with those, torch 2.15 fixes one of four states to the size that it was traced with.
     images = captions = Dim.DYNAMIC
-    pixels, words = example
-    *memory, state = _encoded(encoder, pixels, words)
+    *memory, state = _encoded(encoder, pixel_values, words)
     states = [f"state_{number}" for number in range(len(state))]
     _export(
-        encoder, (pixels,), folder / "encoder.onnx",
-        what=f"encoder {model.config.encoder_name!r}",
+        encoder, (pixel_values,), folder / "encoder.onnx",
+        description=f"encoder {model.config.encoder_name!r}",
         dynamic_shapes=({0: images},),
         input_names=["pixel_values"],
         output_names=["cells", "keys", "mean", *states],
     )  # fmt: skip
-    report(f"Encoder: {_size_of(folder / 'encoder.onnx')}")
+    logger.info(f"Encoder: {_described_size(folder / 'encoder.onnx')}")
     _export(
         decoder, (words, *memory, state), folder / "decoder.onnx",
-        what=f"decoder {model.config.decoder_type!r} with attention {model.config.attention_type!r}",
+        description=f"decoder {model.config.decoder_type!r} with attention {model.config.attention_type!r}",
         dynamic_shapes=({0: images, 1: captions}, *({0: images},) * 3, ({0: images, 1: captions},) * len(state)),
         input_names=["words", "cells", "keys", "mean", *states],
         output_names=["log_probs", "weights", *(f"next_{name}" for name in states)],
     )  # fmt: skip
-    report(f"Decoder: {_size_of(folder / 'decoder.onnx')}")
+    logger.info(f"Decoder: {_described_size(folder / 'decoder.onnx')}")
 
 
-def _example(model: CaptionerModel, size: tuple[int, int], num_images: int, num_captions: int) -> tuple[Tensor, Tensor]:
-    """Noise for pixels and words."""
+def _random_inputs(
+    model: CaptionerModel, size: tuple[int, int], num_images: int, num_captions: int
+) -> tuple[Tensor, Tensor]:
+    """Draw pixels `(B, 3, H, W)` and word ids `(B, K)`, always the same ones for the same sizes."""
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(model.config.vocab_size, (num_images, num_captions), generator=generator)
     return torch.randn(num_images, 3, *size, generator=generator), words
 
 
-def _encoded(encoder: nn.Module, pixels: Tensor, words: Tensor) -> tuple[Any, ...]:
-    # Contiguous: of views, such as tokens without the first of them, strides would be traced, which ONNX doesn't have.
-    cells, keys, mean, *state = (part.contiguous() for part in encoder(pixels))
-    return cells, keys, mean, tuple(part.repeat(1, words.shape[1], 1) for part in state)
+def _encoded(encoder: nn.Module, pixel_values: Tensor, words: Tensor) -> tuple[Any, ...]:
+    """Return cells, keys, mean, and the first state repeated for each caption of `words`, `(B, K, D)`."""
+    # Contiguous, because torch would trace the strides of a view (such as tokens without the first), and ONNX has none.
+    cells, keys, mean, *state = (tensor.contiguous() for tensor in encoder(pixel_values))
+    return cells, keys, mean, tuple(tensor.repeat(1, words.shape[1], 1) for tensor in state)
 
 
-def _export(graph: nn.Module, inputs: tuple[Any, ...], path: Path, *, what: str, **kwargs: Any) -> None:
+def _export(graph: nn.Module, inputs: tuple[Any, ...], path: Path, *, description: str, **kwargs: Any) -> None:
+    """Trace a graph and write it as an ONNX file.
+
+    Args:
+        graph: Module to trace.
+        inputs: Inputs to trace it with.
+        path: File to write.
+        description: Name of the graph in error messages.
+        kwargs: Further arguments of `torch.onnx.export`.
+
+    Raises:
+        ValueError: the graph cannot be exported.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(graph, inputs, dynamo=True, verbose=False, external_data=False, **kwargs)
         assert program is not None
         program.save(path)
-    except Exception as e:  # tracing meets anything that a part may do
-        reason = e
-        while reason.__cause__ is not None:
-            reason = reason.__cause__  # type: ignore[assignment]
-        line = str(reason).strip().partition("\n")[0]
-        raise ValueError(f"The {what} can't be exported to ONNX: {type(reason).__name__}: {line}") from e
+    except Exception as e:  # a part of another package may raise anything while it is traced
+        cause: BaseException = e
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        line = str(cause).strip().partition("\n")[0]
+        raise ValueError(f"The {description} can't be exported to ONNX: {type(cause).__name__}: {line}") from e
 
 
 @torch.no_grad()
-def _error(model: CaptionerModel, captioner: OnnxCaptioner, pixels: Tensor, words: Tensor) -> float:
-    """By how much what was exported is off in log p of the word after the first."""
-    *memory, state = _encoded(_EncoderGraph(model), pixels, words)
+def _largest_difference(model: CaptionerModel, captioner: OnnxCaptioner, pixel_values: Tensor, words: Tensor) -> float:
+    """Return the largest difference between model and export in a log-probability of the word that follows `words`."""
+    *memory, state = _encoded(_EncoderGraph(model), pixel_values, words)
     expected, *_ = _DecoderGraph(model)(words, *memory, state)
-    arrays, states = captioner.encode(pixels.numpy())
-    found, *_ = captioner.read(words.numpy(), arrays, [part.repeat(words.shape[1], 1) for part in states])
+    arrays, states = captioner.encode(pixel_values.numpy())
+    found, *_ = captioner.read(words.numpy(), arrays, [array.repeat(words.shape[1], 1) for array in states])
     return (torch.from_numpy(found) - expected).abs().max().item()
 
 
 def _quantize(path: Path) -> None:
-    """Weights of matrix products in 8 bits, of which 7 are used, a scale for each column.
+    """Quantize the weights of matrix products in an ONNX file to 8 bits, with one scale per column.
 
-    Processors with AVX2, but without instructions for products of 8 bits (VNNI), add two of them up in 16 bits, which
-    overflow where weights use all 8 (ONNX Runtime, "Quantize ONNX models"): log p would be off by more than 2.
+    Only 7 of the 8 bits are used. Processors with AVX2 but without VNNI add two 8-bit products in 16 bits, which
+    overflows with larger weights (ONNX Runtime, "Quantize ONNX models"): log-probabilities would be off by more than 2.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     graph = onnx.load(path).graph
-    # Columns are what a vector does not have, such as that of additive attention's scores; it is small, too.
+    # A vector, such as the weights that turn additive attention's keys into scores, has no columns. It is small, too.
     vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) < 2}
     excluded = [node.name for node in graph.node if node.op_type == "MatMul" and vectors.intersection(node.input)]
     quantize_dynamic(
@@ -314,5 +340,6 @@ def _quantize(path: Path) -> None:
     )
 
 
-def _size_of(path: Path) -> str:
+def _described_size(path: Path) -> str:
+    """Return the name and size of a file, such as "encoder.onnx, 9.3 MB"."""
     return f"{path.name}, {path.stat().st_size / 1e6:.3g} MB"

@@ -1,8 +1,13 @@
-"""The check that every command makes before it writes a folder."""
+"""Folders that publishing reads from and writes to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from .. import model
+
+# Modules in this folder are copied into what is published and exported.
+MODEL_FOLDER = Path(model.__path__[0])
 
 
 def require_empty(folder: Path) -> None:

@@ -1,64 +1,33 @@
-r"""A captioner as others can use it: a folder with weights, code, card and pictures, and its way to the Hub.
-
-    python -m hf_captioner.publishing.hub outputs/shapes your-name/captioner --license apache-2.0
-    python -m hf_captioner.publishing.hub outputs/flickr8k your-name/captioner --license cc-by-nc-4.0 \
-        --results outputs/flickr8k/evaluation/results.json --image first.jpg second.jpg --private
-    python -m hf_captioner.publishing.hub outputs/shapes your-name/captioner --license apache-2.0 --output_dir published  # no push
-
-Pushing needs a token: `hf auth login`, the variable HF_TOKEN, or --token.
-"""
+"""Publishing a captioner on the Hub, in one commit, so that nobody ever sees a part of a version."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import model as model_folder
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import httpx, validate_repo_id
+
+from ..evaluation.results import read_results
+from ..evaluation.scoring import Evaluation
 from ..model.attentions import ATTENTIONS
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.decoders import DECODERS
 from ..model.encoders import ENCODERS
-from ..model.images import ImageSource, open_image
+from ..model.images import ImageSource
 from ..model.modeling_captioner import CaptionerModel
-from ..model.pipeline_captioner import ImageCaptioningPipeline
 from ..model.processing_captioner import CaptionerProcessor
-from .model_card import RECIPE, Facts, Sample, Scores, model_card
+from .folders import require_empty
+from .model_card import RECIPE, CardDetails, card_details
+from .published_folder import write_published_folder
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelCard
-
-    from ..evaluation.scoring import Evaluation
-
-
-MODEL_FOLDER = Path(model_folder.__path__[0])
-# Modules that go to the Hub, with all that they import, for who has no hf_captioner.
-TRAVELLING = (
-    *("configuration_captioner", "image_processing_captioner", "modeling_captioner", "processing_captioner"),
-    *("guided_decoding", "pipeline_captioner"),
-)
-# Where transformers' Auto classes find theirs, by the file that says so.
-AUTO_CLASSES = {
-    "config.json": {
-        "AutoConfig": "configuration_captioner.CaptionerConfig",
-        "AutoModel": "modeling_captioner.CaptionerModel",
-        "AutoModelForImageTextToText": "modeling_captioner.CaptionerModel",
-    },
-    "processor_config.json": {
-        "AutoImageProcessor": "image_processing_captioner.CaptionerImageProcessor",
-        "AutoProcessor": "processing_captioner.CaptionerProcessor",
-    },
-}
-
-NUM_SAMPLES = 4
-SAMPLE_SIZE = 640  # pixels of the longer edge, at most
-# What an earlier version may have left behind: files of the kinds that are published, and weights of other formats.
-REPLACED = re.compile(
+# Files of an earlier version that a push removes: of kinds that are published, and weights in other formats.
+OUTDATED = re.compile(
     r"[^/]+\.(py|safetensors|safetensors\.index\.json|bin|bin\.index\.json|pt|pth|ckpt|pkl|pickle)"
     rf"|samples/[^/]+\.png|{re.escape(RECIPE)}"
 )
@@ -75,41 +44,45 @@ def push(
     revision: str | None = None,
     token: str | None = None,
     message: str = "Upload captioner",
-    **facts: Any,
+    **details: Any,
 ) -> str:
-    """Publish a captioner on the Hub, as one version: nobody sees a part of it.
+    """Publish a captioner on the Hub.
 
-    Large files go first, to where only their contents count, and one commit then names all files at once. If that is
-    interrupted, nothing is published, and the next push sends only the files that are still missing.
+    Large files are uploaded first, to a store outside the repository; then one commit adds all files at once. If the
+    upload is interrupted, nothing is published, and the next push uploads only what is missing.
 
     Args:
-        model: to publish.
-        processor: of the model.
-        repo_id: `your-name/captioner`, made if it is not there; without `your-name/`, in the token's own namespace.
-        results: scores, see `Scores.of`.
-        images: to caption in the card, with pictures of where the model looked. By default a few of the validation
-            split of the recipe's data set; they are published, so name others if their licence does not allow that.
-        private: make the repository one that only its owners see; None leaves that to it, or to the Hub.
-        revision: branch; made if it is not there.
-        token: of a user who may write there; by default the one logged in.
-        message: of the commit.
-        facts: for the card, see `Facts.of`: `license`, `datasets`, `language`, `base_model`, `recipe`, `limits`.
+        model: Captioner to publish.
+        processor: The model's processor.
+        repo_id: Repository, such as `your-name/captioner`, created if it does not exist. Without `your-name/`, the
+            token's user is its owner.
+        results: Scores for the model card, in any form that `read_results` accepts.
+        images: Images to caption in the card (default: some validation images of the recipe's data set). They are
+            published, so choose others if their licence does not allow that.
+        private: Whether a new repository is private (default: the Hub's own setting). An existing repository must
+            already be so.
+        revision: Branch, created if it does not exist (default: main).
+        token: Access token of a user who may write to the repository (default: the user who is logged in).
+        message: Commit message.
+        details: Details for the card, see `card_details`: `license`, `datasets`, `language`, `base_model`, `recipe`
+            and `limits`.
 
     Returns:
         URL of the commit.
 
     Raises:
-        ValueError: the card names no licence or no data set; a part that others can't have; a bad id; a repository
-            that is not private, or is, where the other is asked for. Nothing is uploaded then.
+        ValueError: no licence or no data set is named, a part of the model cannot be installed by others, the id is
+            invalid, or the repository is public where a private one is wanted, or the reverse. Nothing is uploaded.
         PermissionError: the Hub refuses the token.
-        ConnectionError: the Hub can't be reached, or no longer.
+        ConnectionError: the Hub cannot be reached, or the connection broke.
     """
-    known, scores = _known(model.config, repo_id, facts), Scores.of(results)
-    api, user = _log_in(repo_id, token)  # before much work is done for a token that is refused
+    card = _check(model.config, repo_id, details)
+    scores = None if results is None else read_results(results)
+    api, user = _log_in(repo_id, token)  # before the work below, which a refused token would waste
     repo_id = repo_id if "/" in repo_id else f"{user}/{repo_id}"
     with TemporaryDirectory() as folder:
-        _write_folder(Path(folder), model, processor, repo_id, scores, known, images)
-        with _errors_in_one_line(repo_id):
+        write_published_folder(Path(folder), model, processor, repo_id, scores, card, images)
+        with _explained_errors(repo_id):
             return _upload(api, Path(folder), repo_id, private, revision, message)
 
 
@@ -121,174 +94,97 @@ def export_folder(
     results: Mapping[str, Any] | Evaluation | str | Path | None = None,
     *,
     images: Sequence[ImageSource] | None = None,
-    **facts: Any,
+    **details: Any,
 ) -> Path:
-    """Write the folder that `push` publishes: weights (safetensors), code, card, recipe and samples.
+    """Write the folder that `push` publishes, without publishing it.
 
-    It loads by its path like a published model by its id, with hf_captioner or with `trust_remote_code=True`.
+    It loads by its path as a published model loads by its id, with hf_captioner or with `trust_remote_code=True`.
 
     Args:
-        folder: new or empty.
-        model: see `push`, as for the others.
-        processor: of the model.
-        repo_id: under which the card's usage loads it.
-        results: scores.
-        images: to caption in the card.
-        facts: for the card.
+        folder: New or empty folder.
+        model: Captioner to publish.
+        processor: The model's processor.
+        repo_id: Id under which the card's examples load the model.
+        results: Scores for the model card, in any form that `read_results` accepts.
+        images: Images to caption in the card (default: some validation images of the recipe's data set).
+        details: Details for the card, see `card_details`.
 
     Raises:
-        ValueError: the folder is not empty, or what `push` refuses.
+        ValueError: the folder is not empty, or `push` would refuse the model.
     """
     folder = Path(folder)
-    known = _known(model.config, repo_id, facts)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{str(folder)!r} is not an empty folder. Name a new one.")
-    return _write_folder(folder, model, processor, repo_id, Scores.of(results), known, images)
+    card = _check(model.config, repo_id, details)
+    require_empty(folder)
+    scores = None if results is None else read_results(results)
+    return write_published_folder(folder, model, processor, repo_id, scores, card, images)
 
 
-def check_push(config: CaptionerConfig, repo_id: str, *, token: str | None = None, **facts: Any) -> None:
-    """Refuse, before a long training, what `push` would refuse after it.
+def check_push(config: CaptionerConfig, repo_id: str, *, token: str | None = None, **details: Any) -> None:
+    """Refuse now what `push` would refuse later, such as after a long training.
 
     Args:
-        config: of the model.
-        repo_id: see `push`, as for the others.
-        token: of the user.
-        facts: for the card.
+        config: Configuration of the model.
+        repo_id: Repository to publish to.
+        token: Access token (default: the user who is logged in).
+        details: Details for the card, see `card_details`.
 
     Raises:
         ValueError, PermissionError, ConnectionError: see `push`.
     """
-    _known(config, repo_id, facts)
+    _check(config, repo_id, details)
     _log_in(repo_id, token)
 
 
-def _known(config: CaptionerConfig, repo_id: str, facts: Mapping[str, Any]) -> Facts:
-    """What the card says, of a model that others can have."""
-    from huggingface_hub.utils import validate_repo_id
-
+def _check(config: CaptionerConfig, repo_id: str, details: Mapping[str, Any]) -> CardDetails:
+    """Check the repository id and that others can load the model's parts; return the details of its card."""
     validate_repo_id(repo_id)
     types = {ENCODERS: config.encoder_type, ATTENTIONS: config.attention_type, DECODERS: config.decoder_type}
     for registry, name in types.items():
         if name in registry.names() and registry.origin(name) == "registered in this process":
             raise ValueError(
-                f"{name!r} of the {registry.kind} is registered in this process alone: nobody else could load the "
+                f"{name!r} of the {registry.kind} is registered in this process alone, so nobody else could load the "
                 "model. Put it into a package that others can install (see the README, Add a part)."
             )
-    return Facts.of(config, **facts)
+    return card_details(config, **details)
 
 
 def _log_in(repo_id: str, token: str | None) -> tuple[HfApi, str]:
-    """The Hub's interface, and the user's name there."""
-    from huggingface_hub import HfApi
-
+    """Return a client of the Hub and the name of its user."""
     api = HfApi(token=token, library_name="hf_captioner")
-    with _errors_in_one_line(repo_id):
+    with _explained_errors(repo_id):
         return api, str(api.whoami()["name"])
 
 
-def _write_folder(
-    folder: Path,
-    model: CaptionerModel,
-    processor: CaptionerProcessor,
-    repo_id: str,
-    scores: Scores,
-    facts: Facts,
-    images: Sequence[ImageSource] | None,
-) -> Path:
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    _add_code(folder)
-    if facts.recipe:
-        (folder / RECIPE).write_text(facts.recipe_text(), encoding="utf-8")
-    images = _validation_images(facts) if images is None else images
-    card = model_card(repo_id, model.config, facts, scores, _add_samples(folder, images))
-    (folder / "README.md").write_text(str(card), encoding="utf-8")
-    return folder
-
-
-def _add_code(folder: Path) -> None:
-    """Copy the travelling modules, and say in the JSON files which classes are in them."""
-    from transformers.dynamic_module_utils import get_relative_import_files
-
-    for name in TRAVELLING:
-        module = MODEL_FOLDER / f"{name}.py"
-        for file in (module, *map(Path, get_relative_import_files(module))):
-            shutil.copyfile(file, folder / file.name)
-    for name, classes in AUTO_CLASSES.items():
-        record = json.loads((folder / name).read_text(encoding="utf-8"))
-        record["auto_map"] = classes
-        if "image_processor" in record:
-            record["image_processor"]["auto_map"] = classes
-        (folder / name).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _validation_images(facts: Facts) -> list[ImageSource]:
-    """A few images across the validation split of the recipe's data set; none where there is no recipe."""
-    from ..data.datasets import load_captions
-
-    if facts.source is None:
-        return []
-    try:
-        rows = load_captions(facts.source, "validation")
-    except (OSError, ValueError) as e:
-        raise ValueError(
-            f"No images for the card can be had from {facts.source!r}: {e} Name some, or none: images=['a.jpg']."
-        ) from e
-    return [rows[index]["image"] for index in range(0, len(rows), max(1, len(rows) // NUM_SAMPLES))][:NUM_SAMPLES]
-
-
-def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:
-    """Caption images by the model as it lies in the folder, and draw where it looked."""
-    from ..visualization.figures import attention_figure
-
-    model, processor = CaptionerModel.from_pretrained(folder), CaptionerProcessor.from_pretrained(folder)
-    captioner = ImageCaptioningPipeline(model=model, processor=processor, device="cpu")
-    samples = []
-    for number, source in enumerate(images, 1):
-        (folder / "samples").mkdir(exist_ok=True)
-        sample = Sample(f"samples/{number}.png", f"samples/{number}_attention.png", "")
-        image = open_image(source)
-        image.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
-        image.save(folder / sample.image)
-        # What is captioned is what is published, so that everybody gets this very caption.
-        caption = captioner(image, return_attentions=True)[0]
-        figure = attention_figure(image, caption["words"], caption["attentions"], caption["box"])
-        figure.savefig(folder / sample.attention)
-        samples.append(Sample(sample.image, sample.attention, caption["generated_text"]))
-    return samples
-
-
 def _upload(api: HfApi, folder: Path, repo_id: str, private: bool | None, revision: str | None, message: str) -> str:
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard
-
+    """Replace the captioner in a repository by the one in a folder, in one commit, and return the commit's URL."""
     _validate(ModelCard.load(folder / "README.md"))
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(repo_id, branch=revision, exist_ok=True)
-    before = api.model_info(repo_id, revision=revision)
-    if private is not None and bool(before.private) != private:
+    current = api.model_info(repo_id, revision=revision)
+    if private is not None and bool(current.private) != private:
         raise ValueError(
-            f"{repo_id!r} exists and is {'private' if before.private else 'public'}: nothing is uploaded. Change that "
-            "in its settings, or leave `private` alone."
+            f"{repo_id!r} exists and is {'private' if current.private else 'public'}: nothing is uploaded. Change that "
+            "in its settings, or do not ask for another visibility."
         )
     files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*")) if file.is_file()}
-    old = [sibling.rfilename for sibling in before.siblings or [] if sibling.rfilename not in files]
-    # Not upload_folder: where xet is installed, it publishes a folder in several commits.
+    others = [sibling.rfilename for sibling in current.siblings or [] if sibling.rfilename not in files]
+    # Not upload_folder, which makes several commits where hf_xet is installed.
     commit = api.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(name, str(file)) for name, file in files.items()),
-            *(CommitOperationDelete(name, is_folder=False) for name in old if REPLACED.fullmatch(name)),
+            *(CommitOperationDelete(name, is_folder=False) for name in others if OUTDATED.fullmatch(name)),
         ],
         commit_message=message,
         revision=revision,
-        parent_commit=before.sha,  # files of another version pushed meanwhile are not mixed with these
+        parent_commit=current.sha,  # the Hub refuses the commit if another was made meanwhile
     )
     return str(commit.commit_url)
 
 
 def _validate(card: ModelCard) -> None:
-    """Ask the Hub whether the metadata is as it must be, before anything is made there."""
+    """Let the Hub check a card's metadata before anything is created there."""
     try:
         card.validate()
     except ValueError as e:
@@ -297,11 +193,8 @@ def _validate(card: ModelCard) -> None:
 
 
 @contextmanager
-def _errors_in_one_line(repo_id: str) -> Iterator[None]:
-    """What can go wrong on the way to the Hub, as built-in errors that say what to do."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
-    from huggingface_hub.utils import httpx
-
+def _explained_errors(repo_id: str) -> Iterator[None]:
+    """Turn errors of the Hub and of the connection to it into built-in ones whose one line says what to do."""
     try:
         yield
     except LocalTokenNotFoundError as e:
@@ -310,20 +203,18 @@ def _errors_in_one_line(repo_id: str) -> Iterator[None]:
         raise ConnectionError("HF_HUB_OFFLINE is set, so nothing can be pushed. Unset it.") from e
     except HfHubHTTPError as e:
         status = e.response.status_code
-        said = " ".join((e.server_message or str(e)).split())
+        answer = " ".join((e.server_message or str(e)).split())
         if status in (401, 403):
             raise PermissionError(
-                f"The Hub refuses the token for {repo_id!r} ({status}: {said}). Give one that may write there: "
+                f"The Hub refuses the token for {repo_id!r} ({status}: {answer}). Use a token that may write there: "
                 "`hf auth login`, HF_TOKEN, or token='…'."
             ) from e
         if status in (409, 412):
-            raise ConnectionError(f"{repo_id!r} has changed meanwhile ({said}). Push again.") from e
-        raise ConnectionError(
-            f"The Hub does not take {repo_id!r} ({status}: {said}). This version is not published."
-        ) from e
-    except (httpx.HTTPError, RuntimeError) as e:  # a RuntimeError is huggingface_hub's for an upload that fails
+            raise ConnectionError(f"{repo_id!r} has changed meanwhile ({answer}). Push again.") from e
+        raise ConnectionError(f"The Hub refuses {repo_id!r} ({status}: {answer}). Nothing is published.") from e
+    except (httpx.HTTPError, RuntimeError) as e:  # huggingface_hub raises RuntimeError when an upload fails
         reason = " ".join(str(e.__cause__ or e).split()).rstrip(".") or type(e.__cause__ or e).__name__
         raise ConnectionError(
-            f"The connection to the Hub broke: {reason}. {repo_id!r} is published whole or not at all, what arrived "
-            "is kept, and another push goes on from there."
+            f"The connection to the Hub broke: {reason}. Nothing is published. What was uploaded is kept, so push "
+            "again to continue."
         ) from e
