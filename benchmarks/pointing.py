@@ -1,28 +1,29 @@
-"""Play the pointing game with a captioner of drawn shapes: when it names an object, does it look at it?
+"""Score attention maps of a captioner of drawn shapes: does it look at an object when it names it?
 
     python benchmarks/pointing.py outputs/shapes
     python benchmarks/pointing.py outputs/shapes --split test --num_beams 1 --output pointing.json
 
-What the figures mean, and how it is played, stands in hf_captioner/evaluation/pointing.py.
+The pointing game and its scores are described in hf_captioner/evaluation/pointing.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
 from transformers import pipeline
 
-from hf_captioner.cli import load_captioner, run_main
+from hf_captioner.cli import CommandParser, load_captioner, run_command
 from hf_captioner.data.shapes import load_shapes
 from hf_captioner.evaluation.pointing import PointingGame
 
 
 def main(argv: Sequence[str]) -> None:
-    """Caption a split, play, print, write."""
+    """Caption a split, and print and write the scores of the pointing game."""
     arguments = parse(argv)
     model, processor = load_captioner(arguments.folder)
     captioner = pipeline("image-captioning", model=model, processor=processor, device=arguments.device)
@@ -45,9 +46,9 @@ def main(argv: Sequence[str]) -> None:
         f"shapes, {arguments.split}, {len(dataset)} images, {arguments.num_beams} beams, maps of {rows}x{columns}"
     )
     print(f"Pointing game of {arguments.folder} on {protocol}:")
-    for kind, figures in scores.items():
-        print(f"  words for a {kind}")
-        for name, value in figures.items():
+    for attribute, values in scores.items():
+        print(f"  words for a {attribute}")
+        for name, value in values.items():
             print(f"    {name:<20} {value:.3f}" if isinstance(value, float) else f"    {name:<20} {value}")
     if arguments.output is not None:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,18 +56,18 @@ def main(argv: Sequence[str]) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Arguments of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Parse the command line."""
+    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="a captioner trained on shapes")
     add("--split", default="validation", help="split of shapes (default: %(default)s)")
-    add("--num_beams", "--num-beams", type=int, default=5, help="beams (default: %(default)s)")
-    add("--batch_size", "--batch-size", type=int, default=32, help="images at once (default: %(default)s)")
-    add("--max_images", "--max-images", type=int, help="play with the first so many images only")
-    add("--output", type=Path, metavar="FILE", help="also write the figures to this JSON file")
-    add("--device", help="cpu, cuda, … (default: the first accelerator there is)")
+    add("--num_beams", type=int, default=5, help="beams (default: %(default)s)")
+    add("--batch_size", type=int, default=32, help="images per batch (default: %(default)s)")
+    add("--max_images", type=int, metavar="N", help="use only the first N images")
+    add("--output", type=Path, metavar="FILE", help="JSON file to write the scores to")
+    add("--device", help="cpu, cuda, … (default: the first accelerator found)")
     return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(run_command(main, sys.argv[1:]))
