@@ -8,7 +8,7 @@ import torch
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.metrics.scores import CiderD
 from hf_captioner.model.modes import in_evaluation
-from hf_captioner.model.objectives import cross_entropy, others_mean, self_critical
+from hf_captioner.model.objectives import cross_entropy, leave_one_out_mean, self_critical
 from hf_captioner.training.rewards import END, CaptionReward, Rewards, sample_captions
 
 CAPTIONS = [
@@ -48,7 +48,7 @@ def test_rewards_are_mixed_by_weight() -> None:
 
 def test_the_baseline_is_the_mean_of_the_others() -> None:
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
-    assert others_mean(rewards).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
+    assert leave_one_out_mean(rewards).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
 
 
 def test_self_critical_by_hand() -> None:
@@ -105,7 +105,7 @@ def test_what_is_rewarded_becomes_more_frequent(
         loss = self_critical(
             model(cells=cells, labels=labels).logits.flatten(0, 1),
             labels.flatten(0, 1),
-            (rewards - others_mean(rewards)).flatten(),
+            (rewards - leave_one_out_mean(rewards)).flatten(),
         )
         loss.backward()
         optimizer.step()

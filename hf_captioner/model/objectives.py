@@ -1,10 +1,11 @@
-"""What training minimises.
+"""Terms of the training loss, and schedules of training.
 
-Means are over the words, or captions, of a batch. A batch that is one part of a larger one, on another process or of
-another step of gradient accumulation, is given the larger one's number: then the parts' losses add up to its loss.
+Every loss is a mean over the words, or over the captions, of a batch. If the batch is only a part of an optimizer step,
+because of gradient accumulation or of several processes, pass the number of words or captions of the whole step: it is
+divided by instead, and the losses of all parts add up to the loss of the step.
 """
 
-# N: captions, T: words, V: vocabulary, P: image cells
+# N: captions, T: words, V: vocabulary, P: image cells, B: images, S: captions sampled for an image
 
 from __future__ import annotations
 
@@ -15,160 +16,181 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-IGNORED = -100  # the label of no word
+IGNORED = -100  # the label of positions that hold no word
 
-_OVER_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Return the mean negative log-likelihood of the words in labels, in nats.
+
+    Args:
+        logits: `(N, T, V)`.
+        labels: `(N, T)`, -100 where there is no word.
+        label_smoothing: Probability in [0, 1) that is spread evenly over the vocabulary (Szegedy et al. 2016).
+        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
+    """
+    logits, labels, _ = _select_words(logits, labels)
+    total = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
+    return _mean(total, len(labels), num_items_in_batch)
+
+
+_REDUCE_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda shortfall: shortfall.mean(-1),
     "sum": lambda shortfall: shortfall.sum(-1),
 }
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_words: int | None = None) -> Tensor:
-    """Mean negative log-likelihood of the words that are not -100.
-
-    Args:
-        logits: `(N, T, V)`.
-        labels: `(N, T)`.
-        label_smoothing: probability in [0, 1) spread evenly over the vocabulary (Szegedy et al. 2016).
-        num_words: by which to divide, in place of the words here.
-    """
-    logits, labels, _ = _words(logits, labels)
-    total = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
-    return _divided(total, len(labels), num_words)
-
-
 def doubly_stochastic(
-    weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: int | None = None
+    weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: Tensor | int | None = None
 ) -> Tensor:
-    """`(1 - Σ_t α_tp)²` over the cells of each caption, averaged over captions (Xu et al. 2015, eq. 14).
+    """Return the penalty on cells that a caption attends to too much or too little (Xu et al. 2015, eq. 14).
+
+    For each cell p of a caption it is `(1 - Σ_t α_tp)²`. It is reduced over cells, then averaged over captions.
 
     Args:
-        weights: `(N, T, P)`, zero where a caption is over.
-        labels: `(N, T)`; captions without a single word do not count.
+        weights: Attention weights `(N, T, P)`, zero after the end of a caption.
+        labels: `(N, T)`, -100 where there is no word. Captions without a word are not counted.
         reduction: `"sum"` over cells as in the paper, or `"mean"`.
-        num_captions: by which to divide, in place of the captions here.
+        num_captions: Number of captions in the whole optimizer step, if this is a part of it.
     """
     shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
-    captions = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
-    total = (_OVER_CELLS[reduction](shortfall) * captions).sum()
-    return _divided(total, captions.sum(), num_captions)
+    has_words = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
+    total = (_REDUCE_CELLS[reduction](shortfall) * has_words).sum()
+    return _mean(total, has_words.sum(), num_captions)
 
 
 def log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log p of every word, natural: `(N, T, V), (N, T) -> (N, T)`, zero where there is no word."""
-    word_logits, word_labels, words = _words(logits, labels)
+    """Return log p of every word in nats, 0 where there is no word: `(N, T, V), (N, T) -> (N, T)`."""
+    word_logits, word_labels, positions = _select_words(logits, labels)
     scores = -functional.cross_entropy(word_logits, word_labels, reduction="none")
-    return scores.new_zeros(labels.numel()).index_copy(0, words, scores).view_as(labels)
+    return scores.new_zeros(labels.numel()).index_copy(0, positions, scores).view_as(labels)
 
 
 def reinforce(
-    scores: Tensor, log_probs: Tensor, labels: Tensor, baseline: Tensor | float, num_words: int | None = None
+    scores: Tensor,
+    log_probs: Tensor,
+    labels: Tensor,
+    baseline: Tensor | float,
+    num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Teaches an attention that samples by how likely the captions became (Xu et al. 2015, sec. 4.1, second term).
+    """Return the REINFORCE loss of an attention that samples cells (Xu et al. 2015, sec. 4.1, second term).
 
-    `-(log p(y|s) - T b) Σ_t log p(s_t)` of each caption y of T words and the cells s taken for it, over all captions
-    and divided by the number of words, as `cross_entropy` is. Their sum has in expectation the gradient of
-    `-log p(y|s)` averaged over s, whatever b is; b close to the mean score keeps its variance low.
+    For a caption y of T words, with cells s sampled for them, it is `-(log p(y|s) - T b) Σ_t log p(s_t)`, summed over
+    captions and divided by the number of words. Added to `cross_entropy` it has, in expectation, the gradient of
+    `-log p(y|s)` averaged over s, whatever the baseline b; a b close to the mean score keeps the variance low.
 
-    Departure: b is the moving average of a word's score, as in the authors' code, not of a caption's, which would
-    mostly tell long captions from short ones.
+    Departure: b is the moving average of the score of a word, as in the authors' code, and not of a caption. The
+    latter would mainly tell long captions from short ones.
 
     Args:
-        scores: `(N, T)`, log p of every word given the cells, zero where there is no word; taken as constants.
-        log_probs: `(N, T)`, of the cells taken, zero where none was drawn.
-        labels: `(N, T)`.
-        baseline: b.
-        num_words: by which to divide, in place of the words here.
+        scores: log p of every word given the cells, `(N, T)`, 0 where there is no word. No gradient flows through it.
+        log_probs: log p of the sampled cells, `(N, T)`, 0 where none was sampled.
+        labels: `(N, T)`, -100 where there is no word.
+        baseline: The baseline b.
+        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
     """
-    words = labels != IGNORED
-    advantage = ((scores.detach() - baseline) * words).sum(1)  # (N,)
-    total = -(advantage * (log_probs.float() * words).sum(1)).sum()
-    return _divided(total, words.sum(), num_words)
+    is_word = labels != IGNORED
+    advantages = ((scores.detach() - baseline) * is_word).sum(1)  # (N,)
+    total = -(advantages * (log_probs.float() * is_word).sum(1)).sum()
+    return _mean(total, is_word.sum(), num_items_in_batch)
 
 
-def attention_entropy(weights: Tensor, labels: Tensor, num_words: int | None = None) -> Tensor:
-    """`-Σ_p α_p log α_p` in nats, averaged over words (Xu et al. 2015, sec. 4.1, third term).
+def attention_entropy(weights: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """Return the entropy of the attention, `-Σ_p α_p log α_p` in nats, as a mean over words.
+
+    Xu et al. 2015, sec. 4.1, third term.
 
     Args:
-        weights: `(N, T, P)`.
-        labels: `(N, T)`.
-        num_words: by which to divide, in place of the words here.
+        weights: Attention weights `(N, T, P)`.
+        labels: `(N, T)`, -100 where there is no word.
+        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
     """
     weights = weights[labels != IGNORED].float()  # (words, P)
-    # A weight of 0 adds nothing, but the slope of its logarithm would be infinite.
+    # A weight of 0 adds nothing to the entropy, but the gradient of its logarithm would be infinite.
     entropy = -(weights * weights.clamp(min=torch.finfo(weights.dtype).tiny).log()).sum(-1)
-    return _divided(entropy.sum(), len(entropy), num_words)
+    return _mean(entropy.sum(), len(entropy), num_items_in_batch)
 
 
 def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-    """The next baseline `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1), log p the mean of all words."""
+    """Return the next baseline of `reinforce`, `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1).
+
+    Args:
+        baseline: The baseline so far, a scalar.
+        scores: log p of every word, `(N, T)`, 0 where there is no word. Its mean over words is the log p above.
+        labels: `(N, T)`, -100 where there is no word.
+    """
     mean = scores.detach().sum() / (labels != IGNORED).sum().clamp(min=1)
     return torch.lerp(baseline, mean.to(baseline.dtype), 0.1)
 
 
-def _inverse_sigmoid(share: float) -> float:
-    low, at, high = (1 / (1 + math.exp(-10 * (x - 0.5))) for x in (0.0, share, 1.0))
-    return (at - low) / (high - low)
+def _inverse_sigmoid(progress: float) -> float:
+    low, value, high = (1 / (1 + math.exp(-10 * (x - 0.5))) for x in (0.0, progress, 1.0))
+    return (value - low) / (high - low)
 
 
-# Courses from 0 to the highest probability, over the share of the steps that is done.
+# How a probability rises from 0 to its highest value with the progress of training, both in [0, 1].
 _COURSES: dict[str, Callable[[float, float], float]] = {
-    "constant": lambda share, highest: highest,
-    "linear": lambda share, highest: highest * share,
-    "exponential": lambda share, highest: 1 - (1 - highest) ** share,
-    "inverse_sigmoid": lambda share, highest: highest * _inverse_sigmoid(share),
+    "constant": lambda progress, highest: highest,
+    "linear": lambda progress, highest: highest * progress,
+    "exponential": lambda progress, highest: 1 - (1 - highest) ** progress,
+    "inverse_sigmoid": lambda progress, highest: highest * _inverse_sigmoid(progress),
 }
 
 
-def sampling_probability(share: float, highest: float, course: str) -> float:
-    """How often the model reads words of its own in scheduled sampling (Bengio et al. 2015, sec. 2.4, figure 1).
+def sampling_probability(progress: float, highest: float, course: str) -> float:
+    """Return the probability of reading the model's own word in scheduled sampling.
 
-    Departure: constants are chosen such that the highest probability is reached at the end, for every course and
-    length of a training.
+    Bengio et al. 2015, sec. 2.4 and figure 1. Departure: the constants of a course are chosen such that the highest
+    probability is reached at the end, however long the training.
 
     Args:
-        share: of the steps, in [0, 1].
-        highest: probability in [0, 1).
-        course: `"linear"`, `"exponential"`, `"inverse_sigmoid"` or `"constant"`.
+        progress: Fraction of the optimizer steps that are done, in [0, 1].
+        highest: Probability at the end, in [0, 1).
+        course: How it rises: `"linear"`, `"exponential"`, `"inverse_sigmoid"`, or `"constant"` for not at all.
     """
-    return _COURSES[course](share, highest)
+    return _COURSES[course](progress, highest)
 
 
-def others_mean(rewards: Tensor) -> Tensor:
-    """For each sample the mean reward of the image's other samples, its baseline (Luo 2020, eq. 5).
+def leave_one_out_mean(rewards: Tensor) -> Tensor:
+    """Return, for each sampled caption, the mean reward of the image's other samples: `(B, S) -> (B, S)`, S >= 2.
 
-    Args:
-        rewards: `(B, S)` of S >= 2 samples.
+    It serves as the baseline of that sample (Luo 2020, eq. 5).
     """
     assert rewards.shape[1] > 1, "a single sample has no others"
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_words: int | None = None) -> Tensor:
-    """REINFORCE over sampled captions: `-Σ a log p(word)` over their words, by the number of words.
+def self_critical(
+    logits: Tensor, labels: Tensor, advantages: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Return the REINFORCE loss of sampled captions with advantage a: `-Σ a log p(word)`, divided by the words.
 
-    Rennie et al. 2017, eq. 7. Departure: the mean over words rather than the sum over a caption's, as in the
-    authors' later code, so that long captions do not outweigh short ones.
+    Rennie et al. 2017, eq. 7. Departure: the mean over words, as in the authors' later code, and not the sum over those
+    of a caption, so that long captions do not outweigh short ones.
 
     Args:
         logits: `(N, T, V)`.
-        labels: `(N, T)`, sampled words, -100 after their end.
-        advantages: `(N,)`, reward less baseline.
-        num_words: by which to divide, in place of the words here.
+        labels: Sampled words `(N, T)`, -100 after their end.
+        advantages: Reward of each caption minus its baseline, `(N,)`.
+        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
     """
     total = -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum()
-    return _divided(total, (labels != IGNORED).sum(), num_words)
+    return _mean(total, (labels != IGNORED).sum(), num_items_in_batch)
 
 
-def _divided(total: Tensor, here: Tensor | int, in_step: int | None) -> Tensor:
-    """By the words or captions of the whole step where their number is given, else by those here."""
-    return total / (torch.as_tensor(here).clamp(min=1) if in_step is None else in_step)
+def _mean(total: Tensor, count: Tensor | int, count_in_step: Tensor | int | None) -> Tensor:
+    """Divide a total by the number of words or captions here, or by that of the whole optimizer step if it is given."""
+    return total / (torch.as_tensor(count).clamp(min=1) if count_in_step is None else count_in_step)
 
 
-def _words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, labels and places in N·T of the words alone: softmax over the padding would be half the work."""
+def _select_words(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return logits `(W, V)`, labels `(W,)` and positions `(W,)` in N·T of the W words that are not padding.
+
+    About half of the positions are padding, for which a softmax would be computed in vain.
+    """
     labels = labels.flatten()
-    words = (labels != IGNORED).nonzero().squeeze(1)
-    if len(words) == len(labels):
-        return logits.flatten(0, 1).float(), labels, words
-    return logits.flatten(0, 1).index_select(0, words).float(), labels[words], words
+    positions = (labels != IGNORED).nonzero().squeeze(1)
+    if len(positions) == len(labels):
+        return logits.flatten(0, 1).float(), labels, positions
+    return logits.flatten(0, 1).index_select(0, positions).float(), labels[positions], positions

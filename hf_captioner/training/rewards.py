@@ -19,7 +19,7 @@ from ..model.captions import spaced
 from ..model.encoder_model import CaptionerEncoderOutput
 from ..model.modeling_captioner import CaptionerModel
 from ..model.modes import in_evaluation
-from ..model.objectives import IGNORED, cross_entropy, others_mean, self_critical
+from ..model.objectives import IGNORED, cross_entropy, leave_one_out_mean, self_critical
 from ..model.processing_captioner import CaptionerProcessor
 
 END = "<end>"  # Counted as a word. Otherwise a caption would lose nothing by breaking off before its last noun.
@@ -106,7 +106,7 @@ def sample_captions(model: CaptionerModel, cells: Tensor, num_samples: int, *, t
 # Baselines by name: the smallest number of samples that each needs, and a function that computes it from the rewards
 # (B, S) of the samples and from a function that computes the reward (B, 1) of the greedy caption.
 BASELINES: dict[str, tuple[int, Callable[[Tensor, Callable[[], Tensor]], Tensor]]] = {
-    "others": (2, lambda rewards, greedy_reward: others_mean(rewards)),
+    "others": (2, lambda rewards, greedy_reward: leave_one_out_mean(rewards)),
     "greedy": (1, lambda rewards, greedy_reward: greedy_reward()),
 }
 
