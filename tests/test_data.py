@@ -1,5 +1,8 @@
+"""Data sets by name and path, checks of their rows, batches, and cached cells."""
+
 from __future__ import annotations
 
+import copy
 import io
 import subprocess
 import sys
@@ -10,14 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner.data import cells as cells_module
 from hf_captioner.data.cells import cached_cells, cells_key
-from hf_captioner.data.collator import CaptionCollator, _augmented
+from hf_captioner.data.collator import CaptionCollator, _augment
+from hf_captioner.data.datasets import pick_split
 from hf_captioner.data.loading import StepLoader, StepSampler
 from hf_captioner.data.rows import check_captions, drop_broken_images, open_row, undecoded
 
@@ -29,8 +33,8 @@ def jpeg(photo: Image.Image) -> bytes:
 
 
 @pytest.fixture
-def rows(photos: list[Image.Image]) -> Dataset:
-    """Five undecoded rows; the fourth is half a JPEG."""
+def rows_with_a_broken_image(photos: list[Image.Image]) -> Dataset:
+    """Five undecoded rows; the fourth image is half a JPEG."""
     files = [jpeg(photo) for photo in photos]
     files[3] = files[3][: len(files[3]) // 2]
     return Dataset.from_dict(
@@ -45,24 +49,40 @@ def rows(photos: list[Image.Image]) -> Dataset:
     )
 
 
-def whole(rows: Dataset) -> Dataset:
-    return rows.select([0, 1, 2, 4])
+@pytest.fixture
+def rows(rows_with_a_broken_image: Dataset) -> Dataset:
+    """Four undecoded rows."""
+    return rows_with_a_broken_image.select([0, 1, 2, 4])
 
 
-def test_real_flickr8k_and_a_named_part_load_alike(flickr8k: Path) -> None:
-    real = load_captions(str(flickr8k))
-    assert isinstance(real, DatasetDict) and set(real) >= {"train", "validation"}
-    assert len(real["validation"]) == 1000 and len(real["train"]) == 5999
-    row = real["validation"][0]
+def write_parquet(folder: Path, rows: Dataset, captions: dict[str, list[str]]) -> None:
+    """Write the images of rows with columns of captions as a test split."""
+    table = {"image": [row["image"]["bytes"] for row in rows], **captions}
+    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(folder / "test.parquet")
+
+
+def test_real_flickr8k(flickr8k: Path) -> None:
+    splits = load_captions(str(flickr8k))
+    assert isinstance(splits, DatasetDict) and set(splits) >= {"train", "validation"}
+    assert len(splits["validation"]) == 1000 and len(splits["train"]) == 5999
+    row = splits["validation"][0]
     assert len(row["captions"]) == 5 and row["image"].size == (224, 224) and row["image_id"].endswith(".jpg")
+
+
+def test_named_data_set_takes_arguments_and_streams() -> None:
     drawn = load_captions("shapes", "test", num_images=3)
-    assert {"image", "captions", "image_id"} <= set(drawn.column_names) and len(drawn) == 3
+    assert len(drawn) == 3 and undecoded(drawn)[0]["image"]["bytes"].startswith(b"\x89PNG")
+    stream = load_captions("shapes", "test", num_images=3, streaming=True)
+    assert isinstance(stream, IterableDataset) and [row["image_id"] for row in stream] == drawn["image_id"][:]
 
 
-def test_columns_of_parquet_are_gathered_in_order(rows: Dataset, tmp_path: Path) -> None:
-    table = {"image": [row["image"]["bytes"] for row in whole(rows)]}
-    table |= {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)}
-    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / "test.parquet")
+def test_split_is_picked_by_any_of_its_names() -> None:
+    assert pick_split({"train": 1, "validation": 2}, "dev", "x") == 2
+    assert pick_split({"dev": 1, "validation": 2}, "dev", "x") == 1
+
+
+def test_numbered_columns_of_captions_keep_their_order(rows: Dataset, tmp_path: Path) -> None:
+    write_parquet(tmp_path, rows, {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)})
     dataset = load_captions(str(tmp_path), "test")
     assert dataset["captions"][2] == [f"caption {i} of 2" for i in range(11)]
     assert dataset["image_id"][2] == "test-000002"
@@ -78,37 +98,40 @@ def test_columns_of_parquet_are_gathered_in_order(rows: Dataset, tmp_path: Path)
         ("FOLDER/bad", "test", ValueError, "has the columns image, label; wanted are image, caption_0"),
     ],
 )
-def test_what_cannot_be_loaded_is_said(
+def test_errors_say_what_can_be_loaded(
     name: str, split: str, error: type[Exception], message: str, rows: Dataset, tmp_path: Path
 ) -> None:
     for folder, column in (("good", "text"), ("bad", "label")):
-        table = {"image": [row["image"]["bytes"] for row in whole(rows)], column: ["a dog"] * 4}
-        Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(tmp_path / folder / "test.parquet")
+        (tmp_path / folder).mkdir()
+        write_parquet(tmp_path / folder, rows, {column: ["a dog"] * 4})
     with pytest.raises(error, match=message):
         load_captions(name.replace("FOLDER", str(tmp_path)), split)
 
 
-def test_empty_captions_are_refused_or_reported(rows: Dataset) -> None:
-    captions = [["a dog", " ."], ["?"], ["a man"], ["a man"], [""]]
-    rows = rows.remove_columns("captions").add_column("captions", captions)
-    with pytest.raises(ValueError, match=r"'photo0'.*1 empty of 2 captions.*--skip-broken"):
+def test_empty_captions_are_refused_or_left_out(rows: Dataset) -> None:
+    rows = rows.remove_columns("captions").add_column("captions", [["a dog", " ."], ["?"], ["a man"], [""]])
+    with pytest.raises(ValueError, match=r"'photo0'.*1 empty of 2 captions.*--skip_broken"):
         check_captions(rows)
-    said: list[str] = []
-    kept = check_captions(rows, skip_broken=True, report=said.append)
-    assert kept["image_id"][:] == ["photo0", "photo2", "photo3"] and kept["captions"][0] == ["a dog"]
-    assert [line.split("'")[1] for line in said] == ["photo0", "photo1", "photo4"]
+    report: list[str] = []
+    kept = check_captions(rows, skip_broken=True, report=report.append)
+    assert kept["image_id"][:] == ["photo0", "photo2"] and kept["captions"][0] == ["a dog"]
+    assert [line.split("'")[1] for line in report] == ["photo0", "photo1", "photo4"]
 
 
-def test_broken_images_are_named(rows: Dataset) -> None:
-    with pytest.raises(ValueError, match=r"Image 'photo3' can't be read.*--skip-broken"):
+def test_broken_images_are_named(rows_with_a_broken_image: Dataset, processor: CaptionerProcessor) -> None:
+    rows, message = rows_with_a_broken_image, r"^Image 'photo3' can't be read: .*--skip_broken\.$"
+    with pytest.raises(ValueError, match=message):
         open_row(rows[3])
-    said: list[str] = []
-    kept = drop_broken_images(rows, report=said.append)
+    for augment in (False, True):
+        with pytest.raises(ValueError, match=message):
+            CaptionCollator(processor, augment=augment)([rows[0], rows[3]])
+    report: list[str] = []
+    kept = drop_broken_images(rows, report=report.append)
     assert kept["image_id"][:] == ["photo0", "photo1", "photo2", "photo4"]
-    assert len(said) == 1 and "photo3" in said[0]
+    assert len(report) == 1 and "photo3" in report[0]
 
 
-def test_collator_brings_an_image_once_with_all_its_captions(rows: Dataset, processor: CaptionerProcessor) -> None:
+def test_batch_has_each_image_once_with_all_its_captions(rows: Dataset, processor: CaptionerProcessor) -> None:
     batch = CaptionCollator(processor)([rows[0], rows[1]])
     assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 2, 6)
     assert (batch["labels"][1, 1] == -100).all()
@@ -119,16 +142,37 @@ def test_collator_brings_an_image_once_with_all_its_captions(rows: Dataset, proc
     assert batch["labels"].shape == (2, 1, 3)
 
 
-def test_collator_mirrors_every_other_image(rows: Dataset, processor: CaptionerProcessor) -> None:
-    plain = CaptionCollator(processor)([rows[0]])["pixel_values"]
+def test_half_of_the_images_are_mirrored(rows: Dataset, processor: CaptionerProcessor) -> None:
+    plain = CaptionCollator(processor)([rows[0]])["pixel_values"][0]
     torch.manual_seed(0)
-    mirrored = CaptionCollator(processor, mirror=True)([rows[0]] * 40)["pixel_values"]
-    as_it_is, turned = (sum(torch.equal(x, y[0]) for x in mirrored) for y in (plain, plain.flip(-1)))
-    assert as_it_is + turned == 40 and 10 < turned < 30
+    batch = CaptionCollator(processor, mirror=True)([rows[0]] * 40)["pixel_values"]
+    num_plain, num_mirrored = (sum(torch.equal(x, view) for x in batch) for view in (plain, plain.flip(-1)))
+    assert num_plain + num_mirrored == 40 and 10 < num_mirrored < 30
     cells = np.zeros((5, 4, 2), dtype=np.float16)
     collator = CaptionCollator(processor, cells=cells, mirror=True, mirrored_cells=cells + 1)
     batch = collator([{"index": 3, "captions": ["a man"]}] * 40)["cells"]
     assert 10 < batch[:, 0, 0].sum() < 30
+
+
+def test_large_jpegs_are_augmented_at_reduced_size(processor: CaptionerProcessor) -> None:
+    """The photograph is 600 pixels wide and used at 71 / 0.8 pixels at most, so it is decoded at half its width."""
+    ramps = np.zeros((600, 600, 3), np.uint8)
+    ramps[..., 0] = np.linspace(0, 255, 600)
+    image = {"bytes": jpeg(Image.fromarray(ramps)), "path": None}
+    row = {"image": image, "captions": ["a man"], "random_seed": (0, 0, 0)}
+    assert 0.8 * 300 <= _augment(row, processor.image_processor).width <= 300
+    assert CaptionCollator(processor, augment=True)([row])["pixel_values"].shape == (1, 3, 64, 64)
+
+
+def test_worker_processes_give_the_same_batches(rows: Dataset, processor: CaptionerProcessor) -> None:
+    collator = CaptionCollator(processor, mirror=True, augment=True)
+    epochs = []
+    for num_workers in (0, 2):
+        loader = StepLoader(rows, StepSampler(4, 2, seed=0), collator, num_workers=num_workers)
+        epochs.append([batch for group in loader.steps(1) for batch in group])
+    for one, other in zip(*epochs, strict=True):
+        assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    assert epochs[1][0]["pixel_values"].is_shared()
 
 
 @pytest.fixture(scope="module")
@@ -138,36 +182,54 @@ def frozen(tiny_model: Callable[..., CaptionerModel]) -> CaptionerModel:
     return model
 
 
-def cache(
-    model: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, folder: Path, **kwargs: Any
-) -> np.ndarray:
-    return cached_cells(model.encoder, processor.image_processor, rows, cache_dir=folder, show_progress=False, **kwargs)
+Cache = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def cache(frozen: CaptionerModel, processor: CaptionerProcessor, tmp_path: Path) -> Cache:
+    """Function that returns cached cells of undecoded rows."""
+
+    def cells_of(rows: Dataset, **kwargs: Any) -> np.ndarray:
+        return cached_cells(frozen.encoder, processor.image_processor, rows, cache_dir=tmp_path / "cells", **kwargs)
+
+    return cells_of
+
+
+@torch.no_grad()
+def assert_cells(
+    cells: np.ndarray, rows: Dataset, frozen: CaptionerModel, processor: CaptionerProcessor, mirrored: bool = False
+) -> None:
+    """Assert that cells are the output of the encoder, rounded to half precision."""
+    pixel_values = processor(images=[open_row(row) for row in rows])["pixel_values"]
+    expected = frozen.encoder(pixel_values.flip(-1) if mirrored else pixel_values).last_hidden_state
+    assert torch.allclose(torch.from_numpy(np.array(cells)).float(), expected, rtol=2e-3, atol=2e-3)
 
 
 def test_cells_are_encoded_once(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, cache: Cache, tmp_path: Path
 ) -> None:
-    rows = whole(rows)
-    calls: list[int] = []
-    handle = frozen.encoder.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    first = cache(frozen, processor, rows, tmp_path, batch_size=3)
-    encoded, calls[:] = sum(calls), []
-    second = cache(frozen, processor, rows, tmp_path)
+    batch_sizes: list[int] = []
+    handle = frozen.encoder.register_forward_hook(lambda module, inputs, output: batch_sizes.append(len(inputs[0])))
+    first = cache(rows, batch_size=3)
+    assert sum(batch_sizes) == 5  # four images, one of them twice to learn the shape
+    second = cache(rows)
     handle.remove()
-    assert encoded == 5 and not calls  # four images, one of them twice to learn the shape
-    with torch.no_grad():
-        images = processor(images=[open_row(row) for row in rows])["pixel_values"]
-        expected = frozen.encoder(images).last_hidden_state
-    assert np.array_equal(first, second)
-    assert torch.allclose(torch.from_numpy(np.array(first)).float(), expected, rtol=2e-3, atol=2e-3)
-    assert [file.suffix for file in tmp_path.iterdir()] == [".npy"]
+    assert sum(batch_sizes) == 5 and np.array_equal(first, second)
+    assert_cells(first, rows, frozen, processor)
+    assert [file.suffix for file in (tmp_path / "cells").iterdir()] == [".npy"]
 
 
-def test_a_stale_cache_is_never_read(
-    frozen: CaptionerModel, tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, rows: Dataset
+def test_mirrored_cells_are_cells_of_mirrored_images(
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, cache: Cache
 ) -> None:
-    import copy
+    mirrored = cache(rows, mirrored=True)
+    assert_cells(mirrored, rows, frozen, processor, mirrored=True)
+    assert not np.array_equal(cache(rows), mirrored)
 
+
+def test_key_of_cells_depends_on_weights_transform_and_images(
+    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset
+) -> None:
     def key(
         model: CaptionerModel = frozen, image_processor: Any = processor.image_processor, kept: Any = (0, 1)
     ) -> str:
@@ -175,72 +237,29 @@ def test_a_stale_cache_is_never_read(
 
     other_transform = copy.deepcopy(processor.image_processor)
     other_transform.crop_pct = 1.0
-    nudged = copy.deepcopy(frozen)
-    nudged.encoder.part.body.conv1[0].weight.data[0, 0, 0, 0] += 1e-3
-    keys = [key(), key(nudged), key(image_processor=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
+    other_weights = copy.deepcopy(frozen)
+    other_weights.encoder.part.body.conv1[0].weight.data[0, 0, 0, 0] += 1e-3
+    keys = [key(), key(other_weights), key(image_processor=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
     assert len(set(keys)) == len(keys)
     assert key(copy.deepcopy(frozen)) == keys[0]
 
 
-def test_mirrored_cells_are_those_of_mirrored_images(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
-) -> None:
-    cells, mirrored = (cache(frozen, processor, rows.select([0]), tmp_path, mirrored=flag) for flag in (False, True))
-    with torch.no_grad():
-        pixel_values = processor(images=[open_row(rows[0])])["pixel_values"].flip(-1)
-        expected = frozen.encoder(pixel_values).last_hidden_state
-    assert torch.allclose(torch.from_numpy(np.array(mirrored)).float(), expected, rtol=2e-3, atol=2e-3)
-    assert not np.array_equal(cells, mirrored)
-
-
-def test_a_full_disk_is_refused_before_anything_is_written(
-    frozen: CaptionerModel,
-    processor: CaptionerProcessor,
-    rows: Dataset,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_full_disk_is_refused_before_anything_is_written(
+    rows: Dataset, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cells_module, "SPARE_BYTES", 2**60)  # more than any disk has free
-    with pytest.raises(OSError, match=r"The cells need 0\.00 GiB in .*--cache-dir"):
-        cache(frozen, processor, whole(rows), tmp_path / "cells")
+    with pytest.raises(OSError, match=r"The cells need 0\.00 GiB in .*--cache_dir"):
+        cache(rows)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_encoding_leaves_nothing_behind(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, tmp_path: Path
-) -> None:
+def test_interrupted_encoding_leaves_no_file(rows_with_a_broken_image: Dataset, cache: Cache, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="photo3"):
-        cache(frozen, processor, rows, tmp_path, batch_size=1)
-    assert not list(tmp_path.iterdir())
+        cache(rows_with_a_broken_image, batch_size=1)
+    assert not list((tmp_path / "cells").iterdir())
 
 
-def test_workers_give_the_batches_of_one_process(rows: Dataset, processor: CaptionerProcessor) -> None:
-    rows, collator = whole(rows), CaptionCollator(processor, mirror=True, augment=True)
-    passes = []
-    for num_workers in (0, 2):
-        loader = StepLoader(rows, StepSampler(4, 2, seed=0), collator, num_workers=num_workers)
-        passes.append([batch for group in loader.steps(1) for batch in group])
-    for mine, theirs in zip(*passes, strict=True):
-        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert passes[1][0]["pixel_values"].is_shared()
-
-
-def test_a_row_that_cannot_be_read_is_named_by_the_collator(rows: Dataset, processor: CaptionerProcessor) -> None:
-    for augment in (False, True):
-        with pytest.raises(ValueError, match=r"^Image 'photo3' can't be read: .*--skip-broken\.$"):
-            CaptionCollator(processor, augment=augment)([rows[0], rows[3]])
-
-
-def test_augmentation_of_large_jpegs_needs_no_whole_image(processor: CaptionerProcessor) -> None:
-    """The photograph is 600 wide and used at 71 / 0.8 at most, so a quarter of it is enough."""
-    ramps = np.zeros((600, 600, 3), np.uint8)
-    ramps[..., 0] = np.linspace(0, 255, 600)
-    row = {"image": {"bytes": jpeg(Image.fromarray(ramps)), "path": None}, "captions": ["a man"], "draw": (0, 0, 0)}
-    assert 0.8 * 300 <= _augmented(row, processor.image_processor).width <= 300
-    assert CaptionCollator(processor, augment=True)([row])["pixel_values"].shape == (1, 3, 64, 64)
-
-
-GROWTH = """
+PEAK_MEMORY_OF_A_WORKER = """
 import io, resource, sys
 import numpy as np, torch
 from datasets import Dataset, Image as ImageFeature
@@ -266,13 +285,9 @@ print(max(batch["peak"].item() for group in loader.steps(0) for batch in group))
 
 
 @pytest.mark.slow
-def test_memory_of_a_worker_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
-    script = tmp_path / "growth.py"
-    script.write_text(GROWTH)
-    few, many = (float(subprocess.check_output([sys.executable, script, str(n)], text=True)) for n in (128, 1280))
-    assert many - few < 60  # MiB, where pixel values of what more is read are 121
-
-
-def test_undecoded_rows_keep_the_bytes_of_the_file() -> None:
-    rows = undecoded(load_captions("shapes", "test", num_images=2))
-    assert rows[0]["image"]["bytes"].startswith(b"\x89PNG")
+def test_memory_of_a_worker_does_not_grow_with_the_data_set() -> None:
+    few, many = (
+        float(subprocess.check_output([sys.executable, "-c", PEAK_MEMORY_OF_A_WORKER, str(n)], text=True))
+        for n in (128, 1280)
+    )
+    assert many - few < 60  # MiB; the pixel values of the additional images take 121 MiB
