@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class SparseAttention(nn.Module):
-    """Scaled dot product with sparsemax in the place of softmax (Martins and Astudillo 2016)."""
+    """Scaled dot-product attention with sparsemax in place of softmax (Martins and Astudillo 2016)."""
 
     def __init__(self, query_size: int, memory_size: int, attention_size: int) -> None:
         super().__init__()
@@ -15,21 +15,30 @@ class SparseAttention(nn.Module):
         self.query_to_key = nn.Linear(query_size, attention_size)
 
     def keys(self, memory: Tensor) -> Tensor:
-        """`(B, P, C) -> (B, A, P)`."""
+        """Compute what depends on the images alone, scaled keys: `(B, P, C) -> (B, A, P)`."""
         keys = self.memory_to_key(memory).transpose(1, 2)
         return keys / math.sqrt(keys.shape[1])
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """`(B, K, D), (B, A, P), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
+        """Attend with K queries for each image.
+
+        Args:
+            query: `(B, K, D)`.
+            keys: `(B, A, P)`, from `keys`.
+            memory: Image cells `(B, P, C)`.
+
+        Returns:
+            Contexts `(B, K, C)` and weights `(B, K, P)`.
+        """
         weights = sparsemax(self.query_to_key(query) @ keys)
         return weights @ memory, weights
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """The point of the simplex closest to the scores (their algorithm 1)."""
+    """Return the point of the probability simplex that is closest to the scores (their algorithm 1)."""
     ordered = scores.sort(-1, descending=True).values
     total = ordered.cumsum(-1)
     count = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
-    size = (1 + count * ordered > total).sum(-1, keepdim=True)  # of the cells that get a weight
+    size = (1 + count * ordered > total).sum(-1, keepdim=True)  # number of cells with a weight above 0
     threshold = (total.gather(-1, size - 1) - 1) / size
     return (scores - threshold).clamp(min=0)

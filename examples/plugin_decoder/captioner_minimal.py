@@ -2,39 +2,53 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from hf_captioner.model.decoders import RecurrentDecoder
-from hf_captioner.model.recurrence import RecurrentLayer, Siblings, Step
+from hf_captioner.model.decoder_interface import Memory
 
 
-class MinimalLayer(RecurrentLayer):
-    """`f = σ(W_f [x, h])`, `h' = (1 - f) ∘ h + f ∘ tanh(W [x, f ∘ h])` (Zhou et al. 2016, eq. 5); the state is (h,)."""
+class MinimalDecoder(nn.Module):
+    """`h' = (1 - f) ∘ h + f ∘ tanh(W [x, f ∘ h])` with `f = σ(W_f [x, h])` (Zhou et al. 2016, eq. 5).
 
-    num_states, num_gates = 1, 2
+    The input x is the word and the context. Of the configuration's settings it has the output dropout; it has no gate
+    on the context and no deep output, and takes no notice of `unused`.
+    """
 
-    def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
-        to_forget, to_new = (self.weight if weight is None else weight).chunk(2)
+    def __init__(
+        self,
+        vocab_size: int,
+        embedding_size: int,
+        hidden_size: int,
+        memory_size: int,
+        attention: nn.Module,
+        output_dropout: float = 0.5,
+        **unused: object,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, embedding_size)
+        self.attention = attention
+        self.mean_to_state = nn.Linear(memory_size, hidden_size)
+        self.to_forget = nn.Linear(embedding_size + memory_size + hidden_size, hidden_size)
+        self.to_new = nn.Linear(embedding_size + memory_size + hidden_size, hidden_size)
+        self.output_dropout = nn.Dropout(output_dropout)
+        self.output = nn.Linear(hidden_size, vocab_size)
 
-        def step(inputs: list[Tensor], state: tuple[Tensor], drive: Tensor | None) -> tuple[Tensor]:
-            (hidden,), (forget, new) = state, (self.bias if drive is None else drive).chunk(2, -1)
-            forget = torch.sigmoid(forget + linear(torch.cat([*inputs, hidden], -1), to_forget))
-            new = torch.tanh(new + linear(torch.cat([*inputs, forget * hidden], -1), to_new))
-            return ((1 - forget) * hidden + forget * new,)
+    def prepare(self, cells: Tensor) -> Memory:
+        """Compute what depends on the images alone, from their cells `(B, P, C)`."""
+        return Memory.of(cells, self.attention)
 
-        return step
-
-
-class MinimalDecoder(RecurrentDecoder):
-    layer_type = MinimalLayer
-
-    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        self.word_to_gates = nn.Linear(embedding_size, 2 * hidden_size)
-        sizes = [memory_size] + [hidden_size] * (num_layers - 1)
-        self.layers = nn.ModuleList(MinimalLayer(size, hidden_size, bias=i > 0) for i, size in enumerate(sizes))
-
-    def _layers(self) -> list[RecurrentLayer]:
-        return list(self.layers)
-
-    def _drives(self, words: Tensor) -> Tensor:
-        return self.word_to_gates(words)
+    def forward(self, input_ids: Tensor, memory: Memory, state: tuple[Tensor] | None = None):
+        """Read words `(N, T)` and return logits `(N, T, V)`, weights `(N, T, P)` and the state."""
+        num_images, num_captions = len(memory.mean), len(input_ids) // len(memory.mean)
+        if state is None:
+            state = (torch.tanh(self.mean_to_state(memory.mean)).repeat_interleave(num_captions, 0),)
+        (hidden,), logits, weights = state, [], []
+        for word in self.embedding(input_ids).unbind(1):
+            query = hidden.unflatten(0, (num_images, num_captions))
+            context, weight = (part.flatten(0, 1) for part in self.attention(query, memory.keys, memory.cells))
+            inputs = torch.cat([word, context], 1)
+            forget = torch.sigmoid(self.to_forget(torch.cat([inputs, hidden], 1)))
+            new = torch.tanh(self.to_new(torch.cat([inputs, forget * hidden], 1)))
+            hidden = (1 - forget) * hidden + forget * new
+            logits.append(self.output(self.output_dropout(hidden)))
+            weights.append(weight)
+        return torch.stack(logits, 1), torch.stack(weights, 1), (hidden,)

@@ -1,4 +1,4 @@
-"""Cells of two stages of a timm CNN side by side: what is there, and how it looks from close by."""
+"""Image cells of the last two stages of a timm CNN, side by side: coarse features and finer ones."""
 
 import math
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class TwoScaleEncoder(nn.Module):
-    """The last stage decides the grid; the one before is pooled to it."""
+    """A timm CNN whose last stage gives the grid, to which the features of the stage before are pooled."""
 
     def __init__(self, name: str, **kwargs: object) -> None:
         super().__init__()
@@ -18,21 +18,21 @@ class TwoScaleEncoder(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """Channels of both stages."""
+        """Number of channels of both stages together."""
         return sum(self.body.feature_info.channels())
 
     @property
     def data_config(self) -> dict[str, object]:
-        """What timm says of the pixels."""
+        """Size, normalisation and interpolation of the pixels that the weights were trained on."""
         return resolve_model_data_config(self.body)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns."""
+        """Return the rows and columns of the grid for images of `height` x `width` pixels."""
         stride = self.body.feature_info.reduction()[-1]
         return math.ceil(height / stride), math.ceil(width / stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, P, C)`."""
+        """Encode images `(B, 3, H, W)` as cells `(B, P, C)`, row by row from the top left."""
         fine, coarse = self.body(pixel_values)
         fine = functional.adaptive_avg_pool2d(fine, coarse.shape[-2:])
         return torch.cat([fine, coarse], 1).flatten(2).transpose(1, 2)

@@ -1,11 +1,19 @@
-"""Encoders: photographs in, a grid of image cells out.
+"""Encoders: images in, a grid of image cells out.
 
-A part is a `torch.nn.Module`, built as `part(name, **kwargs)`, with `hidden_size` (C), `grid_size(height, width)`,
-`data_config` and `forward((B, 3, H, W)) -> (B, P, C)`. For trained weights, or where the user knows better what pixels
-they want, it is given `pretrained` and `pretrained_cfg_overlay` as `timm.create_model` takes them. It may have
+An encoder is a `torch.nn.Module` that is built with the configuration's `encoder_name` and, as keyword arguments, its
+`encoder_kwargs`. It has
 
-- `grid_box(height, width)`: at which parts of the image its cells look, if not at equal parts of all of it,
-- `stages()`, to be trained in part, and `checkpoint_gradients()`, to be trained in little memory.
+- `forward(pixel_values (B, 3, H, W)) -> cells (B, P, C)`, cells row by row from the top left;
+- `hidden_size`, the number of channels C;
+- `grid_size(height, width)`, the rows and columns of the grid for images of this size;
+- `data_config`, timm's description of the pixels that the weights want: size, crop, interpolation, mean and std.
+
+If trained weights are to be loaded, or the user overrides `data_config`, it is also given `pretrained` and
+`pretrained_cfg_overlay`, as `timm.create_model` takes them. An encoder may also have
+
+- `grid_box(height, width)`, where the grid lies in the image, if it doesn't cover the image exactly;
+- `stages()`, its parameters in groups from the images to the cells, so that it can be trained in part;
+- `checkpoint_gradients()`, which makes training take less memory.
 """
 
 # B: images, H, W: pixels, P: image cells (rows x columns of the grid), C: channels of a cell
@@ -23,23 +31,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .modes import in_evaluation
+from .receptive_field import receptive_field_offset
 from .registry import Registry
 
 Box = tuple[float, float, float, float]
 
 ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder", "timm_pooled": f"{__name__}:PooledTimmEncoder"})
 
-NUM_PROBES = 4  # images of noise by which is measured where cells look
-
 
 class TimmEncoder(nn.Module):
     """Any timm model whose last features form a grid: CNNs, Swin-like models and ViTs.
 
     Args:
-        name: timm architecture, `"resnet101"` or `"resnet101.a1_in1k"`.
-        pretrained: load timm's weights for it, from the Hub or from the file named in
+        name: Name of a timm model, such as `"resnet101"` or `"resnet101.a1_in1k"`.
+        pretrained: Whether to load timm's weights for it, from the Hub or from the file named in
             `pretrained_cfg_overlay={"file": ...}`.
-        kwargs: further arguments of `timm.create_model` (`output_stride=16`, `img_size=384`, ...).
+        kwargs: Further arguments of `timm.create_model` (`output_stride=16`, `img_size=384`, ...).
 
     Raises:
         ValueError: timm has no such model, or refuses the arguments.
@@ -54,21 +61,21 @@ class TimmEncoder(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """C, channels of a cell."""
+        """Number of channels of a cell, C."""
         return int(self.body.num_features)  # type: ignore[arg-type]
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """Timm's own account of the pixels that the weights want: size, crop, interpolation, mean, std."""
+        """Timm's description of the pixels that the weights want: size, crop, interpolation, mean and std."""
         return dict(resolve_model_data_config(self.body))
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the grid for photographs of `height` x `width` pixels.
+        """Return the rows and columns of the grid for images of `height` x `width` pixels.
 
-        Found once per size by encoding an empty photograph: every architecture rounds in its own way.
+        Every architecture rounds in its own way, so the grid is found by encoding an empty image, once per size.
 
         Raises:
-            ValueError: the model gives no grid, or can't take photographs of this size.
+            ValueError: The model gives no grid of cells, or can't take images of this size.
         """
         size = (height, width)
         if size not in self._grids:
@@ -82,49 +89,23 @@ class TimmEncoder(nn.Module):
         return self._grids[size]
 
     def grid_box(self, height: int, width: int) -> Box:
-        """Where the grid lies: `(left, top, right, bottom)` in pixels of what the encoder takes.
+        """Return where the grid lies in the image: `(left, top, right, bottom)` in pixels.
 
-        The middle of a cell of this box is the middle of what the cell sees. Convolutions of odd width with stride 2
-        put it half a step further up and left each time: in a ResNet half a cell in all, in a ViT or ConvNeXt nothing.
-
-        Measured once per size, in the middle of the grid: the centroid of the effective receptive field (Luo et al.
-        2016, sec. 2), by the squared gradient of the middle cells for noise.
+        The middle of a cell of this box is the middle of what the cell looks at. It is measured once per size, see
+        `receptive_field_offset`.
 
         Raises:
-            ValueError: see `grid_size`.
+            ValueError: The model gives no grid of cells, or can't take images of this size.
         """
         size = (height, width)
         if size not in self._boxes:
-            rows, columns = self.grid_size(height, width)
-            # Pipelines run without gradients.
-            with in_evaluation(self), torch.inference_mode(False), torch.enable_grad():
-                down, across = self._displacement(height, width, rows, columns)
-            self._boxes[size] = (across, down, width + across, height + down)
+            down, right = receptive_field_offset(self, size, self.grid_size(height, width))
+            self._boxes[size] = (right, down, width + right, height + down)
         return self._boxes[size]
 
-    def _displacement(self, height: int, width: int, rows: int, columns: int) -> tuple[float, float]:
-        """How far down and to the right of their places in the image the middle cells look, in pixels."""
-        parameter = next(self.body.parameters())
-        generator = torch.Generator().manual_seed(0)
-        pixels = torch.randn(NUM_PROBES, 3, height, width, generator=generator).to(parameter).requires_grad_()
-        cells = self(pixels).unflatten(1, (rows, columns))  # (B, rows, columns, C)
-        if not cells.requires_grad:  # a quantised encoder, say
-            return 0.0, 0.0
-        middles = [cells[:, row, column] for row in _middle(rows) for column in _middle(columns)]
-        energy = torch.zeros(height, width)
-        for middle in middles:
-            direction = torch.randn(middle.shape, generator=generator).to(middle)
-            (gradient,) = torch.autograd.grad(middle, pixels, direction, retain_graph=True)
-            energy += gradient.float().square().sum((0, 1)).cpu()
-        centroids = []
-        for length, along in ((height, energy.sum(1)), (width, energy.sum(0))):
-            places = torch.arange(length) + 0.5
-            centroids.append(float(along @ places / along.sum()) - length / 2)
-        return centroids[0], centroids[1]
-
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, P, C)`, cells row by row from the top left."""
-        # Convolutions take half as long again with channels first, on CPUs and in half precision on GPUs.
+        """Encode images `(B, 3, H, W)` as cells `(B, P, C)`, row by row from the top left."""
+        # With channels first, convolutions take half as long again on CPUs, and in half precision on GPUs.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.body.forward_features(pixel_values)  # type: ignore[operator]
         if features.ndim == 3:
@@ -134,38 +115,45 @@ class TimmEncoder(nn.Module):
         return features.flatten(2).transpose(1, 2)  # (B, P, C)
 
     def stages(self) -> list[list[nn.Parameter]]:
-        """Its parameters from the images to the cells, the stem first, as timm groups them."""
+        """Return the parameters in timm's groups, from the images to the cells, the stem first."""
         groups = group_parameters(self.body, self.body.group_matcher(coarse=True))  # type: ignore[operator]
         named = dict(self.body.named_parameters())
         return [[named[name] for name in groups[number]] for number in sorted(groups)]
 
     def checkpoint_gradients(self) -> None:
-        """Keep little of what is computed and compute it again for the gradients.
+        """Keep few activations for the backward pass and compute the others again, which takes less memory.
 
         Raises:
-            ValueError: timm can't with this model.
+            ValueError: timm doesn't support this for the model.
         """
         try:
             self.body.set_grad_checkpointing(True)  # type: ignore[operator]
         except (AssertionError, AttributeError) as e:
-            raise ValueError(f"timm's {self.name!r} knows no gradient checkpointing: set it to false.") from e
+            raise ValueError(f"timm's {self.name!r} doesn't support gradient checkpointing: set it to false.") from e
 
     @property
     def _num_prefix_tokens(self) -> int:
+        """Number of tokens, such as class tokens, that stand before those of the image."""
         return int(getattr(self.body, "num_prefix_tokens", 0))
 
     def _channels_last(self, features: Tensor) -> bool:
+        """Return whether features with four dimensions are `(B, rows, columns, C)`, not `(B, C, rows, columns)`."""
         layout = str(getattr(self.body, "output_fmt", "NCHW")).rpartition(".")[2]
         return layout == "NHWC" and features.shape[-1] == self.hidden_size
 
     def _grid_of(self, features: Any, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of the grid that the model's features of an image form.
+
+        Raises:
+            ValueError: They form no grid.
+        """
         if isinstance(features, Tensor) and features.ndim == 4:
             channels_last = self._channels_last(features)
             grid = tuple(features.shape[1:3]) if channels_last else tuple(features.shape[2:4])
             channels = features.shape[-1 if channels_last else 1]
         elif isinstance(features, Tensor) and features.ndim == 3:
             num_cells, channels = features.shape[1] - self._num_prefix_tokens, features.shape[2]
-            # Tokens lose the grid's shape; square photographs give square grids, others keep their ratio.
+            # Tokens don't tell the shape of the grid; we assume that it has the proportions of the image.
             rows = round(math.sqrt(num_cells * height / width))
             grid = (rows, num_cells // max(rows, 1))
             if rows * grid[1] != num_cells:
@@ -181,15 +169,15 @@ class TimmEncoder(nn.Module):
 
 
 class PooledTimmEncoder(TimmEncoder):
-    """Cells of a timm model, averaged or spread to a grid of the same size for all images.
+    """Any timm model that `TimmEncoder` takes, its cells pooled to a square grid of the same size for all images.
 
     Args:
-        name: timm architecture.
-        pooled_size: rows, and columns, of the grid.
-        kwargs: see `TimmEncoder`.
+        name: Name of a timm model.
+        pooled_size: Number of rows, and of columns, of the grid.
+        kwargs: Further arguments of `TimmEncoder`.
 
     Raises:
-        ValueError: no rows, or see `TimmEncoder`.
+        ValueError: `pooled_size` is below 1, or see `TimmEncoder`.
     """
 
     def __init__(self, name: str, *, pooled_size: int = 14, **kwargs: Any) -> None:
@@ -199,24 +187,24 @@ class PooledTimmEncoder(TimmEncoder):
         self.pooled_size = pooled_size
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the grid, whatever the size of the image; see `TimmEncoder`."""
+        """Return the rows and columns of the grid, the same for all sizes that `TimmEncoder` takes."""
         super().grid_size(height, width)
         return self.pooled_size, self.pooled_size
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """`(B, 3, H, W) -> (B, P, C)`, cells row by row from the top left."""
+        """Encode images `(B, 3, H, W)` as cells `(B, P, C)`, row by row from the top left."""
         height, width = pixel_values.shape[-2:]
         grid = super().grid_size(height, width)
         features = super().forward(pixel_values).transpose(1, 2).unflatten(2, grid)  # (B, C, rows, columns)
         return functional.adaptive_avg_pool2d(features, self.pooled_size).flatten(2).transpose(1, 2)
 
 
-def _middle(count: int) -> range:
-    """The one or two in the middle of `count` cells."""
-    return range((count - 1) // 2, count // 2 + 1)
-
-
 def _create_body(name: str, **kwargs: Any) -> nn.Module:
+    """Build a timm model without its classifier.
+
+    Raises:
+        ValueError: timm has no such model, or refuses the arguments.
+    """
     try:
         # num_classes=0: the classifier would be saved and never used.
         return timm.create_model(name, num_classes=0, **kwargs)
@@ -233,4 +221,5 @@ def _create_body(name: str, **kwargs: Any) -> nn.Module:
 
 
 def _shape_of(features: Any) -> str:
+    """Describe features in an error message, by their shape if they are a tensor."""
     return str(tuple(features.shape)) if isinstance(features, Tensor) else type(features).__name__

@@ -1,4 +1,4 @@
-"""A module in evaluation for a while."""
+"""Switching a module to evaluation mode for a while."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def in_evaluation(module: nn.Module) -> Iterator[None]:
-    """Within, there is no dropout and batch statistics see nothing; then the module is in the mode that it was in."""
+    """Put a module into evaluation mode within the `with` block, and back into its own mode after it."""
     was_training = module.training
     module.eval()
     try:
