@@ -1,3 +1,5 @@
+"""Reading ahead by threads, and worker processes that read images."""
+
 from __future__ import annotations
 
 import os
@@ -12,7 +14,7 @@ from datasets import Dataset
 from hf_captioner.data.loading import StepLoader, StepSampler, num_cores, read_ahead
 
 
-def test_results_come_in_order_from_several_threads() -> None:
+def test_results_of_threads_come_in_order() -> None:
     threads = set()
 
     def read(job: int) -> int:
@@ -26,19 +28,19 @@ def test_results_come_in_order_from_several_threads() -> None:
     assert num_cores() >= 1
 
 
-def test_no_more_is_read_than_a_little_ahead() -> None:
+def test_threads_read_only_a_little_ahead() -> None:
     started: list[int] = []
     results = read_ahead(lambda job: started.append(job), iter(range(10**9)), num_threads=2)
-    for asked in range(1, 6):
+    for num_consumed in range(1, 6):
         next(results)
         time.sleep(0.01)
-        assert len(started) <= asked + 2
+        assert len(started) <= num_consumed + 2
     results.close()
     time.sleep(0.02)
     assert len(started) <= 7
 
 
-def test_an_error_reaches_whoever_asks_and_ends_the_reading() -> None:
+def test_an_error_is_raised_in_order_and_ends_the_reading() -> None:
     started: list[int] = []
 
     def read(job: int) -> int:
@@ -54,13 +56,14 @@ def test_an_error_reaches_whoever_asks_and_ends_the_reading() -> None:
     assert len(started) < 8
 
 
-def _groups(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def collate_process_ids(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"process": torch.tensor(os.getpid()), "group": torch.tensor(os.getpgid(0))}
 
 
-def test_a_signal_to_the_group_of_a_training_spares_its_readers() -> None:
+def test_workers_leave_the_process_group_of_the_training() -> None:
+    """So a signal to the group ends no worker before the training has finished its step."""
     rows = Dataset.from_dict({"captions": [["a dog"]] * 4})
-    loader = StepLoader(rows, StepSampler(4, 2, seed=0), _groups, num_workers=2)
-    groups = [(batch["process"].item(), batch["group"].item()) for [batch] in loader.steps(0)]
-    assert len({group for _, group in groups}) == 2
-    assert all(process == group != os.getpgid(0) for process, group in groups)
+    loader = StepLoader(rows, StepSampler(4, 2, seed=0), collate_process_ids, num_workers=2)
+    processes = [(batch["process"].item(), batch["group"].item()) for [batch] in loader.steps(0)]
+    assert len({group for _, group in processes}) == 2
+    assert all(process == group != os.getpgid(0) for process, group in processes)
