@@ -1,8 +1,7 @@
-"""Image captioning with attention, at home in the Hugging Face ecosystem.
+"""Image captioning with attention, integrated with transformers.
 
-Importing this package makes the captioner known to transformers' Auto classes and pipelines. Nothing heavy is imported
-before it is used: public names load their modules when they are asked for, and the Auto classes learn of the captioner
-as soon as transformers is imported.
+Importing this package registers the captioner with transformers' Auto classes and pipelines. It imports nothing heavy:
+public names import their modules when they are first used, and the registration waits until transformers is imported.
 """
 
 from importlib import import_module

@@ -15,7 +15,8 @@ from transformers import AutoImageProcessor, PreTrainedConfig
 
 from hf_captioner.model import image_processing_captioner
 from hf_captioner.model.image_processing_captioner import CaptionerImageProcessor
-from hf_captioner.model.images import AT_ONCE, PIXELS_AT_ONCE, REDUCTION_GAP, open_image
+from hf_captioner.model.images import REDUCTION_GAP, open_image
+from hf_captioner.model.pixels import AT_ONCE, PIXELS_AT_ONCE
 
 
 def data_config(name: str = "resnet101", **changes: object) -> dict[str, object]:

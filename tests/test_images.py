@@ -295,7 +295,7 @@ def with_checksum(png: bytes) -> bytes:
     ("source", "error", "message"),
     [
         (Image.new("F", (4, 4), 0.5), ValueError, "PIL image is not a readable image: .* floating-point"),
-        (Image.new("I", (4, 4), 70000), ValueError, "go from 70000 to 70000, beyond 16 bits"),
+        (Image.new("I", (4, 4), 70000), ValueError, "range from 70000 to 70000, beyond 16 bits"),
         (Image.new("I", (4, 4), -1), ValueError, "beyond 16 bits"),
         (np.zeros((4, 4, 3)), ValueError, r"shape \(4, 4, 3\) and dtype float64; .* uint8 or uint16"),
         (np.zeros((3, 8, 8), np.uint8), ValueError, r"shape \(3, 8, 8\)"),

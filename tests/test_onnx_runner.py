@@ -15,7 +15,7 @@ from hf_captioner import CaptionerImageProcessor, CaptionerModel, CaptionerProce
 from hf_captioner.model import image_processing_captioner
 from hf_captioner.model.decoder_interface import Memory
 from hf_captioner.model.encoder_model import CaptionerEncoderOutput
-from hf_captioner.model.images import resize_and_crop
+from hf_captioner.model.pixels import resize_and_crop
 from hf_captioner.model.onnx_runner import Pixels
 from hf_captioner.model.onnx_search import Arrays, Captions, Settings, search
 from hf_captioner.publishing.export import generation_settings

@@ -20,6 +20,7 @@ from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, ImageCaptioningPipeline
+from hf_captioner.data.rows import read_pixels
 from hf_captioner.model.captions import build_tokenizer, caption_words
 from hf_captioner.model.pipeline_captioner import caption_attentions
 
@@ -241,6 +242,21 @@ def test_many_images(
     results = captioner(collect([str(file) for file in photo_files]), batch_size=batch_size, **QUICK)
     assert kind is None or isinstance(results, kind)
     assert list(results) == [captioner(photo, **QUICK) for photo in photos]
+
+
+def test_pixels_are_those_of_training_and_evaluation(captioner: ImageCaptioningPipeline, tmp_path: Path) -> None:
+    """Of a large JPEG too, which is decoded at reduced size."""
+    file = tmp_path / "large.jpg"
+    Image.effect_noise((1100, 825), 90).convert("RGB").save(file)
+    image_processor = captioner.processor.image_processor
+    row = {"image_id": "large", "image": {"path": str(file), "bytes": None}}
+    expected = read_pixels([row], image_processor)
+    for source in (file, file.read_bytes(), image_processor.open(file)):
+        inputs = captioner.preprocess(source)
+        assert torch.equal(inputs["pixel_values"], expected)
+        assert inputs["image_size"].tolist() == [[1100, 825]]
+    assert torch.equal(image_processor(file)["pixel_values"], expected)
+    assert not torch.equal(image_processor(Image.open(file))["pixel_values"], expected)  # decoded at full size
 
 
 @pytest.mark.parametrize("nothing", [[], (), (file for file in [])], ids=["list", "tuple", "generator"])

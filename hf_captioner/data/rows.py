@@ -107,9 +107,7 @@ def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -
         with _image_file(row) as file:
             return image_processor.open(file)
 
-    pixel_values = image_processor.empty(len(rows))
-    image_processor.write(map(opened, rows), pixel_values)
-    return pixel_values
+    return image_processor.read(rows, opened)[0]
 
 
 @contextmanager

@@ -1,4 +1,7 @@
-"""The captioner itself: all that goes to the Hub with a model. Importing it registers it with transformers."""
+"""The captioner: configuration, model, processors and pipeline, whose files are published with a model.
+
+Importing this package registers them with transformers.
+"""
 
 from transformers import (
     AutoConfig,
@@ -18,7 +21,7 @@ from .processing_captioner import CaptionerProcessor
 AutoConfig.register(CaptionerConfig.model_type, CaptionerConfig)
 AutoModel.register(CaptionerConfig, CaptionerModel)
 AutoModelForImageTextToText.register(CaptionerConfig, CaptionerModel)
-# One class for both of transformers' backends: under "pil" alone every load would warn that it falls back to it.
+# The same class for both backends of transformers: with "pil" alone, every load would warn of a fallback.
 AutoImageProcessor.register(
     CaptionerConfig,
     image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor},

@@ -1,4 +1,4 @@
-"""Captions as text: tokenizers built from the captions that a model is trained on, and what a word is."""
+"""Captions as text: tokenizers that are built from training captions, and the splitting of captions into words."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from tokenizers.trainers import BpeTrainer, WordLevelTrainer
 from transformers import PreTrainedTokenizerFast
 
 UNKNOWN, PAD, START, END = "<unk>", "<pad>", "<start>", "<end>"
-# Their order is their ids. Padding must not be 0: beam search computes `pad or eos` and would pad with <end>.
+# Ids 0 to 3 in this order. <pad> must not be 0, because beam search computes `pad or eos` and would pad with <end>.
 SPECIAL_TOKENS = [UNKNOWN, PAD, START, END]
 
-# English words with which no caption ends that is complete.
+# English words with which a complete caption does not end.
 BAD_ENDINGS = (
     *("a", "an", "and", "are", "as", "at", "by", "for", "from", "her", "his", "in", "into"),
     *("is", "its", "near", "of", "on", "onto", "or", "the", "their", "to", "with"),
 )
 
 LETTER = r"[\p{L}\p{M}\p{N}]"
-# A word may have hyphens and apostrophes inside it ("t-shirt", "don't"), not around it.
+# A word may have hyphens and apostrophes inside ("t-shirt", "don't"), but not at its ends.
 WORD = rf"{LETTER}+(?:['-]{LETTER}+)*"
-# Thai to Myanmar, Khmer, then Chinese and Japanese with their punctuation: scripts without spaces between words.
+# Scripts without spaces between words: Thai to Myanmar, Khmer, Chinese and Japanese with their punctuation.
 UNSPACED = re.compile("[\u0e00-\u109f\u1780-\u17ff\u2e80-\u9fff\uf900-\ufaff\uff00-\uffef\U00020000-\U0003ffff]")
-HALF_CHARACTER = "\ufffd"  # what bytes become that are not yet a character
+HALF_CHARACTER = "\ufffd"  # decoders return it for bytes that do not form a whole character
 
-# In characters, of which Latin letters need one and Chinese ones three. Without a limit, pieces would grow to whole
-# captions where there are no spaces. SentencePiece's default.
+# Maximum length of a BPE piece in bytes; a Latin letter has one byte and a Chinese character three. Without a limit, a
+# piece could grow to a whole caption in scripts without spaces. SentencePiece's default.
 LONGEST_PIECE = 16
 
 
@@ -42,30 +42,30 @@ def build_tokenizer(
 ) -> PreTrainedTokenizerFast:
     """Build a tokenizer from training captions.
 
-    - `"words"`: a caption is normalised (NFKC, lower case) and split into words of letters and digits with inner
-      hyphens and apostrophes; other punctuation is dropped.
-    - `"bpe"`: byte-level byte pair encoding (Sennrich et al. 2016, Radford et al. 2019), for languages without spaces
-      between words, and for text that shall stay as it is. A caption is normalised (NFKC, single spaces) and split into
-      pieces, of which every text can be made, so nothing is unknown and case and punctuation stay.
+    - `"words"`: A caption is normalised (NFKC, lower case) and split into words of letters and digits, with hyphens and
+      apostrophes inside words. Other punctuation is dropped.
+    - `"bpe"`: Byte-level byte pair encoding (Sennrich et al. 2016, Radford et al. 2019), for languages without spaces
+      between words, and to preserve case and punctuation. A caption is normalised (NFKC, single spaces) and split into
+      pieces. Every text can be composed of pieces, so that nothing becomes `<unk>`.
 
-    Either closes a caption with `<end>`. As in T5 there is no `<start>`: the decoder begins with it
-    (`decoder_start_token_id`). A special token written out in a caption is text: `"<end>"` gives the word `end`. All of
-    this is in the saved files, so `AutoTokenizer` loads them without this package.
+    Both kinds end a caption with `<end>`. As in T5, ids do not begin with `<start>`: the decoder reads it first
+    (`decoder_start_token_id`). A special token that is written out in a caption is text: `"<end>"` becomes the word
+    `end`. The saved files hold all of this, so that `AutoTokenizer` loads the tokenizer without this package.
 
     Args:
-        captions: captions of the training split only.
+        captions: Captions of the training split only.
         kind: `"words"` or `"bpe"`.
-        min_count: how often a word must occur to get an id of its own, or two pieces beside each other to be joined;
-            at least 1. Rarer words become `<unk>`.
-        vocab_size: most ids, special ones included; by default no limit for words and 4,096 for BPE.
+        min_count: Number of times that a word must occur to get an id of its own, or two pieces must occur next to
+            each other to be merged; at least 1. Rarer words become `<unk>`.
+        vocab_size: Maximum number of ids, special tokens included; by default unlimited for words and 4,096 for BPE.
 
     Returns:
-        Tokenizer with `<unk>`, `<pad>`, `<start>`, `<end>` as ids 0 to 3; then the words by falling frequency, equally
-        frequent ones alphabetically, or the 256 bytes and the pieces in the order in which they were joined.
+        Tokenizer with `<unk>`, `<pad>`, `<start>`, `<end>` as ids 0 to 3. Then follow the words by falling frequency,
+        equally frequent ones alphabetically, or the 256 bytes and the pieces in the order in which they were merged.
 
     Raises:
-        ValueError: an unknown kind, a caption that is not a string, no word that occurs `min_count` times, or a
-            `vocab_size` without room for any.
+        ValueError: The kind is unknown, a caption is not a string, no word occurs `min_count` times, or `vocab_size`
+            has no room for any.
     """
     if kind not in TOKENIZERS:
         raise ValueError(f"The kind of tokenizer is {kind!r}; choose from {', '.join(TOKENIZERS)}.")
@@ -93,17 +93,17 @@ def build_tokenizer(
             f"No word occurs at least {min_count} times in the {len(captions)} captions given; give more "
             "captions with words in them, or a smaller min_count."
         )
-    return _closed(tokenizer)
+    return _with_end(tokenizer)
 
 
 def tokenizer_of_words(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """The tokenizer of `build_tokenizer` for a vocabulary that is known.
+    """Return the word tokenizer that `build_tokenizer` would build for a known vocabulary.
 
     Args:
-        words: without the special tokens; they get the ids from 4 on in this order.
+        words: Words without the special tokens, which get the ids from 4 on in this order.
 
     Raises:
-        ValueError: a word occurs twice, or is a special token.
+        ValueError: A word occurs twice, or is a special token.
     """
     vocabulary = [*SPECIAL_TOKENS, *words]
     if len(set(vocabulary)) < len(vocabulary):
@@ -111,11 +111,11 @@ def tokenizer_of_words(words: Iterable[str]) -> PreTrainedTokenizerFast:
         raise ValueError(f"{twice[0]!r} occurs twice in the vocabulary; give every word once, and no special token.")
     tokenizer = _word_tokenizer({word: index for index, word in enumerate(vocabulary)})
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
-    return _closed(tokenizer)
+    return _with_end(tokenizer)
 
 
 def _word_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
-    """How a caption becomes words."""
+    """Return the tokenizer that splits captions into words of a vocabulary."""
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -130,12 +130,15 @@ def _word_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _bpe_tokenizer() -> Tokenizer:
-    """How a caption becomes pieces, which begin with the space before a word, and a caption again."""
+    """Return an untrained tokenizer that splits captions into byte pieces and joins them to captions again.
+
+    A piece at the beginning of a word includes the space before it.
+    """
     tokenizer = Tokenizer(BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
     )
-    # A first word gets a space too, so that it is the word that it is elsewhere.
+    # With a space before it, the first word of a caption has the same pieces as elsewhere.
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     return tokenizer
@@ -147,7 +150,14 @@ def _bpe_trainer(**kwargs: Any) -> BpeTrainer:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of tokenizer: how it is trained, the ids that it has before, and most ids by default."""
+    """Kind of tokenizer that `build_tokenizer` can build.
+
+    Args:
+        untrained: Function that returns a new tokenizer without a vocabulary.
+        trainer: Function that returns a trainer from the settings of `build_tokenizer`.
+        alphabet_size: Number of ids besides the special tokens that the tokenizer has before training.
+        vocab_size: Maximum number of ids by default.
+    """
 
     untrained: Callable[[], Tokenizer]
     trainer: Callable[..., Any]
@@ -162,8 +172,8 @@ TOKENIZERS = {
 }
 
 
-def _closed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """The tokenizer as transformers has it, with `<end>` at the end of captions."""
+def _with_end(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Return a tokenizer as a transformers tokenizer that ends captions with `<end>`."""
     tokenizer.post_processor = TemplateProcessing(single=f"$A {END}", special_tokens=[(END, SPECIAL_TOKENS.index(END))])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -178,9 +188,10 @@ def _closed(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def bad_endings(tokenizer: PreTrainedTokenizerFast, words: Iterable[str] = BAD_ENDINGS) -> list[list[int]]:
-    """What keeps captions from ending in these words, for `bad_words_ids` of `generate()` or a generation config.
+    """Return the id sequences that keep captions from ending with these words.
 
-    Words that the tokenizer does not know are left out. Where it has full stops, words before one end a caption too.
+    Set them as `bad_words_ids` in a generation config or a call of `generate()`. Words that the tokenizer does not
+    know are skipped. If it has full stops, a word before a full stop at the end counts as an ending too.
     """
     endings: list[list[int]] = []
     for word in words:
@@ -192,47 +203,50 @@ def bad_endings(tokenizer: PreTrainedTokenizerFast, words: Iterable[str] = BAD_E
 
 
 def caption_words(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[tuple[str, list[int]]]:
-    """The words of a caption, each with the places among the ids where its pieces are.
+    """Split the ids of a caption into words.
 
     A word ends at a space. In scripts without spaces, every piece that ends with a whole character is a word. Special
-    tokens belong to none.
+    tokens belong to no word.
+
+    Returns:
+        Each word with the positions of its pieces among the ids.
     """
     special = set(tokenizer.all_special_ids)
     words: list[tuple[str, list[int]]] = []
     read: list[int] = []
     text, pending = "", []
-    for place, token in enumerate(ids):
+    for position, token in enumerate(ids):
         if token in special:
             continue
         read.append(token)
-        pending.append(place)
+        pending.append(position)
         longer = str(tokenizer.decode(read))
         piece = longer[len(text) :]
         if not piece.strip() or piece.endswith(HALF_CHARACTER):
             continue
-        if words and not _is_border(text, piece):
+        if words and not _is_boundary(text, piece):
             words[-1] = words[-1][0] + piece, words[-1][1] + pending
         else:
             words.append((piece.strip(), pending))
         text, pending = longer, []
-    if pending:  # bytes that are no character, with which a caption was cut off
+    if pending:  # bytes of an incomplete character at the end of a caption that was cut off
         words.append((str(tokenizer.decode(read))[len(text) :].strip() or HALF_CHARACTER, pending))
     return words
 
 
-def _is_border(before: str, after: str) -> bool:
-    """Whether a word ends between two texts."""
-    if unicodedata.category(after[0]).startswith("M"):  # a mark on the letter before
+def _is_boundary(before: str, after: str) -> bool:
+    """Whether a word ends between two adjacent texts."""
+    if unicodedata.category(after[0]).startswith("M"):  # a combining mark on the previous letter
         return False
     return after[0].isspace() or bool(UNSPACED.match(before[-1]) or UNSPACED.match(after[0]))
 
 
 def spaced(caption: str) -> str:
-    """The caption with spaces between the characters of scripts that have none between words.
+    """Insert spaces between the characters of scripts that have no spaces between words.
 
-    What counts words, such as every metric, then counts characters there, as is usual for Chinese and Japanese.
+    Metrics then count characters as words in these scripts, as is usual for Chinese and Japanese.
     """
     if not UNSPACED.search(caption):
         return caption
     pairs = zip(" " + caption, caption, strict=False)
-    return "".join(f" {character}" if _is_border(before, character) else character for before, character in pairs)
+    return "".join(f" {character}" if _is_boundary(before, character) else character for before, character in pairs)

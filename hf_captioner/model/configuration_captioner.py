@@ -1,4 +1,4 @@
-"""Everything that decides the architecture of a captioner and the loss it is trained with."""
+"""The configuration of a captioner: its architecture and its training loss."""
 
 from typing import Any, Literal
 
@@ -13,33 +13,33 @@ class CaptionerConfig(PreTrainedConfig):
     Parts are stored by name and looked up in the registries `ENCODERS`, `ATTENTIONS` and `DECODERS`.
 
     Args:
-        encoder_type: name in `ENCODERS`; `"timm"` wraps any timm model that gives a grid of cells.
-        encoder_name: architecture for that encoder, for `"timm"` a timm name.
-        encoder_kwargs: further arguments of the encoder, for `"timm"` those of `timm.create_model`
-            (`{"output_stride": 16}`).
-        attention_type: name in `ATTENTIONS`; `"additive"` is Show, Attend and Tell's.
-        attention_size: A, width of the attention's hidden layer.
-        attention_kwargs: further arguments of the attention, for `"multi_head"` such as `{"num_heads": 4}`.
-        decoder_type: name in `DECODERS`; `"lstm"` is Show, Attend and Tell's.
-        decoder_kwargs: further arguments of the decoder, such as `{"num_layers": 2}`.
-        packages: the installed packages that provide parts of this model that are not built in, such as
-            `{"attentions/sparse": "my-package"}`, to say what to install where they are missing. The model keeps
-            it up to date.
-        vocab_size: V, number of words, special tokens included.
-        embedding_size: E, width of a word embedding.
-        hidden_size: D, width of the decoder's state.
-        gate: scale the context by a scalar β computed from the state (Xu et al. 2015, sec. 4.2.1).
-        deep_output: compute words from state, context and previous word (Xu et al. 2015, eq. 7) rather than
-            from the state alone.
-        memory_dropout: probability in [0, 1) of zeroing an element of an image cell.
-        embedding_dropout: probability in [0, 1) of zeroing an element of a word embedding.
-        output_dropout: probability in [0, 1) of zeroing an element before the last linear layer.
-        label_smoothing: probability in [0, 1) spread evenly over the vocabulary in the cross-entropy.
-        doubly_stochastic_weight: λ >= 0 of the term that asks every cell to be attended to once in a caption
-            (Xu et al. 2015, eq. 14). 0 switches it off.
-        doubly_stochastic_reduction: `"sum"` over cells as the paper has it, or `"mean"`; both are then averaged
-            over captions. `"mean"` keeps λ independent of the grid's size.
-        initializer_range: standard deviation of a new word embedding.
+        encoder_type: Name in `ENCODERS`. `"timm"` wraps any timm model whose features form a grid of cells.
+        encoder_name: Architecture for that encoder; for `"timm"` the name of a timm model.
+        encoder_kwargs: Further arguments of the encoder; for `"timm"` those of `timm.create_model`, such as
+            `{"output_stride": 16}`.
+        attention_type: Name in `ATTENTIONS`. `"additive"` is the attention of Show, Attend and Tell.
+        attention_size: A, the width of the attention's hidden layer.
+        attention_kwargs: Further arguments of the attention, such as `{"num_heads": 4}` for `"multi_head"`.
+        decoder_type: Name in `DECODERS`. `"lstm"` is the decoder of Show, Attend and Tell.
+        decoder_kwargs: Further arguments of the decoder, such as `{"num_layers": 2}`.
+        packages: Installed packages that provide the parts of this model that are not built in, such as
+            `{"attentions/sparse": "my-package"}`. If a part is missing on another machine, the error says which
+            package to install. `CaptionerModel` keeps this field up to date.
+        vocab_size: V, the number of words, special tokens included.
+        embedding_size: E, the width of a word embedding.
+        hidden_size: D, the width of the decoder's state.
+        gate: Whether to scale the context by a scalar β that is computed from the state (Xu et al. 2015, sec. 4.2.1).
+        deep_output: Whether to compute words from state, context and previous word (Xu et al. 2015, eq. 7) instead of
+            the state alone.
+        memory_dropout: Probability in [0, 1) of zeroing an element of an image cell.
+        embedding_dropout: Probability in [0, 1) of zeroing an element of a word embedding.
+        output_dropout: Probability in [0, 1) of zeroing an element before the last linear layer.
+        label_smoothing: Probability in [0, 1) that the cross-entropy spreads evenly over the vocabulary.
+        doubly_stochastic_weight: λ >= 0, the weight of the doubly stochastic term, which encourages the attention
+            weights of every cell to sum to 1 over a caption (Xu et al. 2015, eq. 14). 0 switches it off.
+        doubly_stochastic_reduction: Reduction of this term over cells, `"sum"` as in the paper, or `"mean"`, with which
+            λ does not depend on the size of the grid. Either is then averaged over captions.
+        initializer_range: Standard deviation of new word embeddings.
     """
 
     model_type = "hf_captioner"
@@ -74,7 +74,7 @@ class CaptionerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def validate_sizes(self) -> None:
-        """Every size is positive and every special token is a word."""
+        """Check that sizes are positive and that the ids of special tokens are in the vocabulary."""
         for name in ("attention_size", "vocab_size", "embedding_size", "hidden_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
@@ -87,12 +87,12 @@ class CaptionerConfig(PreTrainedConfig):
                 )
         if self.pad_token_id == 0:
             raise ValueError(
-                "pad_token_id is 0, but must not be: transformers' beam search takes 0 for 'none given' and "
+                "pad_token_id is 0, but must not be: transformers' beam search treats 0 as missing and "
                 "pads with the end token. Build the tokenizer with <pad> at another id."
             )
 
     def validate_rates(self) -> None:
-        """Probabilities lie in [0, 1) and weights are not negative."""
+        """Check that probabilities are in [0, 1) and weights are not negative."""
         for name in ("memory_dropout", "embedding_dropout", "output_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1).")

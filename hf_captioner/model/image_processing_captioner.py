@@ -1,10 +1,10 @@
-"""Photographs in, pixels out: timm's own evaluation transform for images of any kind."""
+"""The image processor of a captioner: timm's evaluation transform for images of any kind."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -18,23 +18,26 @@ from torch.utils.data import get_worker_info
 from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
-from .images import Box, ImageSource, OpenedImage, Size, open_as_used, resize_and_crop, visible_box, write_pixels
+from .images import Box, ImageSource, OpenedImage, Size, open_as_used
+from .pixels import Crop, PixelTransform, resize_and_crop, visible_box, write_pixels
 
 # B: images, H: height, W: width
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _TORCH_FILTERS = ("bilinear", "bicubic")
-_LEAST_KEPT = 0.4  # share of a resized image that a crop keeps, from which on it is faster to resize all by torch
+_LEAST_KEPT = (
+    0.4  # if the crop keeps at least this fraction of the image, torch resizes the whole faster than Pillow a part
+)
 
 
-# Cached outside the processor, which is saved as JSON.
+# Cached outside the processor, because all attributes of a processor are saved as JSON.
 @functools.lru_cache(maxsize=16)
 def _eval_transform(
     size: tuple[int, int], crop_pct: float, crop_mode: str, mean: tuple[float, ...]
 ) -> tuple[Callable[[Tensor], Tensor], Any]:
-    """How timm resizes, and how it crops or pads."""
-    # What it resizes here is a shape alone, which some interpolations would refuse.
+    """Return the first two steps of timm's evaluation transform: the resize, and the crop or padding."""
+    # The resize is used to compute sizes only, without pixels, for which torchvision needs a usual interpolation.
     transform = create_transform(
         (3, *size), interpolation="bilinear", crop_pct=crop_pct, crop_mode=crop_mode, mean=mean
     )
@@ -43,17 +46,17 @@ def _eval_transform(
 
 @functools.lru_cache(maxsize=1024)
 def _resized_size(resize: Callable[[Tensor], Tensor], width: int, height: int) -> Size:
-    resized = resize(torch.empty(3, height, width, device="meta"))  # computed without pixels
+    resized = resize(torch.empty(3, height, width, device="meta"))  # has a shape and no pixels
     return resized.shape[2], resized.shape[1]
 
 
-def _resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, int], interpolation: str) -> np.ndarray:
-    """`images.resize_and_crop`, where it can by torch's antialiasing filters.
+def _resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: str) -> np.ndarray:
+    """Do the same as `pixels.resize_and_crop`, with torch's antialiasing filters where they are faster.
 
-    They use vector instructions where Pillow's wheels have none, which is twice as fast or more. Their weights have 16
-    bits, which is a level of 255 here and there, and they always go across first, where Pillow may go upright first:
-    in noise, which bicubic overshoots, that can be many levels. They resize the whole image: where most of it is
-    cropped away, as from a panorama, Pillow's way is less work, and takes no memory for what nobody sees.
+    Torch uses vector instructions that Pillow's wheels do not, which is at least twice as fast. Its filter weights have
+    16 bits, which changes a few pixels by a level of 255. It always resizes horizontally first, where Pillow may begin
+    vertically: in noise, which bicubic interpolation overshoots, this changes pixels by many levels. It resizes the
+    whole image: if most of the image is cropped away, as from a panorama, Pillow does less work and needs less memory.
     """
     left, top, right, bottom = crop
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
@@ -65,7 +68,7 @@ def _resize_and_crop(image: Image.Image, size: Size, crop: tuple[int, int, int, 
 
 
 class CaptionerImagesKwargs(TypedDict, total=False):
-    """What `from_pretrained` may override: the arguments of `CaptionerImageProcessor`."""
+    """Arguments of `CaptionerImageProcessor`, which `from_pretrained` may override."""
 
     size: dict[str, int]
     interpolation: str
@@ -76,19 +79,20 @@ class CaptionerImagesKwargs(TypedDict, total=False):
 
 
 class CaptionerImageProcessor(BaseImageProcessor):
-    """Turns images into pixel values with the evaluation transform of a timm model.
+    """Turn images into pixel values with the evaluation transform of a timm model.
 
     Args:
-        size: `{"height": H, "width": W}` of the pixels that the model gets.
-        interpolation: one of `INTERPOLATIONS`.
-        crop_pct: the image is resized to `size / crop_pct`, then its centre of `size` is taken. Above 0.
-        crop_mode: `"center"` fits the shorter edge and loses the ends of the longer one, `"squash"` fits both
-            edges and loses the aspect ratio, `"border"` fits the longer edge and pads the shorter one.
-        image_mean: mean of red, green and blue on the scale from 0 to 1, subtracted.
-        image_std: standard deviation of the three, divided by.
+        size: `{"height": H, "width": W}` of the pixel values.
+        interpolation: One of `INTERPOLATIONS`.
+        crop_pct: Fraction above 0, usually at most 1. The image is resized to `size / crop_pct`, then its centre of
+            `size` is cropped.
+        crop_mode: `"center"` fits the shorter edge and crops the ends of the longer one, `"squash"` fits both edges
+            and changes the aspect ratio, `"border"` fits the longer edge and pads the shorter one.
+        image_mean: Mean of red, green and blue on the scale from 0 to 1, which is subtracted.
+        image_std: Standard deviation of the three, by which they are divided.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: An argument is out of its range.
     """
 
     valid_kwargs = CaptionerImagesKwargs  # type: ignore[assignment]
@@ -115,28 +119,28 @@ class CaptionerImageProcessor(BaseImageProcessor):
     def _check(self) -> None:
         if self.size.keys() != {"height", "width"} or min(self.size.values()) < 1:
             raise ValueError(f'size is {self.size}; give {{"height": H, "width": W}} in pixels.')
-        # timm takes an unknown crop mode for "center".
+        # timm treats an unknown crop mode as "center".
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode is {self.crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}.")
         if self.crop_pct <= 0:
-            raise ValueError(f"crop_pct is {self.crop_pct}; it must be above 0, and is at most 1 as a rule.")
+            raise ValueError(f"crop_pct is {self.crop_pct}; it must be above 0, and is usually at most 1.")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
             raise ValueError(
                 f"image_mean is {self.image_mean} and image_std {self.image_std}; give three numbers each, "
-                "for red, green and blue, and deviations above 0."
+                "for red, green and blue, and standard deviations above 0."
             )
 
     @classmethod
     def from_data_config(cls, data_config: Mapping[str, Any]) -> CaptionerImageProcessor:
-        """Build the processor that a timm model was evaluated with.
+        """Build the processor with which a timm model was evaluated.
 
         Args:
-            data_config: what `timm.data.resolve_model_data_config(model)` returns.
+            data_config: Result of `timm.data.resolve_model_data_config(model)`.
 
         Raises:
-            ValueError: a key is missing, or the model does not take three channels.
+            ValueError: A key is missing, or the model does not take three channels.
         """
         keys = {"input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode"}
         if missing := keys - data_config.keys():
@@ -156,13 +160,15 @@ class CaptionerImageProcessor(BaseImageProcessor):
             image_std=data_config["std"],
         )
 
-    def _geometry(self) -> tuple[Callable[[Tensor], Tensor], Any]:
+    def _resize_and_padding(self) -> tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]:
+        """Return timm's resize, and the colour with which it pads."""
         size = self.size["height"], self.size["width"]
-        return _eval_transform(size, self.crop_pct, self.crop_mode, tuple(self.image_mean))
+        resize, crop = _eval_transform(size, self.crop_pct, self.crop_mode, tuple(self.image_mean))
+        return resize, tuple(getattr(crop, "fill", (0, 0, 0)))
 
     def resized_size(self, width: int, height: int) -> Size:
-        """Width and height to which an upright image of so many pixels is resized, before it is cropped or padded."""
-        return _resized_size(self._geometry()[0], width, height)
+        """Return the width and height to which an upright image of this size is resized before the crop."""
+        return _resized_size(self._resize_and_padding()[0], width, height)
 
     def preprocess(
         self, images: ImageSource | Sequence[ImageSource], return_tensors: str | None = "pt"
@@ -170,26 +176,66 @@ class CaptionerImageProcessor(BaseImageProcessor):
         """Open images and turn them into pixel values.
 
         Args:
-            images: one image or a list of them, each anything that `open_image` reads, of any size.
+            images: One image or a list of them, each of any kind that `open_image` reads and of any size.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
             `pixel_values` `(B, 3, H, W)`, float32.
 
         Raises:
-            ValueError: there are no images, or one is not readable; see `open_image` for its other errors.
+            ValueError: There are no images, or one is not readable; see `open_image` for its other errors.
         """
         sources = images if isinstance(images, list | tuple) else [cast(ImageSource, images)]
         if not sources:
             raise ValueError("images is empty; give at least one image.")
-        pixel_values = self.empty(len(sources))
-        self.write(map(self.open, sources), pixel_values)
+        pixel_values, _ = self.read(sources)
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
-    def empty(self, num_images: int) -> Tensor:
-        """Room for the pixel values `(B, 3, H, W)` of so many images, to be filled by `write`.
+    def read(
+        self, sources: Sequence[Any], open_source: Callable[[Any], OpenedImage] | None = None
+    ) -> tuple[Tensor, list[Size]]:
+        """Read pixel values and sizes of images. Pipeline, training and evaluation all read images with this method.
 
-        In a worker of a DataLoader it is in shared memory, where the batch would be copied to otherwise.
+        The pixel values are those of timm's evaluation transform, but for small differences from decoding large JPEG
+        files at reduced size (see `images.REDUCTION_GAP`) and from faster filters (see `_resize_and_crop`).
+
+        Args:
+            sources: B images of any kind that `open_source` reads.
+            open_source: Function that opens one of them, by means of `open`, which is the default.
+
+        Returns:
+            Pixel values `(B, 3, H, W)`, float32, and width and height of each upright image at full size.
+
+        Raises:
+            ValueError: An image is not readable; see `open_image` for its other errors.
+        """
+        transform = PixelTransform(
+            self.resized_size,
+            self.interpolation,
+            self._resize_and_padding()[1],
+            self.image_mean,
+            self.image_std,
+            _resize_and_crop,
+        )
+        pixel_values = self._empty(len(sources))
+        sizes = write_pixels(pixel_values.numpy(), map(open_source or self.open, sources), transform)
+        return pixel_values, sizes
+
+    def open(self, source: ImageSource | OpenedImage) -> OpenedImage:
+        """Open an image for `read`: a large JPEG file may be decoded at reduced size.
+
+        An image that has been opened with this method before is returned as it is.
+
+        Raises:
+            ValueError: The image is not readable; see `open_image` for its other errors.
+        """
+        return source if isinstance(source, OpenedImage) else open_as_used(source, self.resized_size)
+
+    def _empty(self, num_images: int) -> Tensor:
+        """Return an uninitialised tensor for the pixel values `(B, 3, H, W)` of B images.
+
+        In a worker process of a DataLoader it is allocated in shared memory, into which the batch would otherwise be
+        copied.
         """
         shape = (num_images, 3, self.size["height"], self.size["width"])
         if get_worker_info() is None:
@@ -198,48 +244,18 @@ class CaptionerImageProcessor(BaseImageProcessor):
         storage = torch.UntypedStorage._new_shared(num_bytes, device="cpu")
         return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
 
-    def open(self, source: ImageSource) -> OpenedImage:
-        """Open an image to `write` its pixel values: a large JPEG file may be decoded at reduced size.
-
-        Raises:
-            ValueError: it is not readable; see `open_image` for its other errors.
-        """
-        return open_as_used(source, self.resized_size)
-
-    def write(self, images: Iterable[OpenedImage], pixel_values: Tensor) -> None:
-        """Write the pixel values of images.
-
-        This is timm's evaluation transform, but for what saves time and changes little (see `_resize_and_crop`, and
-        `images.REDUCTION_GAP`).
-
-        Args:
-            images: what `open` returns of B images, asked for as they are needed.
-            pixel_values: `(B, 3, H, W)` on the CPU, overwritten.
-        """
-        padding: Any = getattr(self._geometry()[1], "fill", (0, 0, 0))
-        write_pixels(
-            pixel_values.numpy(),
-            images,
-            self.resized_size,
-            self.interpolation,
-            tuple(padding),
-            self.image_mean,
-            self.image_std,
-            _resize_and_crop,
-        )
-
     def visible_box(self, width: int, height: int, part: Box | None = None) -> Box:
-        """Where in the original image lies what the model sees, to draw attention maps on the original.
+        """Return the box of an image that the model sees, to draw attention maps on the image.
 
         Args:
-            width: width of the upright original (after EXIF rotation) in pixels.
-            height: its height in pixels.
-            part: `(left, top, right, bottom)` of the part asked for, in pixels of what the processor gives, such as
-                an encoder's `grid_box`; None for all.
+            width: Width of the upright image (after its EXIF rotation) in pixels.
+            height: Height of the upright image in pixels.
+            part: `(left, top, right, bottom)` of a part of the pixel values, such as an encoder's `grid_box`; None for
+                all of them.
 
         Returns:
-            `(left, top, right, bottom)` in pixels of the original, (0, 0) being the upper left corner of its
-            first pixel. The box exceeds the image where the model sees padding.
+            `(left, top, right, bottom)` in pixels of the image, with (0, 0) at the upper left corner of its first
+            pixel. The box exceeds the image where the model sees padding.
         """
         size = (self.size["width"], self.size["height"])
         return visible_box((width, height), self.resized_size(width, height), size, part)

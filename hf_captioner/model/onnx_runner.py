@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .images import Box, ImageSource, Size, open_as_used, visible_box, write_pixels
+from .images import Box, ImageSource, Size, open_as_used
 from .onnx_search import Arrays, Captions, Settings, search
+from .pixels import PixelTransform, visible_box, write_pixels
 
 Result = dict[str, Any]
 
@@ -59,10 +60,9 @@ class Pixels:
         """Images to `(B, 3, H, W)`, and the width and height of each."""
         pixel_values = np.empty((len(sources), 3, *self.size), np.float32)
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
+        transform = PixelTransform(self.resized, self.interpolation, (red, green, blue), self.mean, self.std)
         images = (open_as_used(source, self.resized) for source in sources)
-        standard = self.mean, self.std
-        sizes = write_pixels(pixel_values, images, self.resized, self.interpolation, (red, green, blue), *standard)
-        return pixel_values, sizes
+        return pixel_values, write_pixels(pixel_values, images, transform)
 
     def resized(self, width: int, height: int) -> Size:
         """Width and height before the crop, as timm and torchvision round them."""

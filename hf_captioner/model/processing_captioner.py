@@ -1,4 +1,4 @@
-"""What a captioner takes and gives: photographs and captions in, pixels and labels out, ids back to words."""
+"""The processor of a captioner: images to pixel values, captions to labels, and ids back to captions."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .image_processing_captioner import CaptionerImageProcessor
 from .images import ImageSource
 from .objectives import IGNORED
 
-# B: images, K: captions of an image, T: words of a caption with <end>, H: height, W: width
+# B: images, K: captions of an image, T: ids of a caption, <end> included, H: height, W: width
 
 Captions = str | Sequence[str] | Sequence[Sequence[str]]
 
 
 class CaptionerProcessor(ProcessorMixin):
-    """The image processor and the tokenizer of a captioner, saved to and loaded from one folder.
+    """Image processor and tokenizer of a captioner, which are saved to and loaded from one folder.
 
     Args:
-        image_processor: usually a `CaptionerImageProcessor`.
-        tokenizer: usually from `build_tokenizer`; must close a caption with its `eos_token`.
+        image_processor: Usually a `CaptionerImageProcessor`.
+        tokenizer: Usually from `build_tokenizer`. It must end each caption with its `eos_token`.
     """
 
     def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -36,12 +36,12 @@ class CaptionerProcessor(ProcessorMixin):
         """Build a processor for a training split and a timm encoder.
 
         Args:
-            captions: captions of the training split only, for `build_tokenizer`.
-            data_config: what `timm.data.resolve_model_data_config(model)` returns.
-            min_count: how often a word must occur to get an id of its own.
+            captions: Captions of the training split only, for `build_tokenizer`.
+            data_config: Result of `timm.data.resolve_model_data_config(model)`.
+            min_count: Number of times that a word must occur to get an id of its own.
 
         Raises:
-            ValueError: see `build_tokenizer` and `CaptionerImageProcessor.from_data_config`.
+            ValueError: See `build_tokenizer` and `CaptionerImageProcessor.from_data_config`.
         """
         image_processor = CaptionerImageProcessor.from_data_config(data_config)
         return cls(image_processor, build_tokenizer(captions, min_count=min_count))
@@ -50,23 +50,33 @@ class CaptionerProcessor(ProcessorMixin):
         self,
         images: ImageSource | Sequence[ImageSource] | None = None,
         text: Captions | None = None,
+        *,
+        padding: bool | str = True,
+        truncation: bool | str = False,
+        max_length: int | None = None,
+        add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Turn images into pixel values and their captions, if given, into labels.
+        """Turn images into pixel values, and captions into labels.
 
         Args:
-            images: one image or a list of them, each anything that `open_image` reads.
-            text: one caption an image, or a list of captions an image, not necessarily equally many.
+            images: One image or a list of them, each of any kind that `open_image` reads.
+            text: One caption for each image, or a list of captions for each image; the lists may differ in length.
+            padding: True or `"longest"` to pad labels to the longest caption with -100, `"max_length"` to pad them to
+                `max_length`, False to refuse captions of different lengths.
+            truncation: Whether to cut captions with more than `max_length` ids. `<end>` is kept.
+            max_length: Number of ids of a caption for `truncation` and `padding="max_length"`, `<end>` included.
+            add_special_tokens: Whether to end each caption with `<end>`.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            `pixel_values` `(B, 3, H, W)` if there are images. `labels` if there is text: `(B, T)` for one
-            caption an image, `(B, K, T)` for lists of at most K; -100 after the end of a caption and in the
-            rows of the captions that an image does not have.
+            `pixel_values` `(B, 3, H, W)` if images are given. `labels` if text is given: `(B, T)` for one caption for
+            each image, `(B, K, T)` for lists of at most K captions. Labels are -100 after the end of a caption and for
+            captions that an image lacks.
 
         Raises:
-            ValueError: nothing is given, images and text differ in number, or a caption is not a string or
-                has no words.
+            ValueError: Neither images nor text is given, they differ in number, a caption is not a string or has no
+                words, or `max_length` does not fit.
         """
         if images is None and text is None:
             raise ValueError("Neither images nor text is given; give at least one.")
@@ -74,48 +84,77 @@ class CaptionerProcessor(ProcessorMixin):
         if images is not None:
             features.update(self.image_processor(images))
         if text is not None:
-            features["labels"] = self._labels(text)
+            arguments = {"truncation": truncation, "max_length": max_length, "add_special_tokens": add_special_tokens}
+            features["labels"] = self._labels(text, padding, **arguments)
         if len({len(values) for values in features.values()}) > 1:
             raise ValueError(
                 f"There are {len(features['pixel_values'])} images, but text for {len(features['labels'])}; "
-                "give one caption, or one list of captions, an image."
+                "give one caption, or one list of captions, for each image."
             )
         return BatchFeature(features, tensor_type=return_tensors)
 
-    def _labels(self, text: Captions) -> torch.Tensor:
+    def _labels(self, text: Captions, padding: bool | str, **arguments: Any) -> torch.Tensor:
+        """Return the labels of captions, see `__call__`; `arguments` are passed to the tokenizer."""
         rows = [text] if isinstance(text, str) else list(text)
-        single = bool(rows) and isinstance(rows[0], str)
-        places, captions = [], []
+        is_single = bool(rows) and isinstance(rows[0], str)
+        positions, captions = [], []
         for image, row in enumerate(rows):
-            if not isinstance(row, str if single else list | tuple):
+            if not isinstance(row, str if is_single else list | tuple):
                 raise ValueError(f"text[{image}] is {row!r}; give strings only, or lists of strings only.")
-            for index, caption in enumerate([row] if single else row):
-                name = f"text[{image}]" if single else f"text[{image}][{index}]"
+            for index, caption in enumerate([row] if is_single else row):
+                name = f"text[{image}]" if is_single else f"text[{image}][{index}]"
                 if not isinstance(caption, str):
                     raise ValueError(f"{name} is {caption!r}; a caption must be a string.")
-                places.append((name, image, index))
+                positions.append((name, image, index))
                 captions.append(caption)
         if not captions:
             raise ValueError("text has no captions; give at least one, or None for images alone.")
 
-        ids = self.tokenizer(captions).input_ids
-        num_captions = 1 + max(index for _, _, index in places)
-        labels = torch.full((len(rows), num_captions, max(map(len, ids))), IGNORED)
-        for (name, image, index), caption, caption_ids in zip(places, captions, ids, strict=True):
-            if len(caption_ids) <= self.tokenizer.num_special_tokens_to_add():
+        num_special = self.tokenizer.num_special_tokens_to_add() if arguments["add_special_tokens"] else 0
+        max_length = arguments["max_length"]
+        if max_length is not None and max_length <= num_special:
+            raise ValueError(f"max_length is {max_length}; give at least {num_special + 1}, for a word.")
+        ids = self.tokenizer(captions, **arguments).input_ids
+        for (name, _, _), caption, caption_ids in zip(positions, captions, ids, strict=True):
+            if len(caption_ids) <= num_special:
                 raise ValueError(f"{name} is {caption!r}, which has no words; leave it out or mend it.")
+
+        num_captions = 1 + max(index for _, _, index in positions)
+        labels = torch.full((len(rows), num_captions, _padded_length(ids, padding, max_length)), IGNORED)
+        for (_, image, index), caption_ids in zip(positions, ids, strict=True):
             labels[image, index, : len(caption_ids)] = torch.tensor(caption_ids)
-        return labels[:, 0] if single else labels
+        return labels[:, 0] if is_single else labels
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
-        """Turn the ids of one caption, `(T,)`, into words joined by spaces, special tokens left out."""
+        """Turn the ids of one caption, `(T,)`, into text, by default without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs))
 
     def batch_decode(self, sequences: Any, skip_special_tokens: bool = True, **kwargs: Any) -> list[str]:
-        """Turn the ids of several captions, `(B, T)`, into captions; see `decode`."""
+        """Turn the ids of several captions, `(N, T)`, into text; see `decode`."""
         return list(self.tokenizer.batch_decode(sequences, skip_special_tokens=skip_special_tokens, **kwargs))
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of what `__call__` returns."""
+        """Names of the tensors that a call returns."""
         return ["pixel_values", "labels"]
+
+
+def _padded_length(ids: Sequence[Sequence[int]], padding: bool | str, max_length: int | None) -> int:
+    """Return T of the labels for captions with these ids; for the arguments see `CaptionerProcessor.__call__`.
+
+    Raises:
+        ValueError: The captions cannot be padded to one length with these arguments.
+    """
+    lengths = {len(caption_ids) for caption_ids in ids}
+    if padding == "max_length":
+        if max_length is None or max_length < max(lengths):
+            raise ValueError(
+                f"padding is 'max_length', and max_length is {max_length}, but a caption has {max(lengths)} ids; give "
+                "a larger max_length, or truncation=True."
+            )
+        return max_length
+    if padding not in (True, False, "longest", "do_not_pad"):
+        raise ValueError(f"padding is {padding!r}; choose from True, 'longest', 'max_length' and False.")
+    if padding in (False, "do_not_pad") and len(lengths) > 1:
+        raise ValueError("The captions differ in length and padding is False; use padding=True.")
+    return max(lengths)

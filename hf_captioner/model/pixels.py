@@ -1,0 +1,148 @@
+"""Images to pixel values: resize, crop the centre, standardise. Needs neither torch nor transformers."""
+
+# B: images, H: height, W: width
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .images import Box, OpenedImage, Size
+
+Crop = tuple[int, int, int, int]  # left, top, right and bottom, in whole pixels
+Resize = Callable[[Image.Image, Size, Crop, str], np.ndarray]  # see `resize_and_crop`
+
+# Images are first opened, then resized, then written, a few at a time in each step. The machine code of each step is
+# large compared with a small image: loading it anew for every image took a quarter of the time at 224 x 224 pixels.
+AT_ONCE = 16  # maximum number of images
+PIXELS_AT_ONCE = 2**20  # no further image is opened once the opened ones have this many pixels
+
+# Filters for which `resize_and_crop` computes only the part of the image that the crop keeps.
+_PARTIAL_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.Resampling.BICUBIC)
+
+
+def visible_box(original: Size, resized: Size, crop: Size, part: Box | None = None) -> Box:
+    """Return the box of an image that a model sees after a resize and a centre crop.
+
+    Args:
+        original: Width and height of the image.
+        resized: Width and height to which it is resized.
+        crop: Width and height of the centre crop.
+        part: `(left, top, right, bottom)` of a part of the crop, in its pixels; None for the whole crop.
+
+    Returns:
+        `(left, top, right, bottom)` in pixels of the original. It exceeds the image where the model sees padding.
+    """
+    x, y = (crop_start(*edge) for edge in zip(resized, crop, strict=True))
+    left, top, right, bottom = part or (0, 0, *crop)
+    scale_x, scale_y = (a / b for a, b in zip(original, resized, strict=True))
+    return (x + left) * scale_x, (y + top) * scale_y, (x + right) * scale_x, (y + bottom) * scale_y
+
+
+def crop_start(resized: int, crop: int) -> int:
+    """Return where torchvision's centre crop starts along an edge, in resized pixels; below 0 it pads."""
+    return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
+
+
+def resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: str) -> np.ndarray:
+    """Return `image.resize(size).crop(crop)`, if possible without computing pixels outside the crop.
+
+    If Pillow resizes only a part of an image, it holds the borders of the part in single precision, and may resize
+    vertically before horizontally. For the usual filters this changes a few pixels by a level of 255. A filter whose
+    weights jump would take another pixel's colour, and Lanczos amplifies the differences, so with those the whole image
+    is resized.
+
+    Args:
+        image: RGB image.
+        size: Width and height to resize to.
+        crop: `(left, top, right, bottom)` of the part to keep, in pixels of that size.
+        interpolation: Name of a Pillow filter, in lower case.
+
+    Returns:
+        Pixels of the part, `(H, W, 3)`, uint8.
+    """
+    resampling = Image.Resampling[interpolation.upper()]
+    if resampling not in _PARTIAL_FILTERS:
+        return np.asarray(image.resize(size, resampling).crop(crop))
+    left, top, right, bottom = visible_box(image.size, size, size, crop)
+    # A rounding error must not push the right or lower border out of the image.
+    box = left, top, min(right, image.width), min(bottom, image.height)
+    return np.asarray(image.resize((crop[2] - crop[0], crop[3] - crop[1]), resampling, box))
+
+
+@dataclass(frozen=True)
+class PixelTransform:
+    """Settings of the transform from an opened image to pixel values.
+
+    Args:
+        resized_size: Function from width and height of a full image to the width and height it is resized to.
+        interpolation: Name of a Pillow filter, in lower case.
+        padding: Colour (red, green, blue) around an image that is smaller than the crop, each from 0 to 255.
+        mean: Mean of red, green and blue on the scale from 0 to 1, which is subtracted.
+        std: Standard deviation of the three, by which they are divided.
+        resize: Function with the arguments and result of `resize_and_crop`.
+    """
+
+    resized_size: Callable[[int, int], Size]
+    interpolation: str
+    padding: tuple[int, int, int]
+    mean: Sequence[float]
+    std: Sequence[float]
+    resize: Resize = resize_and_crop
+
+    def visible_part(self, opened: OpenedImage, width: int, height: int) -> tuple[np.ndarray, int, int]:
+        """Resize an image and return the part of it that lies in a centre crop of this width and height.
+
+        Returns:
+            Pixels of the part, `(H, W, 3)`, uint8, and its left and top edge in the crop. It is smaller than the crop
+            if the resized image is.
+        """
+        resized = self.resized_size(*opened.size)
+        left, top = crop_start(resized[0], width), crop_start(resized[1], height)
+        part = max(left, 0), max(top, 0), min(left + width, resized[0]), min(top + height, resized[1])
+        return self.resize(opened.image, resized, part, self.interpolation), part[0] - left, part[1] - top
+
+
+def write_pixels(pixel_values: np.ndarray, images: Iterable[OpenedImage], transform: PixelTransform) -> list[Size]:
+    """Resize images, crop their centres and write their standardised pixel values.
+
+    Args:
+        pixel_values: `(B, 3, H, W)`, float32, overwritten.
+        images: B opened images. They are requested as needed, up to `AT_ONCE` at a time.
+        transform: Settings of the transform.
+
+    Returns:
+        Width and height of each image at full size.
+    """
+    height, width = pixel_values.shape[2:]
+    means, stds = (np.asarray(numbers, np.float64)[:, None, None] for numbers in (transform.mean, transform.std))
+    scale, shift = (1 / (255 * stds)).astype(np.float32), (means / stds).astype(np.float32)
+    images, unwritten, sizes = iter(images), iter(pixel_values), []
+    while group := _next_group(images):
+        sizes += [opened.size for opened in group]
+        parts = [transform.visible_part(opened, width, height) for opened in group]
+        del group  # frees large images before the next ones are opened
+        for (part, x, y), values in zip(parts, unwritten, strict=False):
+            if part.shape[:2] != (height, width):
+                values[:] = np.asarray(transform.padding)[:, None, None]
+            # In numpy, because torch would start its own threads in every thread that reads images.
+            values[:, y : y + part.shape[0], x : x + part.shape[1]] = part.transpose(2, 0, 1)
+            values *= scale
+            values -= shift
+    assert next(unwritten, None) is None, "fewer images than pixel_values"
+    return sizes
+
+
+def _next_group(images: Iterator[OpenedImage]) -> list[OpenedImage]:
+    """Return the next images to process together, or an empty list at the end."""
+    group: list[OpenedImage] = []
+    num_pixels = 0
+    for opened in images:
+        group.append(opened)
+        num_pixels += opened.image.width * opened.image.height
+        if len(group) == AT_ONCE or num_pixels >= PIXELS_AT_ONCE:
+            break
+    return group
