@@ -1,9 +1,6 @@
-"""Named parts: a table of built-ins plus what installed packages announce by entry points.
+"""Parts by name: those of this package, and those that installed packages announce by entry points.
 
-    python -m hf_captioner.model.registry             # all parts, with where each comes from
-    python -m hf_captioner.model.registry attentions  # one kind
-
-Standard library only, so that naming a part never imports it.
+It needs the standard library alone, and parts are imported only when they are used. `hf-captioner parts` lists them.
 """
 
 from __future__ import annotations
@@ -18,19 +15,16 @@ from typing import Any, TypeVar
 
 Part = TypeVar("Part")
 
-# Where the registry of each kind is.
-
 
 class Registry:
-    """One kind of part, by name.
+    """The parts of one kind, by name.
 
-    A name resolves, in this order of registration, to an object given to `register`, to a built-in
-    (`"module:attribute"`, imported when first asked for) or to an entry point of the group
-    `hf_captioner.<kind>`. Names go into checkpoints; import paths never do.
+    A name stands for an object given to `register`, for a built-in part or for an entry point of the group
+    `hf_captioner.<kind>`. Checkpoints hold names and never import paths.
 
     Args:
-        kind: plural noun for the parts, also the end of the entry-point group (`"encoders"`).
-        builtins: name -> `"module:attribute"`.
+        kind: Plural noun for the parts, which is also the end of the entry-point group (`"encoders"`).
+        builtins: Where each built-in part is, `"module:attribute"`, by name.
     """
 
     def __init__(self, kind: str, builtins: Mapping[str, str]) -> None:
@@ -40,10 +34,10 @@ class Registry:
         self._builtins = dict(builtins)
 
     def register(self, name: str) -> Callable[[Part], Part]:
-        """Decorator that adds a part under `name` for this process.
+        """Return a decorator that adds a part under `name`, in this process alone.
 
         Raises:
-            ValueError: the name is taken.
+            ValueError: The name is taken.
         """
 
         def add(part: Part) -> Part:
@@ -59,7 +53,7 @@ class Registry:
 
     @contextmanager
     def temporarily(self, name: str, part: Any) -> Iterator[str]:
-        """Register a part for as long as the `with` block lasts."""
+        """Register a part within the `with` block; yield its name."""
         self.register(name)(part)
         try:
             yield name
@@ -67,29 +61,29 @@ class Registry:
             del self._parts[name]
 
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """Return all known names, sorted."""
         return sorted({*self._parts, *self._builtins, *self._plugins()})
 
     def origin(self, name: str) -> str:
-        """Where a part comes from: `"registered in this process"`, a module of this package or a plug-in."""
+        """Return where a part comes from: a module of this package, a plug-in, or `"registered in this process"`."""
         if name in self._parts:
             return "registered in this process"
         return " and ".join(self._claims(name))
 
     def package(self, name: str) -> str | None:
-        """The installed package that provides a part; None for a built-in and what this process registered."""
+        """Return the installed package that provides a part; None for built-in parts and those of this process."""
         plugin = None if name in self._parts or name in self._builtins else self._plugins().get(name, [None])[0]
         return plugin.dist.name if plugin is not None and plugin.dist is not None else None
 
     def get(self, name: str, package: str | None = None) -> Any:
-        """The part called `name`.
+        """Return a part, and import it if that has not been done.
 
         Args:
-            name: of the part.
-            package: the package that is known to have provided it, to name if the part is missing.
+            name: Name of the part.
+            package: Package that once provided the part, which the error names if there is no such part.
 
         Raises:
-            ValueError: no such part, a name claimed by two packages, or a plug-in that fails to import.
+            ValueError: There is no such part, two packages claim its name, or it can't be imported.
         """
         if name in self._parts:
             return self._parts[name]
@@ -97,7 +91,7 @@ class Registry:
         if not claims:
             known = f"{name!r} is not among the {self.kind}. Known: {', '.join(self.names())}."
             if package is not None:
-                raise ValueError(f"{known} It came from the package {package!r}: install that, pip install {package}.")
+                raise ValueError(f"{known} It came from the package {package!r}: pip install {package}.")
             raise ValueError(
                 f"{known} If another package provides it (entry-point group {self.group!r}), install that package."
             )
@@ -116,7 +110,7 @@ class Registry:
             ) from e
 
     def problem(self, name: str) -> str | None:
-        """Why a plug-in can't be used, None if it can: it is imported to find out, where built-ins are not."""
+        """Return why a part can't be used, None if it can. A plug-in is imported to find out, a built-in is not."""
         if len(self._claims(name)) < 2 and name not in self._plugins():
             return None
         try:
@@ -126,13 +120,13 @@ class Registry:
         return None
 
     def _claims(self, name: str) -> list[str]:
-        """Where a name leads: one place, unless it is unknown or taken twice."""
+        """Return where a name leads: to one origin, unless nobody claims the name or several do."""
         builtin = [self._builtins[name]] if name in self._builtins else []
         plugins = self._plugins().get(name, [])
         return builtin + [f"{point.value} of {point.dist.name if point.dist else 'no package'}" for point in plugins]
 
     def _plugins(self) -> dict[str, list[EntryPoint]]:
-        """Entry points by name; the same one found twice, as in two places of `sys.path`, counts once."""
+        """Return the entry points by name. The same one found twice, as in two folders of `sys.path`, counts once."""
         plugins: dict[str, list[EntryPoint]] = {}
         for point in _entry_points(self.group, tuple(sys.path)):
             points = plugins.setdefault(point.name, [])
@@ -143,11 +137,11 @@ class Registry:
 
 @cache
 def _entry_points(group: str, path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Those of a group, looked for once in what was then `sys.path`: to scan all packages takes milliseconds."""
+    """Return the entry points of a group. They are remembered for each `sys.path`, as scanning packages is slow."""
     return tuple(entry_points(group=group))
 
 
-def load(place: str) -> Any:
-    """What `"module:attribute"` means."""
-    module, _, attribute = place.partition(":")
+def load(location: str) -> Any:
+    """Import and return the object at `"module:attribute"`."""
+    module, _, attribute = location.partition(":")
     return getattr(import_module(module), attribute)

@@ -36,6 +36,8 @@ def check_encoder(
         AssertionError: The part breaks the rule that the message names.
     """
     encoder: Any = part(encoder_name, **kwargs)
+    channels: Any = getattr(encoder, "hidden_size", None)
+    require(isinstance(channels, int) and channels > 0, "hidden_size is the number of channels of a cell", channels)
     height, width = _image_size(encoder, image_size)
     rows, columns = _grid_size(encoder, height, width)
     pixels = noise(B, 3, height, width).float()
@@ -64,7 +66,7 @@ def _grid_size(encoder: Any, height: int, width: int) -> tuple[int, int]:
     grid = encoder.train().grid_size(height, width)
     is_grid = isinstance(grid, tuple) and len(grid) == 2 and all(isinstance(side, int) and side > 0 for side in grid)
     require(is_grid, "grid_size(height, width) is (rows, columns)", grid)
-    require(encoder.training, "grid_size leaves the encoder in training mode if it was")
+    require(encoder.training, "grid_size leaves the mode of the encoder, training or evaluation, as it was")
     is_same = all(torch.equal(tensor, before[name]) for name, tensor in encoder.state_dict().items())
     require(is_same, "grid_size changes neither weights nor statistics")
     return grid
@@ -72,11 +74,9 @@ def _grid_size(encoder: Any, height: int, width: int) -> tuple[int, int]:
 
 def _check_cells(encoder: Any, pixels: Tensor, rows: int, columns: int) -> None:
     """Check the shape and order of cells, and that each image's depend on that image alone."""
-    channels: Any = getattr(encoder, "hidden_size", None)
-    require(isinstance(channels, int) and channels > 0, "hidden_size is the number of channels of a cell", channels)
     cells = encoder(pixels)
     rule = "cells are (B, P, C): rows x columns of grid_size, hidden_size wide"
-    require_shape(cells, (B, rows * columns, channels), rule)
+    require_shape(cells, (B, rows * columns, encoder.hidden_size), rule)
     require(torch.equal(encoder(pixels), cells), "in evaluation, the same images give the same cells")
     for index in range(B):
         alone = encoder(pixels[index : index + 1])[0]
