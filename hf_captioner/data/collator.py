@@ -67,7 +67,9 @@ class CaptionCollator:
             batch["index"] = torch.tensor([row["index"] for row in rows])
         is_mirrored = torch.tensor([self.mirror and _row_generator(row).random() < 0.5 for row in rows])
         if self.cells is not None:
-            return batch | {"cells": self._cells_of(rows, is_mirrored)}
+            views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
+            cells = [views[flag][row["index"]] for flag, row in zip(is_mirrored.tolist(), rows, strict=True)]
+            return batch | {"cells": torch.from_numpy(np.stack(cells)).float()}
         image_processor = self.processor.image_processor
         if self.augment:
             pixel_values = image_processor([_augment(row, image_processor) for row in rows])["pixel_values"]
@@ -75,12 +77,6 @@ class CaptionCollator:
             pixel_values = read_pixels(rows, image_processor)
         pixel_values[is_mirrored] = pixel_values[is_mirrored].flip(-1)
         return batch | {"pixel_values": pixel_values}
-
-    def _cells_of(self, rows: Sequence[Row], is_mirrored: Tensor) -> Tensor:
-        """Return the cells of the rows' images, `(B, P, C)`; where `is_mirrored` `(B,)`, of the mirrored images."""
-        views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
-        cells = np.stack([views[flag][row["index"]] for flag, row in zip(is_mirrored.tolist(), rows, strict=True)])
-        return torch.from_numpy(cells).float()
 
 
 def _augment(row: Row, image_processor: CaptionerImageProcessor) -> Image:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..model.registry import Registry
-from .layouts import Splits, load_layout
+from .layouts import load_layout
 from .layouts.damage import NAMES_SHOWN, Damage
-from .layouts.splits import canonical_split, find_leaks
+from .layouts.splits import Splits, canonical_split, find_leaks
 from .layouts.stored_tables import read_hub
 from .rows import undecoded
 
