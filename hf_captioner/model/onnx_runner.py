@@ -1,15 +1,15 @@
-"""Captions by onnxruntime, numpy, Pillow and tokenizers alone, from a folder that `hf_captioner.publishing.export` has written.
+"""Captions from a folder written by `hf-captioner export`, with onnxruntime, numpy, Pillow and tokenizers alone.
 
-The folder holds this module too, so that nothing of hf_captioner, torch or transformers need be installed:
+The folder holds this module too, so neither hf_captioner nor torch nor transformers has to be installed:
 
     pip install -r FOLDER/requirements.txt
     python FOLDER/caption.py photo.jpg another.png
     python FOLDER/caption.py photo.jpg --num_captions 3 --json captions.json --attentions
 
-or, with FOLDER on the path, `from onnx_captioner import OnnxCaptioner`.
+In Python, with FOLDER on the path, it is `from onnx_captioner import OnnxCaptioner`.
 """
 
-# B: images, K: beams of an image, S: captions returned for an image, T: words, P: image cells (rows x columns)
+# B: images, K: beams of an image, T: words, P: image cells (rows x columns), H: height, W: width
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from .pixels import PixelTransform, visible_box, write_pixels
 
 Result = dict[str, Any]
 
-FORMAT = 1  # of the folder
+FORMAT = 1  # version of the folder's layout
 
 
 @dataclass(frozen=True)
 class Pixels:
-    """The transform of `CaptionerImageProcessor`, to the same pixels but for levels of 255 here and there.
+    """The transform of `CaptionerImageProcessor` without torch: resize, crop the centre, standardise.
 
-    It resizes by torch, and this without it, by Pillow.
+    Images are resized by Pillow instead of torch, which changes some pixels by a few levels of 255.
 
     Args:
-        size: height and width of what the model gets.
-        interpolation: a name of Pillow's, in lower case.
-        crop_pct: the image is resized to `size / crop_pct`, then its centre of `size` is taken.
+        size: Height and width of the model's input.
+        interpolation: Name of a Pillow filter, in lower case.
+        crop_pct: Images are resized to `size / crop_pct` before the centre of `size` is cropped.
         crop_mode: `"center"`, `"squash"` or `"border"`.
-        mean: of red, green and blue on the scale from 0 to 1, subtracted.
-        std: of the three, divided by.
+        mean: Mean of red, green and blue on the scale from 0 to 1, which is subtracted.
+        std: Standard deviation of the three, by which they are divided.
     """
 
     size: tuple[int, int]
@@ -57,7 +57,7 @@ class Pixels:
     std: Sequence[float]
 
     def __call__(self, sources: Sequence[ImageSource]) -> tuple[np.ndarray, list[Size]]:
-        """Images to `(B, 3, H, W)`, and the width and height of each."""
+        """Return the pixel values of images, `(B, 3, H, W)`, and the width and height of each image."""
         pixel_values = np.empty((len(sources), 3, *self.size), np.float32)
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
         transform = PixelTransform(self.resized, self.interpolation, (red, green, blue), self.mean, self.std)
@@ -65,7 +65,7 @@ class Pixels:
         return pixel_values, write_pixels(pixel_values, images, transform)
 
     def resized(self, width: int, height: int) -> Size:
-        """Width and height before the crop, as timm and torchvision round them."""
+        """Return the width and height of an image before the crop, rounded as timm and torchvision do."""
         target_height, target_width = (math.floor(edge / self.crop_pct) for edge in self.size)
         if self.crop_mode == "squash":
             return target_width, target_height
@@ -78,16 +78,16 @@ class Pixels:
 
 
 class OnnxCaptioner:
-    """Captions images: `OnnxCaptioner(FOLDER)("photo.jpg")[0]["generated_text"]`.
+    """An exported captioner: `OnnxCaptioner(FOLDER)("photo.jpg")[0]["generated_text"]`.
 
     Args:
-        folder: that `hf_captioner.publishing.export` has written.
-        num_threads: of onnxruntime; None for its own choice, a thread for each core.
-        providers: of onnxruntime, such as `["CUDAExecutionProvider"]`; the CPU by default.
+        folder: Folder that `hf-captioner export` has written.
+        num_threads: Threads of onnxruntime (default: one per core).
+        providers: Execution providers of onnxruntime, such as `["CUDAExecutionProvider"]` (default: the CPU's).
 
     Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it is of another version.
+        FileNotFoundError: The folder does not exist or holds no exported captioner.
+        ValueError: The folder was written by a version of hf_captioner with another format.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class OnnxCaptioner:
         config = json.loads((folder / "captioner.json").read_text(encoding="utf-8"))
         if config["format"] != FORMAT:
             raise ValueError(
-                f"{str(folder)!r} has format {config['format']}, and this program reads {FORMAT}; export it anew."
+                f"{str(folder)!r} has format {config['format']}, but this program reads {FORMAT}; export it again."
             )
         self.pixels = Pixels(**{**config["pixels"], "size": tuple(config["pixels"]["size"])})
         self.grid: tuple[int, int] = tuple(config["grid"])
@@ -129,21 +129,25 @@ class OnnxCaptioner:
         """Caption images.
 
         Args:
-            images: an image or a list of them, each a path, bytes, a PIL image or an array (a URL where
+            images: An image or a list of images, each a path, bytes, a PIL image or an array (or a URL, if
                 huggingface_hub is installed).
-            batch_size: images at once.
-            return_scores: see below.
-            return_attentions: see below.
-            settings: fields of `Settings`, such as `num_beams`, in place of those that were exported.
+            batch_size: Number of images to caption at once.
+            return_scores: Add `words`, `word_scores` and `score` to the results.
+            return_attentions: Add `words`, `attentions` and `box` to the results.
+            settings: Fields of `Settings`, such as `num_beams`, that replace the exported ones.
 
         Returns:
-            For an image a list of `num_return_sequences` dicts, the best caption first, and for a list of images a
-            list of such lists. As with the pipeline `image-captioning`, they have `generated_text`; if asked for,
-            `words`, and `word_scores` (log p of each), `score` (their mean, `<end>` included), `attentions`
-            `(T, rows, columns)` and `box`, what these maps cover in pixels of the upright image.
+            For an image, a list of `num_return_sequences` dicts, the best caption first; for a list of images, a list
+            of such lists. As with the pipeline `image-captioning`, a dict has
+
+            - `generated_text`, the caption;
+            - `words`, and `word_scores`, log p of each of them;
+            - `score`, the mean log p of the words, `<end>` included;
+            - `attentions`, one map per word, `(T, rows, columns)`, and `box`, `(left, top, right, bottom)` of what
+              the maps cover, in pixels of the upright image.
 
         Raises:
-            ValueError: an unknown setting, or an image that is not readable; see `open_image` for other errors.
+            ValueError: A setting is unknown or an image is not readable. `open_image` lists other errors.
         """
         single = not isinstance(images, list | tuple)
         sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
@@ -154,51 +158,51 @@ class OnnxCaptioner:
             memory, state = self.encode(pixel_values)
             captions = self.search(memory, state, search_settings, attentions=return_attentions)
             for index, size in enumerate(sizes):
-                results.append(self._describe(captions.of(np.array([index])), return_scores, size))
+                results.append(self._describe(captions.select_images(np.array([index])), return_scores, size))
         return results[0] if single else results
 
     def encode(self, pixel_values: np.ndarray) -> tuple[Arrays, Arrays]:
-        """All that is computed once an image: pixels `(B, 3, H, W)` to cells, keys and mean, and the first states."""
+        """Return cells, keys and mean cell of images, and the first states `(B, 1, D)`, from pixels `(B, 3, H, W)`."""
         outputs = self.encoder.run(None, {"pixel_values": pixel_values})
         return outputs[: -self._num_states], outputs[-self._num_states :]
 
     def search(
         self, memory: Arrays, state: Arrays, settings: Settings | None = None, *, attentions: bool = False
     ) -> Captions:
-        """Captions of encoded images."""
-        return search(
-            self.read, memory, state, settings or self.settings, num_cells=math.prod(self.grid) if attentions else 0
-        )
+        """Return the captions of encoded images; the first two arguments are the results of `encode`."""
+        num_cells = math.prod(self.grid) if attentions else 0
+        return search(self.read, memory, state, settings or self.settings, num_cells=num_cells)
 
     def read(self, words: np.ndarray, memory: Arrays, state: Arrays) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """Read a word of each caption; see `onnx_search.Read`."""
-        given = zip(self.decoder.get_inputs(), (words, *memory, *state), strict=True)
-        log_probs, weights, *state = self.decoder.run(None, {value.name: array for value, array in given})
+        """Read one more word of each caption, as described at `onnx_search.Read`."""
+        inputs = zip(self.decoder.get_inputs(), (words, *memory, *state), strict=True)
+        log_probs, weights, *state = self.decoder.run(None, {value.name: array for value, array in inputs})
         return log_probs, weights, state
 
     def _settings(self, changes: Mapping[str, Any]) -> Settings:
+        """Return the exported settings with some of them replaced."""
         known = [field.name for field in fields(Settings)]
         if unknown := changes.keys() - set(known):
-            raise ValueError(f"Unknown: {', '.join(sorted(unknown))}. An exported captioner knows {', '.join(known)}.")
+            raise ValueError(f"Unknown settings: {', '.join(sorted(unknown))}. Choose from {', '.join(known)}.")
         return Settings(**{**vars(self.settings), **changes})
 
-    def _describe(self, captions: Captions, with_scores: bool, image_size: tuple[int, int]) -> list[Result]:
-        """The results of one image."""
+    def _describe(self, captions: Captions, with_scores: bool, image_size: Size) -> list[Result]:
+        """Return the results for one image, whose captions are the only ones given."""
         results = []
         for number in range(captions.words.shape[1]):
             ids = captions.words[0, number, 1:].tolist()  # without <start>
-            places = [place for place, token in enumerate(ids) if token not in self.special_ids]
-            result: Result = {"generated_text": self.tokenizer.decode(ids, skip_special_tokens=True)}
             weights, word_scores = captions.weights[0, number, 1:], captions.word_scores[0, number, 1:]
+            positions = [position for position, token in enumerate(ids) if token not in self.special_ids]
+            result: Result = {"generated_text": self.tokenizer.decode(ids, skip_special_tokens=True)}
             if with_scores or weights.size:
-                result["words"] = [self.tokenizer.id_to_token(ids[place]) for place in places]
+                result["words"] = [self.tokenizer.id_to_token(ids[position]) for position in positions]
             if with_scores:
-                ends = [place for place, token in enumerate(ids) if token in self.settings.eos_token_id]
+                ends = [position for position, token in enumerate(ids) if token in self.settings.eos_token_id]
                 result["score"] = float(word_scores[: ends[0] + 1 if ends else len(ids)].mean())
-                result["word_scores"] = word_scores[places].tolist()
+                result["word_scores"] = word_scores[positions].tolist()
             if weights.size:
-                maps = weights[places].reshape(-1, *self.grid)
-                total = maps.sum((1, 2), keepdims=True)  # below 1 where an attention also looks away from the image
+                maps = weights[positions].reshape(-1, *self.grid)
+                total = maps.sum((1, 2), keepdims=True)  # below 1 if an attention also looks away from the image
                 result["attentions"] = maps / total.clip(min=np.finfo(np.float32).tiny)
                 crop = self.pixels.size[::-1]
                 result["box"] = visible_box(image_size, self.pixels.resized(*image_size), crop, self.grid_box)
@@ -207,7 +211,7 @@ class OnnxCaptioner:
 
 
 def main(folder: str | Path, argv: Sequence[str]) -> None:
-    """The command line of an exported folder; what the user can mend ends in one line and exit code 2."""
+    """Run the command line of an exported folder. Errors that users can mend end in one line and exit code 2."""
     arguments = _parse(argv)
     changes = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
     try:
@@ -238,24 +242,26 @@ def main(folder: str | Path, argv: Sequence[str]) -> None:
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="caption.py", description="Caption image files: a line for each, the file and the caption, with a tab."
+        prog="caption.py", description="Caption image files. Each line of the output is a file, a tab and its caption."
     )
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="image files")
-    add("--num_beams", type=_positive, metavar="N", help="beams (default: as exported)")
-    add("--num_captions", type=_positive, metavar="N", default=1, help="captions for each image, the best first")
-    add("--batch_size", type=_positive, metavar="N", default=8, help="images at once (default: %(default)s)")
-    add("--json", type=Path, metavar="FILE", help="also write captions, their words and log-probabilities here")
-    add("--attentions", action="store_true", help="with the attention map of each word in that file")
-    add("--threads", type=_positive, metavar="N", help="threads (default: one for each core)")
+    add("--num_beams", type=_positive, metavar="N", help="number of beams (default: as exported)")
+    add(
+        "--num_captions", type=_positive, metavar="N", default=1, help="captions per image, the best first (default: 1)"
+    )
+    add("--batch_size", type=_positive, metavar="N", default=8, help="images to caption at once (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="JSON file to write captions, their words and log-probabilities to")
+    add("--attentions", action="store_true", help="include the attention map of each word in the JSON file")
+    add("--threads", type=_positive, metavar="N", help="number of threads (default: one per core)")
     arguments = parser.parse_args(argv)
     if arguments.attentions and arguments.json is None:
-        parser.error("--attentions go to a file; name one with --json FILE")
+        parser.error("--attentions needs --json FILE, the file that the maps are written to")
     return arguments
 
 
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number

@@ -1,29 +1,35 @@
-"""Greedy and beam search in numpy alone, with the results of `decoding.py` and so of `generate()`."""
+"""Greedy and beam search in numpy alone, for captioners that run without torch.
 
-# B: images, K: beams of an image, M: continuations considered, V: vocabulary, L: longest caption, P: image cells
+The captions and scores are those of `generate()`. The beam search is that of `beams.py` and `decoding.py` with the same
+names, for a single group of beams. `tests/test_onnx_runner.py` holds the two equal.
+"""
+
+# B: images in the batch, K: beams of an image, N: captions, M: continuations considered, V: vocabulary, T: words so far
+# L: longest caption, P: image cells, D: decoder state
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-WORST = -1e9  # the score of no caption, as in transformers
-CROWD = 0.8  # share of images still running at which the others leave
+WORST = -1e9  # the score of a beam that holds no caption yet, as in transformers
+DROP_AT = 0.8  # images are dropped when at most this fraction of the batch remains, as in `decoding.py`
 
-# Read a word of each caption: words (B, K), what is known of the images, the states (B, K, D) before; gives
-# log p of the next word (B, K, V), attention weights (B, K, P) and the states after.
 Arrays = list[np.ndarray]
+# A function that reads one more word of each caption. Its arguments are the words (B, K), the arrays that hold the
+# images (each with B in front), and the states (B, K, D) before. It returns log p of the next word (B, K, V), the
+# attention weights that chose it (B, K, P), and the states after.
 Read = Callable[[np.ndarray, Arrays, Arrays], tuple[np.ndarray, np.ndarray, Arrays]]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Those arguments of `generate()` that the searches here know; None as there.
+    """The arguments of `generate()` that the searches here support, with the same meaning.
 
     Raises:
-        ValueError: one is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     decoder_start_token_id: int
@@ -42,32 +48,39 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.max_length < 2:
-            raise ValueError(f"max_length is {self.max_length}, but captions have at least <start> and a word: give 2.")
+            raise ValueError(f"max_length is {self.max_length}; use at least 2, for <start> and one word.")
         if not 1 <= self.num_return_sequences <= self.num_beams:
             raise ValueError(
-                f"{self.num_return_sequences} captions an image need at least as many beams, and one; "
-                f"num_beams is {self.num_beams}."
+                f"num_return_sequences is {self.num_return_sequences}; it must be at least 1 and at most num_beams, "
+                f"which is {self.num_beams}."
             )
 
-    def judge(self, words: np.ndarray, scores: np.ndarray) -> np.ndarray:
-        """Rule out words that may not follow: captions `(N, T)`, scores of the next word `(N, V)`."""
-        scores = scores.copy()
-        num_words = words.shape[1]
-        scores[:, [*self.suppress_tokens, *(self.begin_suppress_tokens if num_words == 1 else ())]] = -np.inf
-        if num_words < self.min_length:
-            scores[:, list(self.eos_token_id)] = -np.inf
+    def process(self, words: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
+        """Return log p of the next word with -inf for words that the settings forbid.
+
+        Args:
+            words: Words of the captions so far, `(N, T)`.
+            log_probs: log p of the next word, `(N, V)`.
+        """
+        log_probs = log_probs.copy()
+        length = words.shape[1]
+        log_probs[:, list(self.suppress_tokens)] = -np.inf
+        if length == 1:
+            log_probs[:, list(self.begin_suppress_tokens)] = -np.inf
+        if length < self.min_length:
+            log_probs[:, list(self.eos_token_id)] = -np.inf
         for *before, bad in self.bad_words_ids:
-            if not before and bad in self.eos_token_id:  # transformers lets captions end whatever is said
+            if not before and bad in self.eos_token_id:  # transformers ignores a ban on ending at all
                 continue
-            if len(before) <= num_words:
-                scores[(words[:, num_words - len(before) :] == before).all(1), bad] = -np.inf
-        if 0 < self.no_repeat_ngram_size <= num_words:
-            last = words[:, num_words - self.no_repeat_ngram_size + 1 :]
-            for start in range(num_words - self.no_repeat_ngram_size + 1):
+            if len(before) <= length:
+                log_probs[(words[:, length - len(before) :] == before).all(1), bad] = -np.inf
+        if 0 < self.no_repeat_ngram_size <= length:
+            last = words[:, length - self.no_repeat_ngram_size + 1 :]
+            for start in range(length - self.no_repeat_ngram_size + 1):
                 end = start + self.no_repeat_ngram_size - 1
                 rows = (words[:, start:end] == last).all(1).nonzero()[0]
-                scores[rows, words[rows, end]] = -np.inf
-        return scores
+                log_probs[rows, words[rows, end]] = -np.inf
+        return log_probs
 
 
 @dataclass
@@ -75,10 +88,11 @@ class Captions:
     """M captions of each of B images.
 
     Args:
-        words: `(B, M, L)`, padded; the first is `<start>`.
-        scores: `(B, M)`, of whatever kind.
-        word_scores: `(B, M, L)`, log p of each word by the model itself; 0 after the end.
-        weights: `(B, M, L, P)`, attention that chose each word; P is 0 where it is not asked for.
+        words: Token ids `(B, M, L)`, padded; the first is `<start>`.
+        scores: `(B, M)`. The sum of log p over the words of a running caption; that sum divided by
+            `length ** length_penalty` for a finished one; 0 in greedy search.
+        word_scores: `(B, M, L)`, log p of each word before words are forbidden; 0 after the caption's end.
+        weights: Attention weights that chose each word, `(B, M, L, P)`. P is 0 if they are not kept.
     """
 
     words: np.ndarray
@@ -87,177 +101,202 @@ class Captions:
     weights: np.ndarray
 
     @classmethod
-    def empty(cls, num_images: int, num_captions: int, num_cells: int, settings: Settings) -> Captions:
-        """Nothing but `<start>`."""
+    def start(cls, num_images: int, num_captions: int, num_cells: int, settings: Settings) -> Captions:
+        """Return captions that hold nothing but `<start>`."""
         shape = (num_images, num_captions, settings.max_length)
         words = np.full(shape, settings.pad_token_id)
         words[..., 0] = settings.decoder_start_token_id
-        zeros = np.zeros((*shape, 1 + num_cells), np.float32)
-        return cls(words, np.zeros(shape[:2], np.float32), zeros[..., 0].copy(), zeros[..., 1:].copy())
+        scores, word_scores = np.zeros(shape[:2], np.float32), np.zeros(shape, np.float32)
+        return cls(words, scores, word_scores, np.zeros((*shape, num_cells), np.float32))
 
     @property
     def parts(self) -> tuple[np.ndarray, ...]:
-        """All arrays."""
+        """All arrays, in the order of the constructor."""
         return self.words, self.scores, self.word_scores, self.weights
 
-    def take(self, index: np.ndarray) -> Captions:
-        """Of image b, captions `index[b]`: `(B, M')`."""
-        rows = np.arange(len(index))[:, None]
-        return Captions(*(part[rows, index] for part in self.parts))
+    def select(self, index: np.ndarray) -> Captions:
+        """Return a copy of captions `index[b]` of each image b; index `(B, M')`."""
+        image = np.arange(len(index))[:, None]  # (B, 1)
+        return Captions(*(part[image, index] for part in self.parts))
 
-    def of(self, images: np.ndarray) -> Captions:
-        """The captions of some images."""
+    def select_images(self, images: np.ndarray) -> Captions:
+        """Return a copy of the captions of some images; images `(B',)`."""
         return Captions(*(part[images] for part in self.parts))
 
-    def put(self, images: np.ndarray, captions: Captions) -> None:
-        """Overwrite the captions of some images."""
-        for mine, part in zip(self.parts, captions.parts, strict=True):
-            mine[images] = part
+    def join(self, others: Captions) -> Captions:
+        """Return these captions and, after them, other captions of the same images: `(B, M + M', …)`."""
+        return Captions(*(np.concatenate(pair, 1) for pair in zip(self.parts, others.parts, strict=True)))
 
-    def add(self, place: int, words: np.ndarray, word_scores: np.ndarray, weights: np.ndarray) -> None:
-        """Write the word of each caption at a place: `(B, M)`, `(B, M)`, `(B, M, P)`."""
-        self.words[..., place], self.word_scores[..., place] = words, word_scores
-        self.weights[..., place, :] = weights[..., : self.weights.shape[-1]]
+    def write_images(self, images: np.ndarray, captions: Captions) -> None:
+        """Overwrite the captions of some images; images `(B',)`."""
+        for part, new in zip(self.parts, captions.parts, strict=True):
+            part[images] = new
+
+    def write_word(self, position: int, words: np.ndarray, word_scores: np.ndarray, weights: np.ndarray) -> None:
+        """Write the word at a position of each caption: words and scores `(B, M)`, attention weights `(B, M, P)`."""
+        self.words[..., position], self.word_scores[..., position] = words, word_scores
+        self.weights[..., position, :] = weights[..., : self.weights.shape[-1]]
 
 
 def search(read: Read, memory: Arrays, state: Arrays, settings: Settings, *, num_cells: int = 0) -> Captions:
-    """The best captions of each image, `num_return_sequences` of them, the best first.
+    """Return the `num_return_sequences` best captions of each image, the best first.
 
     Args:
-        read: see `Read`.
-        memory: arrays with the B images in front, of which the first are the cells.
-        state: states `(B, 1, D)` before the first word.
-        settings: of the search.
-        num_cells: P to keep the attention weights of, 0 to keep none.
+        read: Function that reads one more word, see `Read`.
+        memory: Arrays that hold the images, with B in front.
+        state: States before the first word, `(B, 1, D)`.
+        settings: Settings of the search.
+        num_cells: P if the attention weights are to be kept, 0 if not.
     """
     find = greedy_search if settings.num_beams == 1 else beam_search
     captions = find(read, memory, state, settings, num_cells)
     best = np.arange(settings.num_return_sequences)
-    return captions.take(np.tile(best, (len(captions.words), 1)))
+    return captions.select(np.tile(best, (len(captions.words), 1)))
 
 
 def greedy_search(read: Read, memory: Arrays, state: Arrays, settings: Settings, num_cells: int) -> Captions:
-    """The likeliest word each time."""
-    result = Captions.empty(len(memory[0]), 1, num_cells, settings)
-    images = np.arange(len(memory[0]))  # those still here
-    for place in range(1, settings.max_length):
-        log_probs, weights, state = read(result.words[images, :, place - 1], memory, state)
-        scores = settings.judge(result.words[images, 0, :place], log_probs[:, 0])
-        word = scores.argmax(1)[:, None]  # (B, 1)
-        captions = result.of(images)
-        captions.add(place, word, np.take_along_axis(log_probs[:, 0], word, 1), weights)
-        result.put(images, captions)
-        going = (~np.isin(word[:, 0], settings.eos_token_id)).nonzero()[0]
-        if not len(going):
+    """Return a caption of each image, made of the likeliest word at each step; see `search` for the arguments."""
+    captions = Captions.start(len(memory[0]), 1, num_cells, settings)  # of all images
+    images = np.arange(len(memory[0]))  # those whose caption goes on
+    for length in range(1, settings.max_length):
+        words = captions.words[images, :, :length]  # (B, 1, T)
+        log_probs, weights, state = read(words[..., -1], memory, state)
+        chosen = settings.process(words[:, 0], log_probs[:, 0]).argmax(1)[:, None]  # (B, 1)
+        extended = captions.select_images(images)
+        extended.write_word(length, chosen, np.take_along_axis(log_probs[:, 0], chosen, 1), weights)
+        captions.write_images(images, extended)
+        remaining = (~np.isin(chosen[:, 0], settings.eos_token_id)).nonzero()[0]  # (B',), positions in the batch
+        if len(remaining) == 0:
             break
-        if len(going) < len(images):
-            images, memory, state = images[going], [part[going] for part in memory], [part[going] for part in state]
-    return result
+        if len(remaining) < len(images):
+            images = images[remaining]
+            memory, state = [part[remaining] for part in memory], [part[remaining] for part in state]
+    return captions
 
 
 class Beams:
-    """Captions under way and captions done, K of each for every image.
+    """K running and up to K finished captions of each image.
 
     Args:
         num_images: B.
-        num_cells: see `search`.
-        settings: of the search.
+        num_cells: P if the attention weights are to be kept, 0 if not.
+        settings: Settings of the search.
     """
 
     def __init__(self, num_images: int, num_cells: int, settings: Settings) -> None:
         self.settings, self.num_beams = settings, settings.num_beams
-        self.length = 1
-        self.running = Captions.empty(num_images, self.num_beams, num_cells, settings)
-        self.running.scores[:, 1:] = WORST  # all beams are alike at first: only the first may be continued
-        self.done = Captions.empty(num_images, self.num_beams, num_cells, settings)
-        self.done.scores[:] = WORST
-        self.is_done = np.zeros((num_images, self.num_beams), bool)  # (B, K), whether `done` holds one
-        self.is_open = np.ones(num_images, bool)  # (B,), whether `done` can change
+        self.length = 1  # words of every running caption
+        # So many that K captions go on even where the likeliest next word of every beam is an end token.
+        self.num_continuations = max(2, 1 + len(settings.eos_token_id)) * self.num_beams
+        self.running = Captions.start(num_images, self.num_beams, num_cells, settings)
+        # All beams are alike at first. Only the first may be continued, or all would go on alike.
+        self.running.scores[:, 1:] = WORST
+        self.finished = Captions.start(num_images, self.num_beams, num_cells, settings)
+        self.finished.scores[:] = WORST
+        self.is_finished = np.zeros((num_images, self.num_beams), bool)  # (B, K), whether `finished` holds one
+        self.can_improve = np.ones(num_images, bool)  # (B,), whether `finished` can
 
     def advance(self, log_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Add a word to every caption under way, from log p `(B, K, V)` of the next word and its attention.
+        """Append a word to the running captions and move those that end to the finished ones.
+
+        Args:
+            log_probs: log p of the next word, `(B, K, V)`.
+            weights: Attention weights of that word, `(B, K, P)`.
 
         Returns:
-            `(B, K)`: the beam of its image that each caption under way has continued.
+            `(B, K)`, for each caption now running the beam in [0, K) that it continues.
         """
-        settings, num_beams = self.settings, self.num_beams
+        candidates, parents = self._extend(log_probs, weights)
+        last_words = candidates.words[..., self.length - 1]
+        is_over = np.isin(last_words, self.settings.eos_token_id) | (self.length == self.settings.max_length)  # (B, M)
+        # The first K that go on. Captions that end fill up where fewer do, with a score that rules them out.
+        selected = is_over.argsort(axis=1, kind="stable")[:, : self.num_beams]  # (B, K)
+        self.running = candidates.select(selected)
+        self.running.scores += np.float32(WORST) * np.take_along_axis(is_over, selected, 1)
+        self._finish(candidates, is_over)
+        self._update_can_improve()
+        return np.take_along_axis(parents, selected, 1)
+
+    def _extend(self, log_probs: np.ndarray, weights: np.ndarray) -> tuple[Captions, np.ndarray]:
+        """Return the likeliest captions `(B, M)` that are a word longer, and the beams `(B, M)` that they continue."""
         num_images, _, vocab_size = log_probs.shape
-        words = self.running.words[..., : self.length].reshape(-1, self.length)
-        scores = settings.judge(words, log_probs.reshape(-1, vocab_size)).reshape(log_probs.shape)
-        total = (self.running.scores[..., None] + scores).reshape(num_images, -1)  # (B, K·V)
-        best = _top(total, max(2, 1 + len(settings.eos_token_id)) * num_beams)  # (B, M)
-        parents, chosen = best // vocab_size, best % vocab_size
-        rows = np.arange(num_images)[:, None]
-        candidates = self.running.take(parents)
-        candidates.scores = total[rows, best]
-        candidates.add(self.length, chosen, log_probs[rows, parents, chosen], weights[rows, parents])
-        num_words = self.length  # without <start>
+        sequences = self.running.words[..., : self.length].reshape(-1, self.length)  # (B·K, T)
+        processed = self.settings.process(sequences, log_probs.reshape(-1, vocab_size)).reshape(log_probs.shape)
+        totals = (processed + self.running.scores[..., None]).reshape(num_images, -1)  # (B, K·V)
+        best = _top(totals, self.num_continuations)  # (B, M)
+        parents, words = best // vocab_size, best % vocab_size
+        image = np.arange(num_images)[:, None]  # (B, 1)
+        captions = self.running.select(parents)
+        captions.scores = totals[image, best]
+        captions.write_word(self.length, words, log_probs[image, parents, words], weights[image, parents])
         self.length += 1
-        over = np.isin(chosen, settings.eos_token_id) | (self.length == settings.max_length)
+        return captions, parents
 
-        # The first K that go on; those that are over follow only if there are no others.
-        going = over.argsort(axis=1, kind="stable")[:, :num_beams]
-        self.running = candidates.take(going)
-        self.running.scores += np.float32(WORST) * over[rows, going]
+    def _finish(self, candidates: Captions, is_over: np.ndarray) -> None:
+        """Keep the best K of the captions finished before and of the candidates `(B, M)` that end now."""
+        ends = is_over & self.can_improve[:, None]
+        ends[:, self.num_beams :] = False  # the others are only there to go on in place of captions that end
+        if self.settings.early_stopping is True:
+            ends &= ~self.is_finished.all(1, keepdims=True)
+        penalty = (self.length - 1) ** self.settings.length_penalty
+        scores = np.where(ends, candidates.scores / penalty, 2 * WORST)
+        pool = self.finished.join(replace(candidates, scores=scores))  # (B, K + M)
+        best = _top(pool.scores, self.num_beams)  # (B, K)
+        self.finished = pool.select(best)
+        self.is_finished = np.take_along_axis(np.concatenate([self.is_finished, ends], 1), best, 1)
 
-        ends = over & self.is_open[:, None]
-        ends[:, num_beams:] = False  # the others only stand by
-        if settings.early_stopping is True:
-            ends &= ~self.is_done.all(1, keepdims=True)
-        candidates.scores = np.where(ends, candidates.scores / num_words**settings.length_penalty, 2 * WORST)
-        pairs = zip(self.done.parts, candidates.parts, strict=True)
-        known = Captions(*(np.concatenate(pair, 1) for pair in pairs))
-        best = _top(known.scores, num_beams)
-        self.done = known.take(best)
-        self.is_done = np.concatenate([self.is_done, ends], 1)[rows, best]
-        self._close(num_words)
-        return parents[rows, going]
-
-    def _close(self, num_words: int) -> None:
-        """Close images whose captions under way can't get better than those done, by transformers' rules."""
+    def _update_can_improve(self) -> None:
+        """Note images whose running captions can't end better than the worst finished one, by transformers' rules."""
         settings = self.settings
-        if settings.early_stopping == "never" and settings.length_penalty > 0:
-            num_words = settings.max_length - 1
-        hope = self.running.scores[:, 0] / num_words**settings.length_penalty
-        self.is_open &= hope > np.where(self.is_done.all(1), self.done.scores.min(1), WORST)
+        may_gain_by_length = settings.early_stopping == "never" and settings.length_penalty > 0
+        num_words = (settings.max_length if may_gain_by_length else self.length) - 1
+        best_possible = self.running.scores[:, 0] / num_words**settings.length_penalty  # (B,)
+        all_finished = self.is_finished.all(1)
+        self.can_improve &= best_possible > np.where(all_finished, self.finished.scores.min(1), WORST)
         if settings.early_stopping is True:
-            self.is_open &= ~self.is_done.all(1)
+            self.can_improve &= ~all_finished
 
-    def keep(self, images: np.ndarray) -> None:
-        """Go on with some of the images."""
-        self.running, self.done = self.running.of(images), self.done.of(images)
-        self.is_done, self.is_open = self.is_done[images], self.is_open[images]
+    def keep_images(self, images: np.ndarray) -> None:
+        """Go on with some of the images only; images `(B',)`."""
+        self.running, self.finished = self.running.select_images(images), self.finished.select_images(images)
+        self.is_finished, self.can_improve = self.is_finished[images], self.can_improve[images]
 
 
 def beam_search(read: Read, memory: Arrays, state: Arrays, settings: Settings, num_cells: int) -> Captions:
-    """Beam search; images whose captions are done leave the batch."""
-    beams = Beams(len(memory[0]), num_cells, settings)
-    result = Captions.empty(len(memory[0]), settings.num_beams, num_cells, settings)
-    images = np.arange(len(memory[0]))  # those still here
-    words = beams.running.words[:, :1, 0]  # all beams of an image begin alike, so one of them is read
-    for place in range(1, settings.max_length):
-        log_probs, weights, state = read(words, memory, state)
-        if place == 1:
-            log_probs, weights = (part.repeat(settings.num_beams, 1) for part in (log_probs, weights))
-            state = [part.repeat(settings.num_beams, 1) for part in state]
-        parents = beams.advance(log_probs, weights)
-        kept = np.arange(len(images))
-        if beams.is_open.sum() <= CROWD * len(images):
-            result.put(images, beams.done)
-            kept = beams.is_open.nonzero()[0]
-        if not len(kept):
-            return result
-        if len(kept) < len(images):
-            beams.keep(kept)
-            images, memory = images[kept], [part[kept] for part in memory]
-        state = [part[kept[:, None], parents[kept]] for part in state]
-        words = beams.running.words[..., place]
-    result.put(images, beams.done)
-    return result
+    """Return the finished captions of each image, the best first; see `search` for the arguments."""
+    num_images, num_beams = len(memory[0]), settings.num_beams
+    beams = Beams(num_images, num_cells, settings)
+    finished = Captions.start(num_images, num_beams, num_cells, settings)  # of all images, also those dropped
+    images = np.arange(num_images)  # those in the batch
+
+    # The beams of an image begin alike, so `<start>` is read once per image.
+    log_probs, weights, state = read(beams.running.words[:, :1, 0], memory, state)
+    log_probs, weights, *state = (part.repeat(num_beams, 1) for part in (log_probs, weights, *state))
+    for length in range(2, settings.max_length + 1):
+        parents = beams.advance(log_probs, weights)  # (B, K)
+        remaining = _remaining_images(beams)  # (B',), positions in the batch
+        if len(remaining) == 0 or length == settings.max_length:
+            break
+        state = [part[remaining[:, None], parents[remaining]] for part in state]
+        if len(remaining) < len(images):
+            finished.write_images(images, beams.finished)
+            images, memory = images[remaining], [part[remaining] for part in memory]
+            beams.keep_images(remaining)
+        log_probs, weights, state = read(beams.running.words[..., length - 1], memory, state)
+    finished.write_images(images, beams.finished)
+    return finished
+
+
+def _remaining_images(beams: Beams) -> np.ndarray:
+    """Return the images to go on with, `(B',)`: all, or if enough are finished only those that can improve."""
+    can_improve = beams.can_improve
+    if can_improve.sum() > DROP_AT * len(can_improve):
+        return np.arange(len(can_improve))
+    return can_improve.nonzero()[0]
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:
-    """Places of the greatest of each row, the greatest first: `(B, X) -> (B, count)`."""
-    places = np.argpartition(-scores, min(count, scores.shape[1]) - 1, axis=1)[:, :count]
-    order = np.take_along_axis(-scores, places, 1).argsort(axis=1, kind="stable")
-    return np.take_along_axis(places, order, 1)
+    """Return the positions of the highest scores of each row, the highest first: `(B, X) -> (B, count)`."""
+    positions = np.argpartition(-scores, min(count, scores.shape[1]) - 1, axis=1)[:, :count]
+    order = np.take_along_axis(-scores, positions, 1).argsort(axis=1, kind="stable")
+    return np.take_along_axis(positions, order, 1)
