@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hf_captioner.model import attentions
-from hf_captioner.model.attentions import ATTENTIONS
+from hf_captioner import ATTENTIONS
+from hf_captioner.model import additive_scores
+from hf_captioner.model.additive_scores import plain_scores
 from hf_captioner.model.recurrent_decoder import sums_cells
 from hf_captioner.testing import check_attention
 
@@ -21,7 +22,7 @@ def build(name: str, **kwargs: Any) -> torch.nn.Module:
 
 
 def inputs(attention: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Query, memory and, where the attention uses one, a sentinel."""
+    """Return a query, a memory and, if the attention uses one, a sentinel."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(B, K, D, dtype=torch.double, generator=generator)
     memory = torch.randn(B, P, C, dtype=torch.double, generator=generator)
@@ -31,46 +32,39 @@ def inputs(attention: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list
 
 
 @pytest.mark.parametrize("name", ATTENTIONS.names())
-def test_keeps_its_promises(name: str) -> None:
+def test_keeps_its_contract(name: str) -> None:
     check_attention(ATTENTIONS.get(name))
-
-
-def test_sentinel_takes_a_share() -> None:
-    attention = build("adaptive")
-    query, memory, sentinels = inputs(attention)
-    _, weights = attention(query, attention.keys(memory), memory, *sentinels)
-    assert (weights > 0).all() and (weights.sum(-1) < 1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("size", [1, 8, 40])
-def test_additive_scores_are_those_of_tanh(dtype: torch.dtype, size: float) -> None:
-    """Of all sizes at which the sum of key and query may be anything, in every precision."""
+def test_additive_scores_equal_plain_ones_in_every_precision(dtype: torch.dtype, size: float) -> None:
+    """The larger sizes are those at which exponentials could overflow."""
     attention = build("additive").to(dtype)
     generator = torch.Generator().manual_seed(2)
     query = (size * torch.randn(B, K, D, dtype=torch.double, generator=generator)).to(dtype)
     memory = (size * torch.randn(B, P, C, dtype=torch.double, generator=generator)).to(dtype)
     with torch.no_grad():
         _, weights = attention(query, attention.keys(memory), memory)
-        hidden = attention.query_to_key(query).double().unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
-        expected = (torch.tanh(hidden) @ attention.key_to_score.weight[0].double()).softmax(-1)
+        operands = attention.query_to_key(query), attention.memory_to_key(memory), attention.key_to_score.weight[0]
+        expected = plain_scores(*(operand.double() for operand in operands)).softmax(-1)
     assert weights.dtype == dtype
     tolerance = {torch.float64: 1e-12, torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.02}[dtype]
     assert torch.allclose(weights.double(), expected, atol=tolerance), (weights.double() - expected).abs().max()
 
 
-@pytest.mark.parametrize("at_once", [1, 2, B])
-def test_additive_scores_and_gradients_do_not_depend_on_how_many_images_are_at_once(
-    at_once: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("images_at_once", [1, 2, B])
+def test_additive_scores_and_their_gradients_equal_plain_ones(
+    images_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attentions, "_AT_ONCE", at_once * K * P * A)
+    monkeypatch.setattr(additive_scores, "ELEMENTS_AT_ONCE", images_at_once * K * P * A)
     attention = build("additive")
     query, memory, _ = inputs(attention)
-    operands = [query, memory, *attention.parameters()]
     weights = attention.weigh(query, attention.keys(memory))
-    hidden = torch.tanh(attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1))
-    expected = attention.key_to_score(hidden).squeeze(3).softmax(-1)
+    vector = attention.key_to_score.weight[0]
+    expected = plain_scores(attention.query_to_key(query), attention.memory_to_key(memory), vector).softmax(-1)
     assert torch.allclose(weights, expected)
+    operands = [query, memory, *attention.parameters()]
     found, gradients = (torch.autograd.grad(each.sin().sum(), operands) for each in (weights, expected))
     for one, other in zip(found, gradients, strict=True):
         assert torch.allclose(one, other, atol=1e-10)
@@ -85,19 +79,17 @@ def test_context_is_the_weighted_memory(name: str) -> None:
     assert not sums_cells(type(attention)) or torch.equal(attention.weigh(query, attention.keys(memory)), weights)
 
 
-def test_attentions_that_read_otherwise_than_they_weigh_say_so() -> None:
+def test_only_attentions_whose_context_is_the_weighted_memory_say_so() -> None:
     found = {name for name in ATTENTIONS.names() if sums_cells(ATTENTIONS.get(name))}
     assert found == {"additive", "additive_relu", "dot"}
 
 
-@pytest.mark.parametrize(("name", "activation"), [("additive", "tanh"), ("hard", "tanh"), ("additive_relu", "relu")])
-def test_additive_scores_are_those_of_the_paper(name: str, activation: str) -> None:
-    attention = build(name)
+def test_relu_scores_are_those_of_one_hidden_layer() -> None:
+    attention = build("additive_relu")
     query, memory, _ = inputs(attention)
     _, weights = attention(query, attention.keys(memory), memory)
     hidden = attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
-    expected = attention.key_to_score(getattr(torch, activation)(hidden)).squeeze(-1).softmax(-1)
-    assert torch.allclose(weights, expected)
+    assert torch.allclose(weights, attention.key_to_score(hidden.relu()).squeeze(-1).softmax(-1))
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])
@@ -129,14 +121,14 @@ def test_heads_are_those_of_torch(num_heads: int) -> None:
 
 
 def test_sentinel_competes_with_the_cells() -> None:
-    """Every query by itself, from the paper: one softmax over the cells and the sentinel."""
+    """One softmax over the cells and the sentinel, as in the paper, computed query by query."""
     attention = build("adaptive")
     query, memory, (sentinel,) = inputs(attention)
     context, weights = attention(query, attention.keys(memory), memory, sentinel)
     for b in range(B):
         for k in range(K):
-            places = torch.cat([attention.memory_to_key(memory[b]), attention.sentinel_to_key(sentinel[b, k])[None]])
-            scores = attention.key_to_score(torch.tanh(places + attention.query_to_key(query[b, k]))).squeeze(1)
+            keys = torch.cat([attention.memory_to_key(memory[b]), attention.sentinel_to_key(sentinel[b, k])[None]])
+            scores = attention.key_to_score(torch.tanh(keys + attention.query_to_key(query[b, k]))).squeeze(1)
             *alpha, beta = scores.softmax(0)
             map_of_image = weights[b, k] / weights[b, k].sum()
             seen = (map_of_image.unsqueeze(1) * memory[b]).sum(0)
@@ -164,15 +156,14 @@ def test_hard_attention_draws_cells_as_often_as_weighted() -> None:
     query, memory, _ = inputs(attention)
     num_draws = 4000
     torch.manual_seed(3)
-    # Six draws of the same query would do; as queries of one image, they are drawn in one call.
     same = query[:1, :1].detach().expand(1, num_draws, D)
     context, weights, log_probs = attention(same, attention.keys(memory[:1]), memory[:1])
     is_drawn = log_probs[0] != 0
     assert is_drawn.double().mean().item() == pytest.approx(0.75, abs=0.03)
     assert torch.allclose(context[0, ~is_drawn], (weights[0, 0] @ memory[0]).expand((~is_drawn).sum(), -1))
     cells = torch.cdist(context[0, is_drawn], memory[0]).argmin(1)
-    shares = cells.bincount(minlength=P) / is_drawn.sum()
-    assert torch.allclose(shares.double(), weights[0, 0], atol=0.03)
+    frequencies = cells.bincount(minlength=P) / is_drawn.sum()
+    assert torch.allclose(frequencies.double(), weights[0, 0], atol=0.03)
 
 
 def test_expected_contexts_teach_hard_attention_as_soft_attention_learns() -> None:

@@ -1,9 +1,8 @@
-"""Parts by name: built-ins, parts of this process, and packages announced by real entry points."""
+"""Parts are found by name: built-in ones, those of this process, and those of packages with real entry points."""
 
 from __future__ import annotations
 
 import importlib
-import subprocess
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -11,14 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from hf_captioner.data.datasets import DATASETS
-from hf_captioner.metrics import METRICS
-from hf_captioner.model.attentions import ATTENTIONS
-from hf_captioner.model.decoders import DECODERS
-from hf_captioner.model.encoders import ENCODERS
-from hf_captioner.model.registry import KINDS, Registry, main
+import hf_captioner
+from hf_captioner.commands.parts import KINDS, main
+from hf_captioner.model.registry import Registry, load
 
 Install = Callable[..., None]
+REGISTRIES: dict[str, Registry] = {kind: load(location) for kind, location in KINDS.items()}
 
 
 @pytest.fixture
@@ -28,11 +25,11 @@ def registry() -> Registry:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """`install(package, source, group="fruits", **names)`: a package `package` whose entry points are `names`."""
+    """Return `install(package, source, group, **names)`, which installs a package whose entry points are `names`."""
     installed = []
 
     def add(package: str, source: str, group: str = "fruits", **names: str) -> None:
-        folder = tmp_path / package  # a site of its own, as two packages may lie in two places
+        folder = tmp_path / package  # on sys.path by itself, as packages may be in different folders
         info = folder / f"{package}-1.0.dist-info"
         info.mkdir(parents=True)
         (folder / f"{package}.py").write_text(source)
@@ -48,7 +45,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         sys.modules.pop(package, None)
 
 
-def test_built_in_is_imported_when_asked_for(registry: Registry) -> None:
+def test_built_in_part_is_imported_when_it_is_used(registry: Registry) -> None:
     assert registry.get("apple") is OrderedDict
     assert registry.origin("pear") == "no_such_module:Pear"  # listing imports nothing
     assert registry.names() == ["apple", "pear"]
@@ -94,7 +91,7 @@ def test_name_of_a_built_in_claimed_by_a_package_is_refused(registry: Registry, 
     install("orchard", "class Apple: ...\nclass Plum: ...", apple="Apple", plum="Plum")
     with pytest.raises(ValueError, match=r"claimed by both collections:OrderedDict and orchard:Apple of orchard"):
         registry.get("apple")
-    assert registry.names() == ["apple", "pear", "plum"]  # the others are not harmed
+    assert registry.names() == ["apple", "pear", "plum"]  # other names still work
     assert registry.get("plum").__name__ == "Plum"
 
 
@@ -112,7 +109,7 @@ def test_failing_entry_point_is_named(registry: Registry, install: Install, sour
     with pytest.raises(ValueError, match=rf"'plum' of the fruits \(orchard:Plum of orchard\).*{reason}") as error:
         registry.get("plum")
     assert error.value.__cause__ is not None
-    assert registry.get("apple") is OrderedDict  # the others are not harmed
+    assert registry.get("apple") is OrderedDict  # other names still work
 
 
 def test_unknown_name_lists_the_known_ones(registry: Registry, install: Install) -> None:
@@ -134,10 +131,7 @@ def test_parts_are_listed_with_where_they_come_from(install: Install, capsys: py
     assert main([]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line for line in listed if not line.startswith(" ")] == list(KINDS)
-    for kind, place in KINDS.items():
-        module, _, attribute = place.partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
-        assert registry.kind == kind
+    for registry in REGISTRIES.values():
         for name in registry.names():
             assert any(line.split() == [name, registry.origin(name)] for line in listed), name
 
@@ -150,19 +144,13 @@ def test_parts_are_listed_with_where_they_come_from(install: Install, capsys: py
     assert len(problems) == 2 and lines.index(problems[0]) == 3
     assert "claimed by both hf_captioner.model.attentions:AdditiveAttention and ruin:Mine of ruin" in problems[0]
     assert "'peach' of the attentions (ruin:Peach of ruin) cannot be imported: needs a license" in problems[1]
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["attention"])
-    assert "kinds are encoders, attentions" in capsys.readouterr().err
+    assert stopped.value.code == 2 and "Kinds are encoders, attentions" in capsys.readouterr().err
 
 
-def test_listing_runs_as_a_program() -> None:
-    result = subprocess.run([sys.executable, "-m", "hf_captioner.model.registry"], capture_output=True, text=True)
-    assert result.returncode == 0 and "hf_captioner.data.shapes:load_shapes" in result.stdout
-    assert "found in sys.modules" not in result.stderr
-
-
-@pytest.mark.parametrize("registry", [ENCODERS, ATTENTIONS, DECODERS, DATASETS, METRICS], ids=lambda r: r.kind)
-def test_every_name_of_the_package_loads(registry: Registry) -> None:
-    assert registry.names()
-    for name in registry.names():
-        assert callable(registry.get(name)), name
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_built_in_part_can_be_loaded(kind: str) -> None:
+    registry = REGISTRIES[kind]
+    assert registry is getattr(hf_captioner, kind.upper()) and registry.kind == kind
+    assert registry.names() and all(callable(registry.get(name)) for name in registry.names())
