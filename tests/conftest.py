@@ -66,7 +66,8 @@ def tiny_model(processor: CaptionerProcessor) -> Callable[..., CaptionerModel]:
         encoder = {"encoder_name": "test_resnet", "encoder_kwargs": {"output_stride": 16}}
         words = {"vocab_size": len(processor.tokenizer)}
         torch.manual_seed(seed)
-        model = CaptionerModel.from_encoder(pretrained=False, **{**encoder, **sizes, **words, **config_kwargs})
+        arguments = {"pretrained": False, **encoder, **sizes, **words, **config_kwargs}
+        model = CaptionerModel.from_encoder(**arguments)
         with torch.no_grad():
             for parameter in model.decoder.parameters():
                 parameter.mul_(scale if parameter.ndim > 1 else 1.0)

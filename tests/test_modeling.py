@@ -22,6 +22,7 @@ from transformers import (
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.model.encoder_model import CaptionerEncoderOutput
+from hf_captioner.model.encoders import TimmEncoder
 
 Build = Callable[..., CaptionerModel]
 
@@ -163,30 +164,88 @@ def test_frozen_encoder_stays_as_it_is(tiny_model: Build, pixel_values: torch.Te
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
 
 
-def test_transformers_trainer_trains_it(
-    tiny_model: Build, processor: CaptionerProcessor, photos: list[Image.Image], tmp_path: Path
+def trainer(model: CaptionerModel, rows: list[dict[str, torch.Tensor]], folder: Path, **arguments: Any) -> Trainer:
+    """Trainer whose batches are stacked rows, quiet and on the CPU."""
+    arguments = {"remove_unused_columns": False, "report_to": [], "save_strategy": "no", "use_cpu": True, **arguments}
+    return Trainer(
+        model=model, args=TrainingArguments(output_dir=str(folder), **arguments), train_dataset=rows, eval_dataset=rows
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(pixel_values: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    return [{"pixel_values": image, "labels": captions} for image, captions in zip(pixel_values, labels, strict=True)]
+
+
+def test_trainer_of_transformers_trains_and_evaluates(
+    tiny_model: Build, rows: list[dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
-    rows = [{"image": photo, "captions": ["a black dog", "the woman in the snow"]} for photo in photos[:4]]
-
-    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        return dict(processor(images=[row["image"] for row in rows], text=[row["captions"] for row in rows]))
-
     model = tiny_model()
     before = model.decoder.output.weight.clone()
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path), max_steps=2, per_device_train_batch_size=2, remove_unused_columns=False,
-            report_to=[], use_cpu=True, eval_strategy="steps", eval_steps=2, logging_steps=1, save_strategy="no",
-            label_names=["labels"],
-        ),
-        train_dataset=rows,
-        eval_dataset=rows,
-        data_collator=collate,
-    )  # fmt: skip
-    trainer.train()
-    history = [record for record in trainer.state.log_history if "loss" in record or "eval_loss" in record]
+    settings = {
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "label_names": ["labels"],
+    }
+    training = trainer(model, rows, tmp_path, **settings)
+    training.train()
+    history = [record for record in training.state.log_history if "loss" in record or "eval_loss" in record]
     assert len(history) == 3 and not torch.equal(model.decoder.output.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("weight", "length"), [(0.0, None), (1.0, 3)], ids=["uneven captions", "doubly stochastic, even captions"]
+)
+def test_trainer_accumulates_gradients_to_those_of_one_large_batch(
+    tiny_model: Build, rows: list[dict[str, torch.Tensor]], tmp_path: Path, weight: float, length: int | None
+) -> None:
+    rows = [{**row, "labels": row["labels"][..., :length]} for row in rows]
+    losses, weights = [], []
+    for batch_size, num_batches in ((3, 1), (1, 3)):
+        model = tiny_model(output_dropout=0.0, doubly_stochastic_weight=weight)
+        model.freeze_encoder()
+        sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": num_batches}
+        training = trainer(model, rows, tmp_path, max_steps=1, optim="sgd", learning_rate=1.0, logging_steps=1, **sizes)
+        training.train()
+        losses.append(training.state.log_history[0]["loss"])
+        weights.append({name: parameter.detach().clone() for name, parameter in model.decoder.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    for name, parameter in weights[0].items():
+        torch.testing.assert_close(weights[1][name], parameter, rtol=0, atol=1e-6)
+
+
+def test_losses_of_the_parts_of_a_batch_add_up(
+    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
+) -> None:
+    model = tiny_model(doubly_stochastic_weight=0.7)
+    words = labels != -100
+    numbers = {"num_items_in_batch": int(words.sum()), "num_captions": int(words.any(-1).sum())}
+    parts = [model(pixel_values[i : i + 1], labels=labels[i : i + 1], **numbers).loss for i in range(len(labels))]
+    assert sum(parts).item() == pytest.approx(model(pixel_values, labels=labels).loss.item(), abs=1e-6)
+
+
+def test_the_encoder_is_built_once_and_its_weights_change_no_others(
+    tiny_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.torch import save_file
+
+    built: list[dict[str, Any]] = []
+    build_encoder = TimmEncoder.__init__
+
+    def count(self: TimmEncoder, *args: Any, **kwargs: Any) -> None:
+        built.append(kwargs)
+        build_encoder(self, *args, **kwargs)
+
+    monkeypatch.setattr(TimmEncoder, "__init__", count)
+    other = tiny_model(seed=1).encoder.part.body.state_dict()
+    save_file(other, tmp_path / "weights.safetensors")
+    random, trained = tiny_model(), tiny_model(encoder_weights=tmp_path / "weights.safetensors", pretrained=True)
+    assert [kwargs.get("pretrained", False) for kwargs in built] == [False, False, True]
+    assert all(torch.equal(trained.encoder.part.body.state_dict()[name], other[name]) for name in other)
+    weights = random.decoder.state_dict()
+    assert all(torch.equal(trained.decoder.state_dict()[name], weights[name]) for name in weights)
 
 
 def test_auto_classes_load_a_saved_folder(captioner_folder: Path) -> None:
