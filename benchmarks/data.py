@@ -1,14 +1,14 @@
-"""How fast image files become pixel values, as ratios within one run.
+"""Speed of reading image files into pixel values, relative to torchvision in the same run.
 
     python benchmarks/data.py --out benchmarks/results/data.json
 
-Our loader for training (`StepLoader`) next to torchvision's `ImageFolder` in a DataLoader with the usual transform:
-resize the shorter edge to 256, centre crop of 224, tensor, normalisation. Both read the same files in batches of 32
-with as many worker processes; how far ours is from theirs is reported in levels of 255. `read_ahead` reads with as
-many threads of one process, as cells are encoded.
+The loader of training (`StepLoader`) is compared with torchvision's `ImageFolder` in a DataLoader with the usual
+transform: resize the shorter edge to 256, centre crop of 224, tensor, normalisation. Both read the same files in
+batches of 32 with the same number of worker processes. The difference of their pixel values is given in levels of 255.
+`read_ahead`, by which cells are encoded, reads with as many threads of one process.
 
-The photographs are Flickr8k's as they are at hand, 224 x 224, and enlarged to the size that Flickr gave them and to
-that of a camera. Enlarged ones have little detail, so their files are smaller, and decode faster, than a camera's.
+The photographs are those of Flickr8k as they are at hand, 224 x 224, and enlarged to their size on Flickr and to that
+of a camera. Enlarged photographs have little detail, so their files are smaller and decode faster than a camera's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BATCH_SIZE = 32
 
 
 def write_photos(folder: Path, size: tuple[int, int], count: int, path: Path) -> Dataset:
-    """Write photographs of a size in a folder that `ImageFolder` takes, and list them."""
+    """Write photographs of one size in the form that `ImageFolder` reads, and return their rows."""
     rows = load_dataset("parquet", data_files=str(path), split="train").cast_column("image", ImageFeature(decode=False))
     (folder / "photos").mkdir(parents=True)
     files = []
@@ -57,7 +57,7 @@ def write_photos(folder: Path, size: tuple[int, int], count: int, path: Path) ->
 
 
 def torchvision_loader(folder: Path, interpolation: str, num_workers: int) -> Callable[[], int]:
-    """A pass over the files by `ImageFolder`."""
+    """Return a function that reads all files with `ImageFolder` and returns their number."""
     transform = transforms.Compose(
         [
             transforms.Resize(256, transforms.InterpolationMode(interpolation)),
@@ -73,7 +73,7 @@ def torchvision_loader(folder: Path, interpolation: str, num_workers: int) -> Ca
 def our_loaders(
     rows: Dataset, image_processor: CaptionerImageProcessor, num_workers: int
 ) -> dict[str, Callable[[], int]]:
-    """A pass over the files by the training's loader, and by threads."""
+    """Return functions that read all files with the loader of training and with threads."""
     sampler = StepSampler(len(rows), BATCH_SIZE, seed=0)
 
     def collate(batch: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -92,7 +92,7 @@ def our_loaders(
 
 
 def checked(job: Callable[[], int], count: int) -> Callable[[], None]:
-    """A pass that must show every image."""
+    """Return a job that asserts that every image was read."""
 
     def run() -> None:
         assert job() == count
@@ -101,7 +101,7 @@ def checked(job: Callable[[], int], count: int) -> Callable[[], None]:
 
 
 def difference(folder: Path, rows: Dataset, image_processor: CaptionerImageProcessor, interpolation: str) -> dict:
-    """How far our pixel values are from theirs, in levels of 255."""
+    """Return the mean and the largest difference of pixel values from torchvision's, in levels of 255."""
     resize = transforms.Resize(256, transforms.InterpolationMode(interpolation))
     transform = transforms.Compose([resize, transforms.CenterCrop(224), transforms.ToTensor()])
     images = ImageFolder(str(folder), transform)
@@ -113,12 +113,12 @@ def difference(folder: Path, rows: Dataset, image_processor: CaptionerImageProce
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Time all loaders on all kinds of photographs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default="../shared/flickr8k/data/train-00000-of-00001.parquet")
-    parser.add_argument("--camera", type=int, default=256, help="photographs of a camera's size")
-    parser.add_argument("--flickr", type=int, default=3072, help="photographs of Flickr's size")
-    parser.add_argument("--shared", type=int, default=4096, help="photographs as they are")
+    parser.add_argument("--camera", type=int, default=256, help="number of photographs of a camera's size")
+    parser.add_argument("--flickr", type=int, default=3072, help="number of photographs of Flickr's size")
+    parser.add_argument("--shared", type=int, default=4096, help="number of photographs as they are")
     parser.add_argument("--interpolations", nargs="+", default=["bicubic", "bilinear"])
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=2)

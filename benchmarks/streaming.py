@@ -1,11 +1,11 @@
-"""Memory of reading many images from tar shards.
+"""Memory for reading many images from tar shards.
 
     python benchmarks/streaming.py --out benchmarks/results/streaming.json
 
-100,000 drawn JPEGs with five captions each go into tar shards of 2,000 in a temporary folder. They are read front to
-back, every image opened, as `load_captions(folder, streaming=True)` gives them; then once more as training reads tar
-shards, by way of the Arrow file that `datasets` keeps on disk. Each in a process of its own, whose peak of resident
-memory counts all it has imported.
+100,000 drawn JPEGs with five captions each are written into tar shards of 2,000 in a temporary folder. They are read
+from front to back and every image is opened: first as a stream, by `load_captions(folder, streaming=True)`; then as
+training reads tar shards, through the Arrow file that `datasets` keeps on disk. Each job runs in a process of its own,
+whose peak of resident memory includes everything it has imported.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SHARD = 2000
 
 
 def main() -> None:
+    """Draw the images and measure all ways to read them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--num_images", "--num-images", type=int, default=100_000)
-    parser.add_argument("--side", type=int, default=96, help="of the images, in pixels (default: %(default)s)")
-    parser.add_argument("--out", type=Path, help="where to write the result")
+    parser.add_argument("--num_images", type=int, default=100_000)
+    parser.add_argument("--side", type=int, default=96, help="side of the images in pixels (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="file for the result")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder), arguments.num_images, arguments.side)
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def draw(folder: Path, num_images: int, side: int) -> None:
-    """Coloured blocks, no two images alike."""
+    """Write tar shards of different images of coloured blocks."""
     generator = np.random.default_rng(0)
     for start in tqdm(range(0, num_images, SHARD), desc="Drawing", unit="shard", disable=None):
         with tarfile.open(folder / f"train-{start // SHARD:05d}.tar", "w") as tar:
@@ -65,17 +66,18 @@ def draw(folder: Path, num_images: int, side: int) -> None:
                     member = tarfile.TarInfo(f"{index:08d}{suffix}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
-    # A split of its own, so that none is made of the training images and all of these are read.
+    # With a validation split, none is made of training images, so the training split has all of these.
     (folder / f"train-{0:05d}.tar").rename(folder / f"validation-{0:05d}.tar")
 
 
 def measured(job: Any, folder: str) -> dict[str, float]:
-    """What a job needs in a new process."""
+    """Run a job in a new process and return its measurements."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(job, (folder,))
 
 
 def import_only(folder: str) -> dict[str, float]:
+    """Measure the memory of the imports alone."""
     import datasets  # noqa: F401
 
     import hf_captioner  # noqa: F401
@@ -84,6 +86,7 @@ def import_only(folder: str) -> dict[str, float]:
 
 
 def stream(folder: str) -> dict[str, float]:
+    """Read a stream."""
     from hf_captioner import load_captions
 
     started = time.perf_counter()
@@ -91,6 +94,7 @@ def stream(folder: str) -> dict[str, float]:
 
 
 def read_cached(folder: str) -> dict[str, float]:
+    """Read through the Arrow file that `datasets` writes first."""
     import datasets
 
     from hf_captioner import load_captions
@@ -101,13 +105,14 @@ def read_cached(folder: str) -> dict[str, float]:
 
 
 def count(splits: Iterable[Iterable[dict[str, Any]]], started: float) -> dict[str, float]:
+    """Open the images of all rows; return their number, the seconds since the start and the peak of memory."""
     images = sum(row["image"].convert("RGB").width > 0 and len(row["captions"]) == 5 for rows in splits for row in rows)
     seconds = time.perf_counter() - started
     return {"images": images, "seconds": round(seconds, 1), "peak_resident_gb": peak()}
 
 
 def peak() -> float:
-    """Most GB of resident memory that this process ever had, files mapped into it among them."""
+    """Return this process's peak of resident memory in GB; it includes memory-mapped files."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
 
 

@@ -139,7 +139,7 @@ def edit_json(edit: Callable[[dict[str, Any]], object]) -> Edit:
 # A layout, its file, an edit of it, the error, and the captions that are left without what is broken, if any.
 BROKEN_FILES: dict[str, tuple[Callable[..., None], str, Edit, str, int | None]] = {
     "token": (lw.flickr8k_archives, "Flickr8k.token.txt", latin_1(7), ", line 7, is not UTF-8 (byte 0xe9 at", 69),
-    "lw.kaggle": (lw.kaggle, "captions.txt", latin_1(9), ", line 9, is not UTF-8 (byte 0xe9 at", 69),
+    "kaggle": (lw.kaggle, "captions.txt", latin_1(9), ", line 9, is not UTF-8 (byte 0xe9 at", 69),
     "flickr30k": (lw.flickr30k_csv, "results.csv", latin_1(3), ", line 3, is not UTF-8 (byte 0xe9 at", 69),
     "jsonl": (lw.imagefolder_jsonl, "train/metadata.jsonl", latin_1(2), ", line 2, is not UTF-8 (byte 0xe9 at", 65),
     "csv": (lw.table_csv, "train.csv", latin_1(4), ", line 4, is not UTF-8 (byte 0xe9 at", 69),

@@ -1,4 +1,4 @@
-"""Drawn clocks, with two captions each of the time they show."""
+"""Data set of drawn clocks, with two captions each that tell the time."""
 
 import io
 import math
@@ -14,7 +14,15 @@ FEATURES = Features({"image": ImageFeature(), "captions": List(Value("string")),
 
 
 def load_clocks(split: str | None = None, *, size: int = 64) -> Dataset | DatasetDict:
-    """All 144 times in steps of five minutes, every sixth of them for validation; images of `size` pixels square."""
+    """Draw one clock for each of the 144 times in steps of five minutes; every sixth is for validation.
+
+    Args:
+        split: "train" or "validation"; None for a dict of both.
+        size: Side of the square images in pixels.
+
+    Raises:
+        ValueError: There is no such split.
+    """
     times = {"train": [i for i in range(144) if i % 6], "validation": list(range(0, 144, 6))}
     if split is not None and split not in times:
         raise ValueError(f"'clocks' has no split {split!r}. It has: {', '.join(times)}.")
@@ -24,7 +32,7 @@ def load_clocks(split: str | None = None, *, size: int = 64) -> Dataset | Datase
 
 
 def row(time: int, size: int) -> dict[str, object]:
-    """The clock so many times five minutes after twelve."""
+    """Return the row of the clock at `time` times five minutes after twelve."""
     hour, minute = HOURS[time // 12], MINUTES[time % 12]
     image = Image.new("RGB", (size, size), "white")
     draw = ImageDraw.Draw(image)
