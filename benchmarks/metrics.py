@@ -1,9 +1,9 @@
-"""Speed of caption scores beside pycocoevalcap, tokenization included.
+"""Time caption scores against pycocoevalcap, tokenization included.
 
     python benchmarks/metrics.py --data ../shared/flickr8k --out benchmarks/results/metrics.json
 
-40,000 images with five references each, BLEU, ROUGE-L and CIDEr-D, on one core, in one run. References are Flickr8k's
-captions in which every tenth word is another one's, so that no caption is seen twice; predictions are such captions.
+BLEU, ROUGE-L and CIDEr-D of 40,000 images with five references each, on one core, in one run. References are captions
+of Flickr8k in which one word in ten is replaced by a random word, so that none occurs twice; predictions likewise.
 Needs Java and pycocoevalcap.
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Java takes all cores that it sees.
+# Otherwise Java would use all cores.
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
@@ -55,6 +55,7 @@ def main() -> None:
 
 
 def corpus(path: str, num_images: int) -> tuple[list[str], list[list[str]]]:
+    """Return predictions and references made from the captions of a data set."""
     rows = [row for split in load_captions(path).values() for row in split["captions"][:]]
     words = [word for row in rows for caption in row for word in caption.split() if word.isalpha()]
     generator = random.Random(0)
@@ -67,11 +68,10 @@ def corpus(path: str, num_images: int) -> tuple[list[str], list[list[str]]]:
 
 
 def timed(job: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """Once, without warming up: seconds that a person waits, and those that the core works for this, Java included."""
+    """Run a job once; return its result, and the wall-clock and CPU seconds it took, Java's included."""
     started, times = time.perf_counter(), os.times()
     result = job()
-    now = os.times()
-    worked = sum(now[:4]) - sum(times[:4])
+    worked = sum(os.times()[:4]) - sum(times[:4])
     return result, {"waited": round(time.perf_counter() - started, 2), "worked": round(worked, 2)}
 
 
@@ -87,11 +87,11 @@ def score_by_pycocoevalcap(predictions: list[str], references: list[list[str]]) 
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    captions = {i: [{"caption": caption} for caption in row] for i, row in enumerate(references)}
-    wanted = PTBTokenizer().tokenize(captions)
-    found = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(predictions)})
-    bleu, _ = Bleu(4).compute_score(wanted, found, verbose=0)
-    others = [scorer.compute_score(wanted, found)[0] for scorer in (Rouge(), Cider())]
+    records = {i: [{"caption": caption} for caption in row] for i, row in enumerate(references)}
+    reference_tokens = PTBTokenizer().tokenize(records)
+    tokens = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(predictions)})
+    bleu, _ = Bleu(4).compute_score(reference_tokens, tokens, verbose=0)
+    others = [scorer.compute_score(reference_tokens, tokens)[0] for scorer in (Rouge(), Cider())]
     return dict(zip(NAMES, map(float, [*bleu, *others]), strict=True))
 
 

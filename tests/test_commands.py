@@ -107,7 +107,9 @@ def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path
     low, high = written["intervals"]["bleu_4"]
     assert low <= written["scores"]["bleu_4"] <= high
     assert f"bleu_4             {written['scores']['bleu_4']:.4f}  [{low:.4f}, {high:.4f}]" in result.stdout
-    assert "No published figures: papers don't report on split 'validation' of 'shapes'" in result.stdout
+    assert (
+        "Not comparable with published scores: papers don't report on split 'validation' of 'shapes'" in result.stdout
+    )
     assert 0 <= written["scores"]["novel_captions"] <= 1
     protocol = written["protocol"]
     assert (protocol["num_images"], protocol["split_images"], protocol["references_per_image"]) == (24, 400, [5, 5])
@@ -115,6 +117,9 @@ def test_evaluation_prints_and_writes_scores(trained: tuple[Path, str], tmp_path
     lines = read_lines(tmp_path / "predictions.jsonl")
     assert len(lines) == 24 and set(lines[0]["scores"]) == set(written["intervals"])
     assert (tmp_path / "report.html").read_text().count("<figure>") == 24
+    example = run("evaluate.py", folder, "shapes", "test")
+    assert example.returncode == 0, example.stderr[-2000:]
+    assert "cider" in example.stdout and "split 'test' of 'shapes'" in example.stdout
 
 
 def test_a_file_of_captions_is_scored_and_compared(tmp_path: Path) -> None:
@@ -133,7 +138,7 @@ def test_a_file_of_captions_is_scored_and_compared(tmp_path: Path) -> None:
     assert result.stdout.count("best.json is better: ahead of") >= 10 and "in 100.0% of resamples" in result.stdout
     comparison = json.loads((tmp_path / "out" / "comparison.json").read_text())
     difference = comparison["second_minus_first"]["bleu_4"]
-    assert 0 < difference["low"] <= difference["value"] <= difference["high"] and difference["share_better"] == 1
+    assert 0 < difference["low"] <= difference["value"] <= difference["high"] and difference["fraction_better"] == 1
     scores = json.loads((tmp_path / "out" / "second" / "results.json").read_text())["scores"]
     assert scores["rouge_l"] == 1 and "novel_captions" not in scores and "endless_captions" not in scores
 

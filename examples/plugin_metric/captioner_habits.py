@@ -1,4 +1,4 @@
-"""Habits of a captioner: figures that say how it writes rather than whether it is right."""
+"""Metric of how a captioner writes, rather than of whether its captions are right."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -11,23 +11,24 @@ class Habits:
         """Score captions.
 
         Returns:
-            `words`, the mean length; `length_ratio`, to that of the references; `repeated`, the share of pairs of
-            neighbouring words that were in their caption before; `distinct`, the share of different captions.
+            `words`, the mean number of words; `length_ratio`, its ratio to that of the references; `repeated`, the
+            fraction of pairs of adjacent words that occur earlier in the same caption; `distinct`, the fraction of
+            different captions.
         """
         if not predictions or len(predictions) != len(references):
             raise ValueError(f"{len(predictions)} predictions for {len(references)} images: give one for each.")
         captions = [caption.split() for caption in predictions]
-        people = [caption.split() for captions in references for caption in captions]
+        reference_captions = [caption.split() for captions in references for caption in captions]
         pairs = [list(pairwise(caption)) for caption in captions]
         num_pairs = sum(map(len, pairs))
         return {
             "words": mean_length(captions),
-            "length_ratio": mean_length(captions) / mean_length(people),
+            "length_ratio": mean_length(captions) / mean_length(reference_captions),
             "repeated": 1 - sum(len(set(row)) for row in pairs) / num_pairs if num_pairs else 0.0,
             "distinct": len(set(predictions)) / len(predictions),
         }
 
 
 def mean_length(captions: Sequence[Sequence[str]]) -> float:
-    """Words of a caption, on average."""
+    """Return the mean number of words of a caption."""
     return sum(map(len, captions)) / len(captions)
