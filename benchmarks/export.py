@@ -1,11 +1,11 @@
-"""What a captioner exported to ONNX is worth: the same captions, how fast, and what 8 bits lose.
+"""Compare a captioner exported to ONNX with the original: captions, scores, speed and size, also with 8-bit weights.
 
     python benchmarks/export.py outputs/flickr8k outputs/exports --measure speed --out benchmarks/results/export.json
     python benchmarks/export.py outputs/flickr8k outputs/exports --measure scores --out benchmarks/results/export.json
 
-Each adds its part to the file; the exports are made if they are not there. Next to torch and what `export_onnx` writes
-in single precision and in 8 bits stand two other choices of what is quantised: convolutions too
-(`int8_convolutions`), and of the matrix products only those of the decoder (`int8_decoder`).
+Each command adds its part to the file; the exports are made if they are missing. Besides torch and the two exports of
+`export_onnx`, in single precision (`float32`) and with 8-bit weights (`int8`), two other choices are compared:
+quantizing convolutions too (`int8_convolutions`), and quantizing only the decoder (`int8_decoder`).
 """
 
 from __future__ import annotations
@@ -37,48 +37,48 @@ SCORES = ("bleu_4", "cider", "rouge_l")
 
 
 class Torch:
-    """The captioner as it is, with the interface of the exported."""
+    """The original captioner, with the same interface as `Onnx`."""
 
     def __init__(self, model: Any, processor: Any) -> None:
         self.model, self.processor = model, processor
 
     @torch.inference_mode()
     def encode(self, pixel_values: np.ndarray) -> Any:
-        """Pixels to what `search` takes."""
+        """Encode pixels `(B, 3, H, W)` into what `search` takes."""
         return self.model.encoder(torch.from_numpy(pixel_values)).last_hidden_state
 
     @torch.inference_mode()
     def search(self, encoded: Any) -> list[str]:
-        """A caption for each image."""
+        """Return a caption for each image."""
         output = CaptionerEncoderOutput.of(encoded)
         return self.processor.batch_decode(self.model.generate(encoder_outputs=output))  # type: ignore[no-any-return]
 
 
 class Onnx:
-    """An exported captioner."""
+    """An exported captioner, with the size of its files."""
 
     def __init__(self, folder: Path) -> None:
         self.captioner = OnnxCaptioner(folder)
         self.bytes = {name: (folder / name).stat().st_size for name in ("encoder.onnx", "decoder.onnx")}
 
     def encode(self, pixel_values: np.ndarray) -> Any:
-        """Pixels to what `search` takes."""
+        """Encode pixels `(B, 3, H, W)` into what `search` takes."""
         return self.captioner.encode(pixel_values)
 
     def search(self, encoded: Any) -> list[str]:
-        """A caption for each image."""
+        """Return a caption for each image."""
         words = self.captioner.search(*encoded).words[:, 0]
         return [self.captioner.tokenizer.decode(row.tolist()) for row in words]
 
 
 def export(model: Any, processor: Any, folder: Path) -> None:
-    """All choices of what is quantised."""
+    """Export a captioner with every choice of what to quantize."""
     export_onnx(model, processor, folder / "float32")
     export_onnx(model, processor, folder / "int8", int8=True)
     for name in ("int8_convolutions", "int8_decoder"):
         shutil.copytree(folder / "int8", folder / name)
     shutil.copy(folder / "float32" / "encoder.onnx", folder / "int8_decoder")
-    quantize_dynamic(  # onnxruntime has convolutions in unsigned numbers only
+    quantize_dynamic(  # onnxruntime runs quantized convolutions with unsigned weights only
         folder / "float32" / "encoder.onnx",
         folder / "int8_convolutions" / "encoder.onnx",
         op_types_to_quantize=["Conv", "MatMul", "Gemm"],
@@ -88,7 +88,7 @@ def export(model: Any, processor: Any, folder: Path) -> None:
 
 
 def scores(processor: Any, systems: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Scores of all images of the validation split, and how many captions are those of torch."""
+    """Score the captions of the validation images, and count how many equal those of torch."""
     rows = undecoded(load_captions(str(arguments.data), "validation"))
     if arguments.max_images is not None:
         rows = rows.select(range(arguments.max_images))
@@ -113,7 +113,7 @@ def scores(processor: Any, systems: dict[str, Any], arguments: argparse.Namespac
 
 
 def speed(processor: Any, systems: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Images a second, of the encoder and of the search, and the size of files."""
+    """Measure images per second of the encoder and of the search, seconds per single image, and sizes of files."""
     rows = undecoded(load_captions(str(arguments.data), "validation"))
     images = [open_row(rows[index]) for index in range(arguments.batch_size)]
     pixels = processor(images=images)["pixel_values"].numpy()
@@ -142,17 +142,17 @@ MEASURES = {"scores": scores, "speed": speed}
 
 
 def main() -> None:
-    """Export, measure, write."""
+    """Export the captioner if necessary, measure, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a saved captioner")
-    parser.add_argument("exports", type=Path, help="folder for its exports, or with them")
+    parser.add_argument("model", help="folder of a saved captioner")
+    parser.add_argument("exports", type=Path, help="folder of its exports, made if missing")
     parser.add_argument("--measure", choices=MEASURES, required=True)
-    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="besides torch")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=SYSTEMS, help="exports to compare with torch")
     parser.add_argument("--data", type=Path, default=Path("../shared/flickr8k"))
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--num_beams", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--max_images", type=int, help="score the first so many")
+    parser.add_argument("--max_images", type=int, help="score only this many images")
     parser.add_argument("--out", type=Path, help="add the result to this file")
     arguments = parser.parse_args()
     known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.is_file() else {}

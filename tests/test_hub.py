@@ -1,4 +1,4 @@
-"""Captioners are published on a Hub on loopback, and read there by other processes."""
+"""Captioners are pushed to a Hub on the loopback interface, and loaded from it by other processes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,15 @@ from PIL import Image
 from safetensors.torch import load as load_safetensors
 from workers import FailedError, Worker
 
+from hf_captioner import CaptionerConfig
+from hf_captioner.evaluation.results import read_results
+from hf_captioner.publishing.model_card import CardDetails, model_card
+
 ROOT = Path(__file__).resolve().parents[1]
 ID = "me/captioner"
+INHERITED = os.environ.get("PYTHONPATH", "")
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
-ALONE = ("transformers", "timm", "torch")  # what the card says that the remote code needs
+REMOTE_CODE_NEEDS = ("transformers", "timm", "torch")  # according to the card
 
 RESULTS = {
     "scores": {"bleu_4": 0.21, "cider": 0.53, "evaluate_bleu_4": 0.2, "num_words": 17},
@@ -42,7 +44,7 @@ RESULTS = {
         "split_images": 1000,
         "ids_sha256": "0" * 64,
         "references_per_image": [5, 5],
-        "metrics": {"bleu": {"scores": ["bleu_4"], "next_to": "BLEU of captioning papers"}},
+        "metrics": {"bleu": {"scores": ["bleu_4"], "comparable_with": "BLEU of captioning papers"}},
         "interval": {"level": 0.95, "resamples": 1000},
         "software": {"hf_captioner": "0.1.0"},
     },
@@ -65,11 +67,11 @@ logging.disable_progress_bar()
 model = CaptionerModel.from_pretrained(folder).eval()
 model.generation_config.max_length = 8
 processor = CaptionerProcessor.from_pretrained(folder)
-facts = {"license": "mit", "datasets": "shapes", "images": []}
+details = {"license": "mit", "datasets": "shapes", "images": []}
 """
 PUSH = f"answer = push(model, processor, {ID!r}, results, recipe=recipe, images=photos[:2])"
 
-# What a process that reads the model does with it; `model`, `processor` and `diverse_beam_search` are there.
+# Run by processes that have loaded `model`, `processor` and `diverse_beam_search`.
 CAPTION = """
 inputs = processor(photos)
 answer = {
@@ -82,15 +84,6 @@ answer = {
 """
 
 
-def text(files: dict[str, bytes], name: str) -> str:
-    return files[name].decode()
-
-
-def blocks(card: str) -> list[str]:
-    """The Python of a card."""
-    return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
-
-
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     with hub_server(me="hf_mine", you="hf_yours") as server:
@@ -99,7 +92,7 @@ def hub() -> Iterator[HubServer]:
 
 @pytest.fixture(autouse=True)
 def connected(hub: HubServer) -> Iterator[None]:
-    """What a test does to the Hub's connections ends with it."""
+    """Restore the Hub's connections after each test."""
     yield
     hub.cut = lambda sha, arrived: False
     hub.hold.clear()
@@ -110,13 +103,13 @@ Start = Callable[..., Worker]
 
 @pytest.fixture(scope="module")
 def start(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a process that knows this Hub; one cache for all of a name."""
+    """Start a process that uses this Hub; processes of the same name share a cache."""
     workers, folder = [], tmp_path_factory.mktemp("workers")
 
     def start(name: str, environment: dict[str, str] | None = None, **kwargs: Any) -> Worker:
-        # xet, the Hub's other way for large files, is a service of its own that this one does not have.
+        # Xet, the Hub's other store for large files, is a service of its own that this Hub lacks.
         shared = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_mine"}
-        shared |= {"HF_HOME": str(folder / name / "home"), "PYTHONPATH": os.pathsep.join([str(ROOT), *paths()])}
+        shared |= {"HF_HOME": str(folder / name / "home"), "PYTHONPATH": f"{ROOT}{os.pathsep}{INHERITED}"}
         workers.append(Worker(folder / name, shared | (environment or {}), **kwargs))
         return workers[-1]
 
@@ -125,13 +118,9 @@ def start(hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         worker.close()
 
 
-def paths() -> list[str]:
-    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-
-
 @pytest.fixture(scope="module")
 def pusher(start: Start, captioner_folder: Path, photo_files: list[Path]) -> Worker:
-    """A process with a captioner, its processor and photographs."""
+    """Process that has loaded a captioner, its processor and photographs."""
     worker = start("pusher")
     photos = [str(file) for file in photo_files[:3]]
     worker.run(SET_UP, folder=str(captioner_folder), photos=photos, results=RESULTS, recipe=RECIPE)
@@ -140,7 +129,7 @@ def pusher(start: Start, captioner_folder: Path, photo_files: list[Path]) -> Wor
 
 @pytest.fixture(scope="module")
 def published(hub: HubServer, pusher: Worker) -> dict[str, bytes]:
-    """Files of the first version on the Hub."""
+    """Push the captioner, and return the files that are then on the Hub."""
     url = pusher.run(PUSH)
     assert url == f"{hub.endpoint}/{ID}/commit/{hub.repos[ID].branches['main']}"
     return hub.contents(ID)
@@ -148,19 +137,19 @@ def published(hub: HubServer, pusher: Worker) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def expected(pusher: Worker) -> dict[str, Any]:
-    """Captions of the model that is published."""
+    """Captions and scores of the captioner before it was pushed."""
     return dict(pusher.run(CAPTION))
 
 
 @pytest.fixture(scope="module")
 def alone(start: Start, published: dict[str, bytes]) -> Worker:
-    """A process in which nothing but transformers, timm and torch can be imported."""
-    return start("alone", only=ALONE, without=("hf_captioner",))
+    """Process in which only transformers, timm, torch and what they require can be imported."""
+    return start("alone", only=REMOTE_CODE_NEEDS, without=("hf_captioner",))
 
 
 @pytest.fixture(scope="module")
 def reader(start: Start, hub: HubServer, published: dict[str, bytes]) -> Worker:
-    """A process with the package, and a private repository with three different captioners in it."""
+    """Process with the package; it also adds a private repository with three different captioners to the Hub."""
     files = hub.repos[ID].find("main").files  # type: ignore[union-attr]
     hub.repos["me/private"] = repo = type(hub.repos[ID])(private=True, owner="me")
     repo.add("main", "first", {**files, **{f"inside/{name}": file for name, file in changed(files, 3).items()}})
@@ -169,7 +158,7 @@ def reader(start: Start, hub: HubServer, published: dict[str, bytes]) -> Worker:
 
 
 def changed(files: dict[str, bytes | str], number: int) -> dict[str, bytes | str]:
-    """Files of a captioner that any entry point can tell from others, by a number."""
+    """Return the files of a captioner, changed so that each of its parts shows this number when it is loaded."""
     changes: dict[str, dict[str, Any]] = {
         "config.json": {"initializer_range": number / 10},
         "generation_config.json": {"max_length": number},
@@ -183,7 +172,9 @@ def changed(files: dict[str, bytes | str], number: int) -> dict[str, bytes | str
     return {**files, **new, "processor_config.json": json.dumps(record).encode()}
 
 
-def test_one_commit_of_safe_files(hub: HubServer, published: dict[str, bytes], captioner_folder: Path) -> None:
+def test_a_push_is_one_commit_of_safe_files(
+    hub: HubServer, published: dict[str, bytes], captioner_folder: Path
+) -> None:
     assert hub.repos[ID].history() == ["Upload captioner", "initial commit"]
     suffixes = {Path(name).suffix for name in published}
     assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".yaml", ""}
@@ -202,12 +193,12 @@ def test_one_commit_of_safe_files(hub: HubServer, published: dict[str, bytes], c
             case _:
                 assert name in (".gitattributes", "README.md") and data.decode()
         assert str(captioner_folder).encode() not in data, name
-        # Pickles of all protocols since 2, and the archives that torch.save writes.
+        # Neither a pickle (of any protocol since 2) nor an archive of torch.save.
         assert not data.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")), name
 
 
-def test_card_has_metadata_and_stamped_scores(published: dict[str, bytes]) -> None:
-    card = ModelCard(text(published, "README.md"))
+def test_the_card_has_metadata_and_scores_with_their_protocol(published: dict[str, bytes]) -> None:
+    card = ModelCard(published["README.md"].decode())
     data = card.data
     assert (data.library_name, data.pipeline_tag, data.license) == ("hf_captioner", "image-to-text", "cc-by-nc-4.0")
     assert (data.language, data.datasets, data.metrics) == ("en", ["flickr8k_of_mine"], ["bleu", "cider"])
@@ -230,11 +221,19 @@ def test_card_has_metadata_and_stamped_scores(published: dict[str, bytes]) -> No
         "dataset": "flickr8k_of_mine", "encoder_name": "test_resnet", "pretrained": True, "epochs": 9,
         "license": "cc-by-nc-4.0",
     }  # fmt: skip
-    assert text(published, "recipe.yaml").strip() in card.text
+    assert published["recipe.yaml"].decode().strip() in card.text
+    assert "The weights are licensed under `cc-by-nc-4.0`" in card.text
 
 
-def test_card_shows_captioned_samples(published: dict[str, bytes], photos: list[Image.Image]) -> None:
-    card = text(published, "README.md")
+def test_a_card_shows_scores_of_the_first_release() -> None:
+    results = read_results(ROOT / "tests" / "fixtures" / "first_release" / "captioner" / "scores.json")
+    card = model_card("me/x", CaptionerConfig(), CardDetails("mit", ["shapes"]), results)
+    assert "Scores on shapes, validation, 80 images, 3 beams:" in card.text and "| bleu_4 | 0.3647 |" in card.text
+    assert card.data.eval_results[3].dataset_args == {"protocol": "shapes, validation, 80 images, 3 beams"}
+
+
+def test_the_card_shows_captioned_images(published: dict[str, bytes], photos: list[Image.Image]) -> None:
+    card = published["README.md"].decode()
     pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", card)
     assert pictures == ["samples/1_attention.png", "samples/2_attention.png"]
     captions = re.findall(r"^> (.+)$", card, re.MULTILINE)
@@ -244,14 +243,21 @@ def test_card_shows_captioned_samples(published: dict[str, bytes], photos: list[
         assert sample.size == photo.size and min(Image.open(io.BytesIO(published[pictures[number - 1]])).size) > 200
 
 
-def test_usage_runs_as_printed(published: dict[str, bytes], alone: Worker, reader: Worker) -> None:
-    card = text(published, "README.md")
-    with_package, without = blocks(card)
+def test_the_python_in_the_card_runs(published: dict[str, bytes], alone: Worker, reader: Worker) -> None:
+    card = published["README.md"].decode()
+    with_package, without = re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
     caption = re.findall(r"^> (.+)$", card, re.MULTILINE)[0]
-    run = "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out:\n    exec(block)\nanswer = out.getvalue()"
-    assert reader.run(run, block=with_package).strip() == caption
-    assert alone.run(run, block=without).strip() == caption
+    assert reader.run(PRINTED, program=with_package).strip() == caption
+    assert alone.run(PRINTED, program=without).strip() == caption
 
+
+# Runs `program` and answers what it prints.
+PRINTED = """
+import contextlib, io
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    exec(program)
+answer = out.getvalue()
+"""
 
 LOAD_ALONE = """
 import sys
@@ -280,7 +286,7 @@ ALL_CLASSES = {
 }  # fmt: skip
 
 
-def test_all_works_without_the_package(
+def test_everything_works_without_the_package(
     alone: Worker, expected: dict[str, Any], photo_files: list[Path], tmp_path: Path
 ) -> None:
     assert alone.run(LOAD_ALONE, id=ID) == ALL_CLASSES
@@ -292,14 +298,15 @@ captions = build(model=model, processor=processor, device="cpu")(photos, return_
 answer = [(caption["generated_text"], caption["attentions"].shape[1:]) for (caption,) in captions]
 """
     assert alone.run(pipeline) == [[caption, [4, 4]] for caption in expected["beams"]]
-    # What is saved again is as usable, from its folder.
+    # A copy saved by the remote code works as well.
     alone.run("model.save_pretrained(again)\nprocessor.save_pretrained(again)", again=str(tmp_path / "again"))
-    shutil.copy(ROOT / "hf_captioner" / "guided_decoding.py", tmp_path / "again")
+    shutil.copy(ROOT / "hf_captioner" / "model" / "guided_decoding.py", tmp_path / "again")
     assert alone.run(LOAD_ALONE, id=str(tmp_path / "again")) == ALL_CLASSES
     assert same(alone.run(CAPTION), expected)
 
 
 def same(captions: dict[str, Any], expected: dict[str, Any]) -> bool:
+    """Compare captions exactly, and scores up to rounding."""
     scores = [value for row in captions.pop("score") for value in row]
     assert scores == pytest.approx([value for row in expected["score"] for value in row], abs=1e-4)
     return captions == {name: value for name, value in expected.items() if name != "score"}
@@ -322,7 +329,7 @@ ways = {kind.__name__: kind.from_pretrained for kind in classes}
 ways |= {"pipeline": build_pipeline, "load_captioner": load_captioner}
 
 def numbers(part):
-    "Those by which the captioners differ, in whatever a way loads."
+    "Return the numbers that `changed` set, from whatever was loaded."
     if isinstance(part, tuple):
         return [number for each in part for number in numbers(each)]
     found = [getattr(part, "initializer_range", None), getattr(part, "crop_pct", None)]
@@ -336,11 +343,7 @@ def numbers(part):
 """
 
 
-def test_every_entry_point_takes_revision_subfolder_token_and_cache(
-    reader: Worker, start: Start, tmp_path: Path
-) -> None:
-    reader.run(ENTRY_POINTS)
-    load = """
+LOAD_ALL_WAYS = """
 answer = {}
 for name, load in ways.items():
     try:
@@ -348,24 +351,30 @@ for name, load in ways.items():
     except Exception as e:
         answer[name] = type(e).__name__
 """
+
+
+def test_every_entry_point_takes_revision_subfolder_token_and_cache(
+    reader: Worker, start: Start, tmp_path: Path
+) -> None:
     shared = {"cache_dir": str(tmp_path / "cache")}
-    mine = {**shared, "token": "hf_mine"}
-    for place, number in (({"revision": "old"}, 0.2), ({"subfolder": "inside"}, 0.3)):
-        found = reader.run(load, kwargs={**mine, **place})
-        assert len(found) == 12 and set(map(tuple, found.values())) == {(number,)}, (place, found)
-    # Who has no right to see it, sees nothing.
-    for token in ({}, {"token": "hf_yours"}):
-        found = reader.run(load, kwargs={"cache_dir": str(tmp_path / "empty"), "revision": "old", **token})
+
+    def check_numbers(process: Worker, **kwargs: str) -> None:
+        for location, number in (({"revision": "old"}, 0.2), ({"subfolder": "inside"}, 0.3)):
+            found = process.run(LOAD_ALL_WAYS, kwargs={**shared, **kwargs, **location})
+            assert len(found) == 12 and set(map(tuple, found.values())) == {(number,)}, (location, found)
+
+    reader.run(ENTRY_POINTS)
+    check_numbers(reader, token="hf_mine")
+    for token in ({}, {"token": "hf_yours"}):  # neither may read the repository
+        found = reader.run(LOAD_ALL_WAYS, kwargs={"cache_dir": str(tmp_path / "empty"), "revision": "old", **token})
         assert all(isinstance(error, str) and error.endswith("Error") for error in found.values()), found
     downloads = 'answer = os.path.exists(os.path.join(os.environ["HF_HOME"], "hub", "models--me--private"))'
     assert reader.run(downloads) is False
 
-    # All of that once more without a Hub, by who may read the cache.
+    # The same from the cache, without a Hub.
     offline = start("offline", {**OFFLINE, "HF_ENDPOINT": "http://127.0.0.1:9"})
     offline.run(ENTRY_POINTS)
-    for place, number in (({"revision": "old"}, 0.2), ({"subfolder": "inside"}, 0.3)):
-        found = offline.run(load, kwargs={**shared, **place})
-        assert set(map(tuple, found.values())) == {(number,)}, (place, found)
+    check_numbers(offline)
     with pytest.raises(FailedError, match=r"ConnectionError: HF_HUB_OFFLINE is set"):
         offline.run(
             "from hf_captioner import push\nmodel, processor = load_captioner('me/private', **kwargs)\n"
@@ -380,42 +389,40 @@ def test_remote_code_runs_offline_from_the_cache(
 ) -> None:
     alone.run(LOAD_ALONE, id=ID)
     environment = {**OFFLINE, "HF_ENDPOINT": "http://127.0.0.1:9"}
-    offline = start("alone", environment, only=ALONE, without=("hf_captioner",))
+    offline = start("alone", environment, only=REMOTE_CODE_NEEDS, without=("hf_captioner",))
     assert offline.run(LOAD_ALONE, id=ID) == ALL_CLASSES
     assert same(offline.run(CAPTION, photos=[str(file) for file in photo_files[:3]]), expected)
 
 
-def test_scripts_read_from_the_hub(reader: Worker, photo_files: list[Path], tmp_path: Path) -> None:
-    script = """
-import contextlib, io, runpy, sys
-with contextlib.redirect_stdout(io.StringIO()) as out:
-    runpy.run_path(script)["main"](arguments)
-answer = out.getvalue()
-"""
-    place = ["--revision", "old", "--token", "hf_mine", "--cache-dir", str(tmp_path / "cache")]
-    arguments = ["me/private", str(photo_files[0]), "--device", "cpu", *place]
-    line = reader.run(script, script=str(ROOT / "examples" / "caption.py"), arguments=arguments)
-    assert len(line.split("\t")[1].split()) == 1  # with <start>, the longest caption has two words
-    arguments = ["me/private", "--max_images", "2", "--training_split", "", "--num_resamples", "10", *place]
-    printed = reader.run(script, script=str(ROOT / "examples" / "evaluate.py"), arguments=arguments)
+def test_commands_load_captioners_from_the_hub(reader: Worker, photo_files: list[Path], tmp_path: Path) -> None:
+    hub = ["--revision", "old", "--token", "hf_mine", "--cache-dir", str(tmp_path / "cache")]
+
+    def run(*arguments: str) -> str:
+        program = "from hf_captioner.__main__ import main\nassert main(arguments) == 0"
+        return str(reader.run(PRINTED, program=program, arguments=[*arguments, *hub]))
+
+    line = run("caption", "me/private", str(photo_files[0]), "--device", "cpu")
+    assert len(line.split("\t")[1].split()) == 1  # max_length is 2, with <start>
+    printed = run("evaluate", "me/private", "--max_images", "2", "--training_split", "", "--num_resamples", "10")
     assert "Scores of me/private on shapes, validation, 2 images" in printed
-    assert "private_evaluation/results.json" in printed  # not in a folder that would be taken for the captioner
+    assert "private_evaluation/results.json" in printed  # not a folder `me/private`, which would hide the repository
 
 
 def wait_for(condition: Callable[[], Any]) -> None:
+    """Wait until a condition is true, at most a minute."""
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_an_interrupted_push_leaves_the_version_before_and_goes_on(hub: HubServer, pusher: Worker) -> None:
+def test_an_interrupted_push_publishes_nothing_and_can_be_continued(hub: HubServer, pusher: Worker) -> None:
     name = "me/killed"
-    pusher.run(f"push(model, processor, {name!r}, **facts)")
+    pusher.run(f"push(model, processor, {name!r}, **details)")
     before = hub.contents(name)
     pusher.run("changed = CaptionerModel.from_pretrained(folder)\nchanged.decoder.output.weight.data *= 1.5")
-    # Weights wait at their middle; a picture that is new to the Hub is small and arrives.
-    push = f"push(changed, processor, {name!r}, **facts | {{'images': photos[2:]}})"
+    # The Hub holds up the weights half-way; a new picture is small and arrives.
+    push = f"push(changed, processor, {name!r}, **details | {{'images': photos[2:]}})"
     known = set(hub.objects)
     hub.hold.set()
     process = pusher.run(f"answer = os.fork()\nif not answer:\n    {push}\n    os._exit(0)")
@@ -429,13 +436,13 @@ def test_an_interrupted_push_leaves_the_version_before_and_goes_on(hub: HubServe
     start = len(hub.uploads)
     pusher.run(push)
     again = [sha for sha, _ in hub.uploads[start:]]
-    assert again and not set(again) & arrived  # what had arrived is not sent again
+    assert again and not set(again) & arrived  # files that had arrived are not sent again
     after = hub.contents(name)
     assert len(hub.repos[name].history()) == 3 and after["model.safetensors"] != before["model.safetensors"]
     assert {"samples/1.png", "samples/1_attention.png"} <= after.keys()
 
 
-def test_a_cut_connection_is_tried_again_and_one_that_stays_cut_is_said(hub: HubServer, pusher: Worker) -> None:
+def test_a_push_retries_a_broken_connection_and_reports_one_that_stays_broken(hub: HubServer, pusher: Worker) -> None:
     name, cut = "me/cut", []
 
     def once(sha: str, arrived: int) -> bool:
@@ -444,15 +451,14 @@ def test_a_cut_connection_is_tried_again_and_one_that_stays_cut_is_said(hub: Hub
         cut.append((hub.repos[name].history(), arrived))
         return True
 
-    pusher.run("time.sleep = lambda seconds: None")  # the waits between tries are the library's
-    # Weights that no test before has sent.
+    pusher.run("time.sleep = lambda seconds: None")  # huggingface_hub waits between tries
+    # Weights that no other test has sent.
     pusher.run("new = CaptionerModel.from_pretrained(folder)\nnew.decoder.output.weight.data *= 2.5")
-    push = f"answer = push(new, processor, {name!r}, **facts)"
+    push = f"answer = push(new, processor, {name!r}, **details)"
     hub.cut = once
     assert pusher.run(push).startswith(hub.endpoint)
-    assert (
-        cut and cut[0][0] == ["initial commit"] and hub.repos[name].history() == ["Upload captioner", "initial commit"]
-    )
+    assert cut and cut[0][0] == ["initial commit"]
+    assert hub.repos[name].history() == ["Upload captioner", "initial commit"]
     before = hub.contents(name)
 
     hub.cut = lambda sha, arrived: arrived > 100_000
@@ -461,50 +467,39 @@ def test_a_cut_connection_is_tried_again_and_one_that_stays_cut_is_said(hub: Hub
         pusher.run(push)
     message = str(failed.value)
     assert message.startswith("ConnectionError: The connection to the Hub broke: ") and "\n" not in message
-    assert "'me/cut' is published whole or not at all" in message
+    assert "Nothing is published." in message
     assert hub.contents(name) == before
     hub.cut = lambda sha, arrived: False
     pusher.run(push)
     assert hub.contents(name)["model.safetensors"] != before["model.safetensors"]
 
 
-def test_an_existing_repository_gets_a_new_version_in_place_of_the_old(hub: HubServer, pusher: Worker) -> None:
+def test_a_push_replaces_the_version_before_and_keeps_other_files(hub: HubServer, pusher: Worker) -> None:
     name = "me/again"
-    pusher.run(f"push(model, processor, {name!r}, **facts | {{'images': photos[:2]}})")
+    pusher.run(f"push(model, processor, {name!r}, **details | {{'images': photos[:2]}})")
     repo = hub.repos[name]
-    repo.add(
-        "main",
-        "by hand",
-        {
-            **repo.find("main").files,
-            "pytorch_model.bin": b"\x80\x02.",
-            "notes.txt": b"mine",
-            "other/model.safetensors": b"theirs",
-        },
-    )  # type: ignore[union-attr]
-    pusher.run(f"push(model, processor, {name!r}, **facts | {{'images': photos[:1]}}, message='Second')")
+    added = {"pytorch_model.bin": b"\x80\x02.", "notes.txt": b"mine", "other/model.safetensors": b"theirs"}
+    repo.add("main", "by hand", {**repo.find("main").files, **added})  # type: ignore[union-attr]
+    pusher.run(f"push(model, processor, {name!r}, **details | {{'images': photos[:1]}}, message='Second')")
     assert repo.history() == ["Second", "by hand", "Upload captioner", "initial commit"]
     names = hub.contents(name).keys()
-    assert {"notes.txt", "other/model.safetensors"} <= names and not {
-        "pytorch_model.bin",
-        "samples/2.png",
-        "samples/2_attention.png",
-    } & names
-    # On a branch, made for it.
-    pusher.run(f"push(model, processor, {name!r}, **facts, revision='v2')")
+    assert {"notes.txt", "other/model.safetensors"} <= names
+    assert not {"pytorch_model.bin", "samples/2.png", "samples/2_attention.png"} & names
+    # Push to a branch that does not exist yet.
+    pusher.run(f"push(model, processor, {name!r}, **details, revision='v2')")
     assert len(repo.history("v2")) == 5 and len(repo.history()) == 4
 
 
 def test_private_repositories(hub: HubServer, pusher: Worker) -> None:
-    pusher.run("push(model, processor, 'secret', **facts, private=True)")
-    assert hub.repos["me/secret"].private  # in the token's own namespace
-    assert "me/secret" in text(hub.contents("me/secret"), "README.md")
-    pusher.run("push(model, processor, 'secret', **facts)")  # stays so
-    pusher.run("push(model, processor, 'me/open', **facts)")
+    pusher.run("push(model, processor, 'secret', **details, private=True)")
+    assert hub.repos["me/secret"].private  # without an owner in the id, the token's user
+    assert "me/secret" in hub.contents("me/secret")["README.md"].decode()
+    pusher.run("push(model, processor, 'secret', **details)")  # an existing repository keeps its visibility
+    pusher.run("push(model, processor, 'me/open', **details)")
     assert not hub.repos["me/open"].private
     before = hub.repos["me/open"].history()
     with pytest.raises(FailedError, match=r"^ValueError: 'me/open' exists and is public: nothing is uploaded"):
-        pusher.run("push(model, processor, 'me/open', **facts, private=True)")
+        pusher.run("push(model, processor, 'me/open', **details, private=True)")
     assert hub.repos["me/open"].history() == before
 
 
@@ -515,16 +510,16 @@ def test_private_repositories(hub: HubServer, pusher: Worker) -> None:
         ("'me/x', license='mit'", "ValueError: The model card names no data set."),
         ("'me/x', license='mit', datasets=['']", "ValueError: The model card names no data set."),
         ("'me/x', license='mine', datasets='shapes', images=[]", "ValueError: The Hub refuses the model card"),
-        ("'me/x', 'nowhere.json', **facts", "FileNotFoundError: No results at 'nowhere.json'"),
-        ("'me/x', {'words': 'many'}, **facts", "ValueError: results hold no scores"),
+        ("'me/x', 'nowhere.json', **details", "FileNotFoundError: No results at 'nowhere.json'"),
+        ("'me/x', {'words': 'many'}, **details", "ValueError: results hold no scores"),
         ("'me/x', recipe='nowhere.yaml'", "FileNotFoundError: No recipe at 'nowhere.yaml'"),
-        ("'me/x/y', **facts", "HFValidationError: Repo id must be"),
-        ("'me/x', **facts, token='hf_wrong'", "PermissionError: The Hub refuses the token for 'me/x' (401"),
-        ("'you/x', **facts", "PermissionError: The Hub refuses the token for 'you/x' (403"),
-        ("'me/x', **facts | {'images': ['nowhere.jpg']}", "FileNotFoundError: nowhere.jpg does not exist"),
+        ("'me/x/y', **details", "HFValidationError: Repo id must be"),
+        ("'me/x', **details, token='hf_wrong'", "PermissionError: The Hub refuses the token for 'me/x' (401"),
+        ("'you/x', **details", "PermissionError: The Hub refuses the token for 'you/x' (403"),
+        ("'me/x', **details | {'images': ['nowhere.jpg']}", "FileNotFoundError: nowhere.jpg does not exist"),
     ],
 )  # fmt: skip
-def test_what_is_refused_uploads_nothing(hub: HubServer, pusher: Worker, arguments: str, message: str) -> None:
+def test_a_refused_push_uploads_nothing(hub: HubServer, pusher: Worker, arguments: str, message: str) -> None:
     start = len(hub.requests)
     with pytest.raises(FailedError) as failed:
         pusher.run(f"push(model, processor, {arguments})")
@@ -534,13 +529,13 @@ def test_what_is_refused_uploads_nothing(hub: HubServer, pusher: Worker, argumen
     assert not changing
 
 
-def test_a_part_that_only_this_process_has_is_refused(pusher: Worker) -> None:
+def test_a_part_registered_in_this_process_alone_is_refused(pusher: Worker) -> None:
     program = """
 from hf_captioner.model.attentions import ATTENTIONS, AdditiveAttention
 with ATTENTIONS.temporarily("mine", AdditiveAttention):
     model.config.attention_type = "mine"
     try:
-        push(model, processor, "me/x", **facts)
+        push(model, processor, "me/x", **details)
     finally:
         model.config.attention_type = "additive"
 """
@@ -548,9 +543,9 @@ with ATTENTIONS.temporarily("mine", AdditiveAttention):
         pusher.run(program)
 
 
-def test_a_version_pushed_meanwhile_is_not_mixed_in(hub: HubServer, pusher: Worker) -> None:
+def test_a_push_is_refused_if_another_was_made_meanwhile(hub: HubServer, pusher: Worker) -> None:
     name = "me/busy"
-    pusher.run(f"push(model, processor, {name!r}, **facts)")
+    pusher.run(f"push(model, processor, {name!r}, **details)")
     repo = hub.repos[name]
 
     def meanwhile(sha: str, arrived: int) -> bool:
@@ -561,11 +556,11 @@ def test_a_version_pushed_meanwhile_is_not_mixed_in(hub: HubServer, pusher: Work
     pusher.run("late = CaptionerModel.from_pretrained(folder)\nlate.decoder.output.weight.data *= 4.5")
     hub.cut = meanwhile
     with pytest.raises(FailedError, match=r"ConnectionError: 'me/busy' has changed meanwhile .* Push again"):
-        pusher.run(f"push(late, processor, {name!r}, **facts)")
+        pusher.run(f"push(late, processor, {name!r}, **details)")
     assert repo.history()[0] == "theirs"
 
 
-def test_a_folder_without_a_hub(pusher: Worker, published: dict[str, bytes], tmp_path: Path) -> None:
+def test_export_folder_writes_the_files_of_a_push(pusher: Worker, published: dict[str, bytes], tmp_path: Path) -> None:
     export = f"export_folder(target, model, processor, {ID!r}, results, recipe=recipe, images=photos[:2])"
     pusher.run(export, target=str(tmp_path / "folder"))
     files = {
@@ -573,77 +568,33 @@ def test_a_folder_without_a_hub(pusher: Worker, published: dict[str, bytes], tmp
         for file in (tmp_path / "folder").rglob("*") if file.is_file()
     }  # fmt: skip
     assert files == {name: data for name, data in published.items() if name != ".gitattributes"}
-    with pytest.raises(FailedError, match="is not an empty folder"):
+    with pytest.raises(FailedError, match="not an empty folder"):
         pusher.run(export)
 
 
 @pytest.mark.slow
-def test_training_publishes_what_it_trained(hub: HubServer, pusher: Worker, tmp_path: Path) -> None:
-    script = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("train", script)
-sys.modules["train"] = train = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(train)
-train.main(arguments)
-"""
+def test_training_publishes_its_best_model(hub: HubServer, pusher: Worker, tmp_path: Path) -> None:
     arguments = [
         "--max_images", "8", "--epochs", "1", "--batch_size", "8", "--hidden_size", "16", "--embedding_size", "16",
         "--attention_size", "16", "--max_length", "7", "--num_beams", "1", "--final_num_beams", "2", "--tracking", "none",
         "--output_dir", str(tmp_path / "out"), "--push-to-hub", "me/shapes",
     ]  # fmt: skip
+    pusher.run("from hf_captioner.commands import train, push as push_command")
     with pytest.raises(FailedError, match="ValueError: The model card names no licence"):
-        pusher.run(script, script=str(ROOT / "examples" / "train.py"), arguments=arguments)
-    assert not (tmp_path / "out" / "log.jsonl").exists()  # before it trains
+        pusher.run("train.main(arguments)", arguments=arguments)
+    assert not (tmp_path / "out" / "log.jsonl").exists()  # refused before training
     pusher.run("train.main(arguments)", arguments=[*arguments, "--license", "apache-2.0"])
     files = hub.contents("me/shapes")
-    card = ModelCard(text(files, "README.md"))
+    card = ModelCard(files["README.md"].decode())
     assert card.data.license == "apache-2.0" and card.data.datasets == ["shapes"] and card.data.base_model is None
     bleu = next(result for result in card.data.eval_results if result.metric_name == "bleu_4")
-    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    scores = json.loads((tmp_path / "out" / "results.json").read_text())["scores"]
     assert bleu.metric_value == pytest.approx(scores["bleu_4"]) and bleu.metric_args["decoding"]["num_beams"] == 2
     assert len([name for name in files if name.endswith("_attention.png")]) == 4
     assert str(tmp_path) not in str(card) and "epochs: 1" in card.text
 
-    # The folder that it left can be pushed later, by its recipe and its scores.
-    pusher.run(
-        "from hf_captioner.publishing.hub import main\nmain(arguments)",
-        arguments=[str(tmp_path / "out"), "me/later", "--private", "--image"],
-    )
-    later = ModelCard(text(hub.contents("me/later"), "README.md"))
+    # Its output folder can be pushed later, with the recipe and the results in it.
+    pusher.run("push_command.main(arguments)", arguments=[str(tmp_path / "out"), "me/later", "--private", "--image"])
+    later = ModelCard(hub.contents("me/later")["README.md"].decode())
     assert hub.repos["me/later"].private and later.data.license == "apache-2.0"
     assert f"| bleu_4 | {scores['bleu_4']:.4f} |" in later.text and "photo.jpg" in later.text
-
-
-@pytest.mark.slow
-def test_a_wheel_has_the_template(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    shutil.copytree(ROOT / "hf_captioner", source / "hf_captioner", ignore=shutil.ignore_patterns("__pycache__"))
-    command = [
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--quiet",
-        "-w",
-        tmp_path,
-        source,
-    ]
-    subprocess.run([sys.executable, *command], check=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    program = """
-import hf_captioner, sys
-from hf_captioner.publishing.model_card import Facts, Sample, Scores, model_card
-facts = Facts("mit", ["shapes"])
-print(hf_captioner.__file__, "# me/x" in model_card("me/x", hf_captioner.CaptionerConfig(), facts, Scores()).text)
-"""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "installed"), *paths()])}
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    assert run.stdout.split() == [str(tmp_path / "installed" / "hf_captioner" / "__init__.py"), "True"]

@@ -1,6 +1,6 @@
-"""Processes that stay, run one piece of code after another and answer: what they import is paid for once.
+"""Processes that run one piece of code after another, so that their imports are paid for once.
 
-For what a process decides when it starts, such as the Hub's address or which packages there are.
+Tests need them for what is fixed when a process starts, such as the Hub's address or which packages can be imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ for line in sys.stdin:
     print(json.dumps(reply), file=answers, flush=True)
 """
 
-# Leaves nothing to import but these distributions and what they require.
+# Makes everything unimportable but these distributions and what they require.
 ONLY = """
 import re, sys
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
@@ -52,22 +52,22 @@ for module in without:
 """
 
 
-# A test forks, and what OpenMP has computed by several threads it would wait for in the fork for ever.
+# A test forks a worker: after computations with several OpenMP threads, the fork would wait for these threads for ever.
 ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 
 class FailedError(Exception):
-    """What the code raised, as `Type: message`."""
+    """An error that the code raised, as `Type: message`."""
 
 
 class Worker:
-    """A process that answers.
+    """A process that runs code and answers.
 
     Args:
-        folder: where it runs; its log goes there.
-        environment: variables added to those of this process.
-        only: distributions that it may import, with their requirements; None for all there are.
-        without: modules that it may not import in any case.
+        folder: Working directory of the process, which also gets its log.
+        environment: Environment variables to add to those of this process.
+        only: Distributions that the process may import, with what they require (default: all).
+        without: Modules that it may not import in any case.
     """
 
     def __init__(
@@ -84,10 +84,14 @@ class Worker:
             self.run(ONLY, only=only, without=without)
 
     def run(self, code: str, **values: Any) -> Any:
-        """What `code` leaves in `answer`; names that it binds stay for the next.
+        """Run code, and return what it assigns to `answer`; all names that it binds stay for the next run.
+
+        Args:
+            code: Python code.
+            values: Names to bind first, with values that JSON can hold.
 
         Raises:
-            FailedError: it raised.
+            FailedError: the code raised an error.
         """
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps({"code": code, "values": values}) + "\n")
@@ -99,5 +103,6 @@ class Worker:
         return record["answer"]
 
     def close(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)  # it and those that it has forked have nothing to put away
+        """Kill the process and its forks, which have nothing to clean up."""
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.communicate()

@@ -1,0 +1,1 @@
+"""Publishing on the Hub, export to ONNX, and conversion of checkpoints made elsewhere."""

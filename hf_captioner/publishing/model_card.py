@@ -109,8 +109,8 @@ def card_details(
             "were trained on: license='apache-2.0', 'cc-by-nc-4.0', 'other', …"
         )
     image_source = fields.get("dataset")
-    names = [datasets] if isinstance(datasets, str) else list(datasets or [image_source])
-    if not all(names):
+    names = [datasets] if isinstance(datasets, str) else list(datasets or filter(None, [image_source]))
+    if not names or not all(names):
         raise ValueError("The model card names no data set. Say what the model was trained on: datasets=['…'].")
     return CardDetails(
         license=license,
