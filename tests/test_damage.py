@@ -77,8 +77,8 @@ def test_known_damage_of_flickr8k_is_repaired(photos: list[Photo], folder: Path)
     edit_lines(folder / "Flickr8k.token.txt", damage)
     captions, report = read(folder)
     assert captions == captions_of([photo for photo in photos if photo is not photos[1]])
-    assert "run together with the next, taken apart: 2 (line 4, line 18)" in report
-    assert f"taken off: 5 ({photos[2].name}.1 in line 10" in report
+    assert "lines joined with the next one, separated: 2 (line 4, line 18)" in report
+    assert f"which is removed: 5 ({photos[2].name}.1 in line 10" in report
     assert f"listed images that are missing, left out: 1 ({photos[1].name})" in report
 
 
@@ -96,9 +96,9 @@ def test_known_damage_of_kaggles_captions_is_repaired(photos: list[Photo], folde
     edit_lines(folder / "captions.txt", damage)
     captions, report = read(folder)
     assert captions == captions_of(photos)
-    assert "captions in quotes for their commas, which are taken off: " in report
-    assert "line breaks inside captions, taken out: 1 (line 12)" in report
-    assert "run together with the next, taken apart: 1 (line 15)" in report
+    assert "captions in quotes for their commas, which are removed: " in report
+    assert "line breaks inside captions, removed: 1 (line 12)" in report
+    assert "lines joined with the next one, separated: 1 (line 15)" in report
 
 
 def test_line_of_flickr30k_without_its_second_separator(photos: list[Photo], folder: Path) -> None:
@@ -159,18 +159,18 @@ BROKEN_FILES: dict[str, tuple[Callable[..., None], str, Edit, str, int | None]] 
     "json, no split": (lw.karpathy, "dataset_flickr8k.json", edit_json(lambda content: content["images"][2].pop("split")),
                        ", images[2], has no 'split'", 65),
     "token, duplicate": (lw.flickr8k_archives, "Flickr8k.token.txt", lambda lines: [lines[1], *lines],
-                         ", line 3: the image 'NAME' with caption number 1 is there twice", 70),
+                         ", line 3: the image 'NAME' with caption number 1 occurs twice", 70),
     "json, duplicate": (lw.karpathy, "dataset_flickr8k.json",
                         edit_json(lambda content: content["images"].insert(0, content["images"][0])),
-                        ", images[1]: the image 'NAME' is there twice", 70),
+                        ", images[1]: the image 'NAME' occurs twice", 70),
     "jsonl, duplicate": (lw.imagefolder_jsonl, "train/metadata.jsonl", lambda lines: [lines[0], *lines],
-                         ", line 2: the image 'NAME' is there twice", 70),
+                         ", line 2: the image 'NAME' occurs twice", 70),
     "lw.coco, duplicate image": (lw.coco, "annotations/captions_val2014.json",
                               edit_json(lambda content: content["images"].insert(0, content["images"][0])),
-                              ", images[1]: the id 81 is there twice", 70),
+                              ", images[1]: the id 81 occurs twice", 70),
     "lw.coco, duplicate caption": (lw.coco, "annotations/captions_val2014.json",
                                 edit_json(lambda content: content["annotations"].insert(0, content["annotations"][0])),
-                                ", annotations[1]: the id 810 is there twice", 70),
+                                ", annotations[1]: the id 810 occurs twice", 70),
 }  # fmt: skip
 
 
@@ -249,7 +249,7 @@ def test_broken_tars_are_named(photos: list[Photo], folder: Path) -> None:
     lw.write_tar(folder / "test.tar", [*sample, ("b.jpg", photos[1].content), ("b.txt", b"caf\xe9")])
     assert_refused(folder, r"test\.tar: 'b\.txt' is not UTF-8, byte 0xe9")
     lw.write_tar(folder / "test.tar", [*sample, ("c.jpg", photos[2].content), *sample])
-    assert_refused(folder, r"test\.tar: the sample 'a' is there twice")
+    assert_refused(folder, r"test\.tar: the sample 'a' occurs twice")
     assert "samples without a caption, left out: 1 (c)" in read(folder, skip_broken=True)[1]
     content = (folder / "test.tar").read_bytes()
     (folder / "test.tar").write_bytes(content[: len(photos[0].content)])
@@ -265,7 +265,7 @@ def test_changed_tar_is_read_again(photos: list[Photo], folder: Path) -> None:
 def test_duplicate_ids_in_parquet_are_refused(photos: list[Photo], folder: Path) -> None:
     rows = [lw.stored(photo) | {"image_id": "a", "captions": ["a", "b"]} for photo in photos[:3]]
     lw.write_parquet(folder / "test.parquet", rows)
-    assert_refused(folder, "the image_id 'a' is there twice in test, in rows 0 and 1")
+    assert_refused(folder, "the image_id 'a' occurs twice in test, in rows 0 and 1")
     assert len(read(folder, skip_broken=True)[0]) == 1
 
 
@@ -299,7 +299,7 @@ def test_format_chooses_between_layouts(photos: list[Photo], folder: Path, caplo
     both = load_captions(str(folder))
     assert set(both) == {"train", "validation", "test"}
     repairs, recognised = caplog.messages  # reports are logged by default
-    assert "(format karpathy), by dataset_coco.json; format= chooses among it and coco." in recognised
+    assert "(format karpathy), recognised by dataset_coco.json; other formats that fit: coco." in recognised
     assert "images of restval counted as training: 1 " in repairs
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     official = load_captions(str(folder), format="coco")

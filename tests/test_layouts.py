@@ -50,7 +50,7 @@ def test_layout_is_recognised_and_read_back_equal(case: Case, tmp_path: Path) ->
     lines: list[str] = []
     splits = load_captions(str(folder), report=lines.append)
     found = {name: content(undecoded(dataset)) for name, dataset in splits.items()}
-    recognised = [line for line in lines if "taken for" in line]
+    recognised = [line for line in lines if ": read as " in line]
     assert len(recognised) == 1 and f"(format {case.format})" in recognised[0], lines
     if case.splits == SPLITS:
         assert found == {split: expected(of_split(photos, split), case) for split in SPLITS}
@@ -104,7 +104,7 @@ def test_training_and_evaluation_on_tar_shards_with_a_broken_image(tmp_path: Pat
     sizes = {"hidden_size": 16, "embedding_size": 16, "attention_size": 16, "epochs": 1, "num_beams": 1}
     tiny = [word for name, value in sizes.items() for word in (f"--{name}", value)]
     output = run("train", "--output_dir", tmp_path / "out", *tiny, "--min_count", 2)
-    assert output.count("taken for WebDataset's tar shards") == 1
+    assert output.count("read as WebDataset's tar shards") == 1
     assert f"Left out: Image '{photos[3].stem}' can't be read" in output and "79 images to train on, 10 to" in output
     output = run("evaluate", tmp_path / "out", "--split", "test", "--num_beams", 1)
-    assert "test, 10 images" in output and output.count("taken for WebDataset's tar shards") == 1
+    assert "test, 10 images" in output and output.count("read as WebDataset's tar shards") == 1

@@ -57,8 +57,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the arguments of the command line."""
     parser = CommandParser(
         prog="hf-captioner inspect",
-        description="Say what a data set was taken for, how many images and captions it has, how long these are, how "
-        "large a vocabulary, and name files that are missing or broken, near-empty captions, and images in two splits.",
+        description="Print the layout of a data set, its numbers of images and captions, the lengths of captions and "
+        "the size of the vocabulary, and name missing and broken files, near-empty captions, and images in two splits.",
     )
     add = parser.add_argument
     add("path", metavar="PATH", help="name of a data set, a folder or file, or an id on the Hub")

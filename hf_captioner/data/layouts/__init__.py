@@ -62,9 +62,9 @@ def load_layout(path: str, damage: Damage, *, format: str | None = None, streami
     damage.report_repairs()
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     others = [other for other in evidence if not {*evidence[other]} & {*files}]
-    choice = f"; format= chooses among it and {', '.join(others)}" if others else ""
+    choice = f"; other formats that fit: {', '.join(others)}" if others else ""
     damage.report(
-        f"{path}: taken for {LAYOUTS[name].description} (format {name}), by {files[0]}{more}{choice}. "
+        f"{path}: read as {LAYOUTS[name].description} (format {name}), recognised by {files[0]}{more}{choice}. "
         f"{_describe_sizes(splits)}"
     )
     return splits

@@ -67,7 +67,7 @@ def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iter
     years = {match[0] for file in files if (match := re.search(r"20\d\d", os.path.basename(file)))}
     if len(years) > 1:
         files = [file for file in files if max(years) in os.path.basename(file)]
-        damage.report(f"Annotations of {' and '.join(sorted(years))} share images: {max(years)} is taken.")
+        damage.report(f"Annotations of {' and '.join(sorted(years))} share images: those of {max(years)} are read.")
     for file in files:
         content = read_json(folder, file)
         images: dict[Any, tuple[str, str]] = {}  # location and file name by id
@@ -77,7 +77,7 @@ def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iter
             with damage.skipping():
                 image_id, name = (_field(image, key, location) for key in ("id", "file_name"))
                 if image_id in images:
-                    raise ValueError(f"{location}: the id {image_id} is there twice.")
+                    raise ValueError(f"{location}: the id {image_id} occurs twice.")
                 images[image_id], captions[image_id] = (location, name), []
         caption_ids: set[Any] = set()
         for index, annotation in enumerate(_list_field(content, "annotations", file)):
@@ -85,7 +85,7 @@ def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iter
             with damage.skipping():
                 caption_id, image_id = (_field(annotation, key, location) for key in ("id", "image_id"))
                 if caption_id in caption_ids:
-                    raise ValueError(f"{location}: the id {caption_id} is there twice.")
+                    raise ValueError(f"{location}: the id {caption_id} occurs twice.")
                 if image_id not in images:
                     raise ValueError(f"{location}: there is no image with the id {image_id}.")
                 caption_ids.add(caption_id)

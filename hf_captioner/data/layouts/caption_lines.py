@@ -83,9 +83,9 @@ def _repair_lines(
             continue
         if continuation:
             captions[-1] = captions[-1]._replace(caption=f"{captions[-1].caption} {continuation}")
-            damage.repaired(f"{file}: line breaks inside captions, taken out", f"line {number}")
+            damage.repaired(f"{file}: line breaks inside captions, removed", f"line {number}")
         if len(parts) > 1:
-            damage.repaired(f"{file}: lines run together with the next, taken apart", f"line {number}")
+            damage.repaired(f"{file}: lines joined with the next one, separated", f"line {number}")
         captions += [CaptionLine(number, fields, caption) for fields, caption in parts]
     return captions
 
@@ -134,14 +134,14 @@ def _build_record(
     """Build the record of one caption, without the damage of its line."""
     name = re.sub(r"\.\d+$", "", line.head["image"])
     if name != line.head["image"]:
-        kind = "file names with a number behind their ending, which is taken off"
+        kind = "file names with a number behind their suffix, which is removed"
         damage.repaired(f"{file}: {kind}", f"{line.head['image']} in line {line.number}")
     if line.head.get("bar") == "":
         damage.repaired(f"{file}: captions without a separator before them", f"line {line.number}")
     caption = line.caption
     if line_format.is_csv and caption.startswith('"'):
         kind = "captions in quotes for their commas" if caption.endswith('"') else "captions with an unpaired quote"
-        damage.repaired(f"{file}: {kind}, which are taken off", f"line {line.number}")
+        damage.repaired(f"{file}: {kind}, which are removed", f"line {line.number}")
         caption = caption[1:].removesuffix('"').replace('""', '"')
     split = None if splits is None else splits.get(name)
     number = int(line.head["number"]) if "number" in line.head else None

@@ -64,7 +64,7 @@ def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record
             number = (record.split, name, -1 if record.number is None else record.number)
             if row["image"] != image or (record.number is not None and number in numbers):
                 which = "" if not record.number else f" with caption number {record.number}"
-                raise ValueError(f"{record.location}: the image {name!r}{which} is there twice.")
+                raise ValueError(f"{record.location}: the image {name!r}{which} occurs twice.")
             numbers.add(number)
             row["captions"] += record.captions
     for name in missing_images:

@@ -52,9 +52,10 @@ def missing_splits(present: Collection[str | None]) -> list[str]:
 
 def missing_splits_message(missing: Collection[str]) -> str:
     """Return a line that says which splits were made, and from what."""
+    subject = "each is" if len(missing) > 1 else "it is"
     return (
-        f"There is no {' and no '.join(missing)} split: made of {' and '.join(['a tenth'] * len(missing))} of the "
-        "training images, by a digest of each image, so the same ones each time."
+        f"There is no {' and no '.join(missing)} split: {subject} made of a tenth of the training images, chosen by a "
+        "digest of each image, so always the same ones."
     )
 
 
@@ -93,7 +94,7 @@ class Leak(NamedTuple):
     def lines(self, limit: int | None = None) -> list[str]:
         """Describe the leak in one line for each kind, with at most `limit` pairs of names."""
         kinds = (
-            ("the same bytes", self.same_bytes, "Scores on the one are not those of unseen images."),
+            ("the same bytes", self.same_bytes, "Scores on one of them are not scores on unseen images."),
             ("the same file name but other bytes", self.same_name, "They may be the same photographs."),
         )
         lines = []

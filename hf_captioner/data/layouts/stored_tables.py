@@ -241,6 +241,6 @@ def _drop_duplicates(dataset: Dataset, split: str, source: str, damage: Damage) 
     for index, name in enumerate(dataset["image_id"][:]):
         if first_rows.setdefault(name, index) != index:
             damage.broken(
-                f"{source}: the image_id {name!r} is there twice in {split}, in rows {first_rows[name]} and {index}."
+                f"{source}: the image_id {name!r} occurs twice in {split}, in rows {first_rows[name]} and {index}."
             )
     return dataset if len(first_rows) == len(dataset) else dataset.select(list(first_rows.values()))

@@ -50,7 +50,10 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
         # Damage is reported every time, also where rows come from the cache.
         num_rows = sum(1 for _ in tar_rows(**arguments, report=report_once, read_images=False))
         if not num_rows:
-            raise ValueError(f"{paths[0]} and its like hold no image of the split {name!r}.")
+            raise ValueError(
+                f"{len(paths)} tar shards such as {paths[0]} hold no image for the split {name!r}. Add images, or name "
+                f"shards by their split: {name}-00000.tar."
+            )
         splits[name] = Dataset.from_generator(
             _cached_tar_rows,
             features=row_features(),
@@ -99,7 +102,7 @@ def tar_rows(
         for key, files in _read_samples(shard, damage, read_images):
             with damage.skipping():
                 if key in keys:
-                    raise ValueError(f"{shard}: the sample {key!r} is there twice.")
+                    raise ValueError(f"{shard}: the sample {key!r} occurs twice.")
                 keys.add(key)
                 row = _build_row(shard, key, files, damage)
                 if row is not None and (split is None or assign_split(row["image_id"], missing) == split):
