@@ -1,3 +1,5 @@
+"""The image processor: equal to timm's evaluation transform, for images of any kind."""
+
 from __future__ import annotations
 
 import io
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from test_images import RED, ramp
 from timm.data import create_transform, resolve_data_config
-from transformers import AutoImageProcessor, PreTrainedConfig
+from transformers import AutoImageProcessor
 
 from hf_captioner.model import image_processing_captioner
 from hf_captioner.model.image_processing_captioner import CaptionerImageProcessor
@@ -41,7 +43,7 @@ DATA_CONFIGS = {
 
 
 def assert_same_but_for_roundings(values: torch.Tensor, expected: torch.Tensor, config: dict[str, object]) -> None:
-    """Equal, but for levels of 255 here and there from the usual filters, which don't resize whole images by Pillow."""
+    """Check that pixel values are equal, but for a few levels of 255 with filters that do not resize whole images."""
     is_cut = config["crop_mode"] == "center" or config["crop_pct"] < 1
     by_torch, forgiving = ("bilinear", "bicubic"), ("bilinear", "bicubic", "hamming")
     most, mean = (6, 0.3) if config["interpolation"] in (forgiving if is_cut else by_torch) else (0, 0)
@@ -63,7 +65,7 @@ def test_equals_the_evaluation_transform_of_timm(name):
 
 
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"])
-def test_what_a_crop_takes_away_makes_no_difference(interpolation):
+def test_resizing_only_what_the_crop_keeps_makes_no_difference(interpolation):
     rng = np.random.default_rng(0)
     for case in range(20):
         width, height = rng.integers(40, 400, 2).tolist()
@@ -79,7 +81,7 @@ def test_what_a_crop_takes_away_makes_no_difference(interpolation):
 
 
 def test_a_batch_is_its_images_one_by_one():
-    """Of more images than are opened at once, and of a size of which fewer are."""
+    """Check it with more images than are opened at once, some of them so large that fewer are."""
     processor = CaptionerImageProcessor(size={"height": 32, "width": 48})
     images = [ramp(30 + seed, 90 - seed, seed) for seed in range(2 * AT_ONCE)]
     images[3:6] = [ramp(PIXELS_AT_ONCE // 1024, 1100, seed) for seed in range(3)]
@@ -88,8 +90,8 @@ def test_a_batch_is_its_images_one_by_one():
     assert len(torch.unique(pixel_values, dim=0)) == len(images)
 
 
-def test_of_a_panorama_is_resized_what_is_seen(monkeypatch):
-    """All of this one would take 5 GB."""
+def test_only_the_visible_part_of_a_panorama_is_resized(monkeypatch):
+    """Check it with a panorama whose whole would need 5 GB when resized."""
     monkeypatch.setattr(image_processing_captioner, "interpolate", None)
     processor = CaptionerImageProcessor(crop_pct=1.0, image_mean=[0] * 3, image_std=[1 / 255] * 3)
     colours = np.zeros((3, 100_000, 3), np.uint8)
@@ -99,7 +101,7 @@ def test_of_a_panorama_is_resized_what_is_seen(monkeypatch):
 
 
 def detailed(width: int, height: int) -> Image.Image:
-    """Detail of all sizes, each half as strong as what is twice as large, as photographs have it."""
+    """Return an image with detail at all scales, of half the strength at each finer scale, as in photographs."""
     rng = np.random.default_rng(0)
     total = np.zeros((height, width, 3))
     for octave in range(2, 11):
@@ -125,7 +127,7 @@ def camera() -> Image.Image:
 
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_large_jpegs_decoded_at_reduced_size_come_out_alike(camera, crop_mode, orientation):
+def test_decoding_a_large_jpeg_at_reduced_size_changes_little(camera, crop_mode, orientation):
     processor = CaptionerImageProcessor(
         size={"height": 160, "width": 96}, crop_mode=crop_mode, image_mean=[0] * 3, image_std=[1 / 255] * 3
     )
@@ -143,8 +145,8 @@ def test_large_jpegs_decoded_at_reduced_size_come_out_alike(camera, crop_mode, o
     assert expected.std() > 20
 
 
-def test_the_shape_of_a_reduced_jpeg_is_that_of_the_whole_one():
-    """Odd sizes are rounded when they are halved; the box that attention maps are drawn in knows the whole size only."""
+def test_a_jpeg_of_odd_size_is_not_shifted_by_decoding_it_at_reduced_size():
+    """Check it, because attention maps are drawn in a box that is computed from the full size."""
     processor = CaptionerImageProcessor(size={"height": 64, "width": 64}, image_mean=[0] * 3, image_std=[1 / 255] * 3)
     for width, height in [(1001, 333), (517, 1033), (301, 307)]:
         ramps = np.zeros((height, width, 3), np.uint8)
@@ -165,17 +167,17 @@ def test_other_formats_and_small_jpegs_are_decoded_whole(camera):
         assert torch.equal(processor(data).pixel_values, processor(whole).pixel_values)
 
 
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.98])
-def test_half_a_large_jpeg_is_refused_by_name(camera, tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.98])
+def test_the_error_for_a_truncated_large_jpeg_names_the_file(camera, tmp_path, fraction):
     path = tmp_path / "half.jpg"
     data = jpeg(camera)
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(ValueError, match=r"half\.jpg is not a readable image: \S") as error:
         CaptionerImageProcessor(size={"height": 64, "width": 64})(path)
     assert "\n" not in str(error.value)
 
 
-def test_takes_the_data_config_of_a_model():
+def test_data_config_of_a_timm_model():
     model = timm.create_model("test_vit", num_classes=0)
     config = timm.data.resolve_model_data_config(model)
     processor = CaptionerImageProcessor.from_data_config(config)
@@ -204,7 +206,7 @@ def test_inputs_and_outputs(tmp_path):
 
 def test_round_trip(tmp_path):
     processor = CaptionerImageProcessor.from_data_config(DATA_CONFIGS["border cut"])
-    before = processor(ramp()).pixel_values  # builds the transform, which must not be saved
+    before = processor(ramp()).pixel_values  # caches the transform, which must not be saved
     processor.save_pretrained(tmp_path)
     loaded = CaptionerImageProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()
@@ -224,7 +226,7 @@ def test_overrides_on_loading(tmp_path):
         CaptionerImageProcessor.from_pretrained(tmp_path, crop_mode="centre")
 
 
-def test_a_changed_field_takes_effect():
+def test_changing_an_attribute_changes_the_pixel_values():
     processor = CaptionerImageProcessor()
     before = processor(ramp()).pixel_values
     processor.crop_pct = 0.5
@@ -233,11 +235,6 @@ def test_a_changed_field_takes_effect():
 
 @pytest.mark.parametrize("backend", [None, "pil", "torchvision"])
 def test_auto_image_processor(tmp_path, backend):
-    class Config(PreTrainedConfig):
-        model_type = "image_processing_test"
-
-    backends = {"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor}
-    AutoImageProcessor.register(Config, image_processor_classes=backends, exist_ok=True)
     CaptionerImageProcessor(crop_pct=0.5).save_pretrained(tmp_path)
     loaded = AutoImageProcessor.from_pretrained(tmp_path, backend=backend)
     assert type(loaded) is CaptionerImageProcessor
@@ -274,7 +271,7 @@ def test_data_config_errors():
 @pytest.mark.parametrize("size", [(64, 64), (96, 40)])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875, 0.6])
 @pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
-def test_visible_box_says_where_each_output_pixel_comes_from(crop_mode, crop_pct, size, width, height):
+def test_visible_box_is_where_each_pixel_value_comes_from(crop_mode, crop_pct, size, width, height):
     processor = CaptionerImageProcessor(
         size={"height": size[0], "width": size[1]},
         interpolation="bilinear",
@@ -283,7 +280,7 @@ def test_visible_box_says_where_each_output_pixel_comes_from(crop_mode, crop_pct
         image_mean=[0, 0, 0],
         image_std=[1, 1, 1],
     )
-    # Red tells a pixel's column and green its row, in steps as large as 8 bits allow.
+    # Red encodes the column of a pixel and green its row, in steps as large as 8 bits allow.
     step_x, step_y = 255 // width, 255 // height
     image = np.zeros((height, width, 3), np.uint8)
     image[..., 0] = np.arange(width) * step_x
@@ -294,7 +291,7 @@ def test_visible_box_says_where_each_output_pixel_comes_from(crop_mode, crop_pct
     scale_x, scale_y = (right - left) / size[1], (bottom - top) / size[0]
     column = left + (np.arange(size[1]) + 0.5) * scale_x - 0.5
     row = top + (np.arange(size[0]) + 0.5) * scale_y - 0.5
-    # Interpolation bends the ramp at the borders of the image, and padding has none.
+    # Pixels at the borders of the image and in the padding do not follow the ramp.
     columns = (column > scale_x + 1) & (column < width - scale_x - 2)
     rows = (row > scale_y + 1) & (row < height - scale_y - 2)
     assert columns.sum() > 5
@@ -319,7 +316,7 @@ def test_visible_box_of_a_wide_image(crop_mode, expected):
     assert processor.visible_box(200, 100) == expected
     left, top, right, bottom = expected
     half = (right - left) / 2, (bottom - top) / 2
-    lower_right = (20, 20, 60, 60)  # from the middle of 40 x 40 pixels to as far beyond their end
+    lower_right = (20, 20, 60, 60)  # of the 40 x 40 pixels and their continuation
     assert processor.visible_box(200, 100, lower_right) == (
         left + half[0],
         top + half[1],

@@ -1,3 +1,5 @@
+"""Opening images: all kinds of files, arrays and sources, and the errors for broken ones."""
+
 from __future__ import annotations
 
 import io
@@ -20,7 +22,7 @@ HEIGHT, WIDTH = 32, 48
 
 
 def quadrants() -> np.ndarray:
-    """(32, 48, 3): red, green over blue, white."""
+    """Return `(32, 48, 3)` with a red, a green, a blue and a white quadrant, row by row."""
     array = np.empty((HEIGHT, WIDTH, 3), np.uint8)
     top, left = slice(HEIGHT // 2), slice(WIDTH // 2)
     array[:], array[top], array[:, left], array[top, left] = WHITE, GREEN, BLUE, RED
@@ -28,12 +30,12 @@ def quadrants() -> np.ndarray:
 
 
 def grey(dtype: type = np.uint8) -> np.ndarray:
-    """(32, 48) ramp from 0 to the largest number of the type."""
+    """Return a `(32, 48)` ramp from 0 to the maximum of the type."""
     return np.linspace(0, np.iinfo(dtype).max, HEIGHT * WIDTH).astype(dtype).reshape(HEIGHT, WIDTH)
 
 
 def ramp(height: int = 75, width: int = 100, seed: int = 0) -> Image.Image:
-    """Smooth gradients with noise, so that interpolations differ."""
+    """Return an image of smooth gradients with noise, for which interpolations differ."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     array = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (height + width)], -1)
@@ -41,27 +43,27 @@ def ramp(height: int = 75, width: int = 100, seed: int = 0) -> Image.Image:
 
 
 def half_transparent(mode: str) -> Image.Image:
-    """Red (or its grey), with a transparent right half."""
+    """Return an image that is red (or the same grey), with a transparent right half."""
     image = Image.new("RGBA", (WIDTH, HEIGHT), (*RED, 255))
     image.paste((0, 0, 0, 0), (WIDTH // 2, 0, WIDTH, HEIGHT))
     return image.convert(mode)
 
 
 def with_colour_key() -> Image.Image:
-    """RGB whose blue is declared transparent."""
+    """Return the quadrants as an image whose blue is declared transparent."""
     image = Image.fromarray(quadrants())
     image.info["transparency"] = BLUE
     return image
 
 
 def assert_close(image: Image.Image, expected: np.ndarray, tolerance: float) -> None:
-    """Mean absolute difference, which ignores the ringing of lossy formats along edges."""
+    """Compare by the mean absolute difference, which tolerates ringing of lossy formats along edges."""
     assert image.mode == "RGB"
     assert image.size == expected.shape[1::-1]
     assert np.abs(np.asarray(image, float) - expected).mean() <= tolerance
 
 
-# What the stored picture is, so that the orientation makes it upright (EXIF 2.3, tag 0x0112).
+# For each EXIF orientation (tag 0x0112), the transform of an upright image to the array that a file stores.
 STORED = {
     1: lambda a: a,
     2: np.fliplr,
@@ -219,18 +221,13 @@ def test_a_given_pil_image_is_left_alone(tmp_path):
     assert np.array_equal(np.asarray(given), quadrants())
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist\.$"):
-        open_image(tmp_path / "none.jpg")
-
-
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
-@pytest.mark.parametrize("share", [0.02, 0.5, 0.9])
-def test_truncated_files(tmp_path, suffix, share):
+@pytest.mark.parametrize("fraction", [0.02, 0.5, 0.9])
+def test_truncated_files(tmp_path, suffix, fraction):
     path = tmp_path / f"cut.{suffix}"
     ramp().save(path)
     data = path.read_bytes()
-    path.write_bytes(data[: int(len(data) * share)])
+    path.write_bytes(data[: int(len(data) * fraction)])
     with pytest.raises(ValueError, match=rf"cut\.{suffix} is not a readable image: \S"):
         open_image(path)
     with pytest.raises(ValueError, match=r"^The given bytes object is not a readable image: \S"):
@@ -246,12 +243,11 @@ def test_other_files_named_as_images(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_folder(tmp_path):
+def test_missing_files_folders_and_many_pixels(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist\.$"):
+        open_image(tmp_path / "none.jpg")
     with pytest.raises(ValueError, match=r"is not a readable image: .*directory"):
         open_image(tmp_path)
-
-
-def test_decompression_bomb(tmp_path, monkeypatch):
     path = tmp_path / "bomb.png"
     Image.new("1", (300, 200)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
@@ -260,13 +256,14 @@ def test_decompression_bomb(tmp_path, monkeypatch):
 
 
 def png_header(width: int, height: int) -> bytes:
-    """The beginning of a PNG file of so many pixels, which says all about its size."""
+    """Return the beginning of a PNG file that claims to have this size, without its checksum."""
     file = io.BytesIO()
     Image.new("RGB", (1, 1)).save(file, "PNG")
     return file.getvalue()[:16] + width.to_bytes(4) + height.to_bytes(4) + file.getvalue()[24:]
 
 
 def jpeg_header(width: int, height: int) -> bytes:
+    """Return the beginning of a JPEG file that claims to have this size."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     data = bytearray(file.getvalue())
@@ -276,7 +273,7 @@ def jpeg_header(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("make", [png_header, jpeg_header])
-def test_bombs_are_refused_by_what_their_header_says(tmp_path, monkeypatch, make):
+def test_decompression_bombs_are_refused_before_decoding(tmp_path, monkeypatch, make):
     path = tmp_path / "bomb.jpg"
     content = make(60_000, 50_000)
     path.write_bytes(content if make is jpeg_header else with_checksum(content))
@@ -288,6 +285,7 @@ def test_bombs_are_refused_by_what_their_header_says(tmp_path, monkeypatch, make
 
 
 def with_checksum(png: bytes) -> bytes:
+    """Return the beginning of a PNG file with the right checksum of its header."""
     return png[:29] + zlib.crc32(png[12:29]).to_bytes(4) + png[33:]
 
 
