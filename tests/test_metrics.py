@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import sys
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -93,14 +94,17 @@ def test_scores_of_pycocoevalcap():
 
 def test_scores_of_pycocoevalcap_and_official_bleu_on_flickr8k(load):
     """Flickr8k validation: the first caption of each image is the prediction, the other four are its references."""
-    golden_file, photographs = (SHARED / "golden" / "caption_metrics.json", SHARED / "flickr8k" / "data")
-    if not (golden_file.exists() and photographs.exists()):
+    golden_file, table_file = (
+        SHARED / "golden" / "caption_metrics.json",
+        SHARED / "flickr8k" / "data" / "validation-00000-of-00001.parquet",
+    )
+    if not (golden_file.exists() and table_file.exists()):
         pytest.skip("needs golden and flickr8k, which are not beside this repository in shared/")
     from pyarrow import parquet
 
     golden = json.loads(golden_file.read_text())
     columns = [f"caption_{number}" for number in range(5)]
-    table = parquet.read_table(photographs / "validation-00000-of-00001.parquet", columns=columns)
+    table = parquet.read_table(table_file, columns=columns)
     rows = [[row[column] for column in columns] for row in table.to_pylist()]
     predictions, references = [row[0] for row in rows], [row[1:] for row in rows]
     assert [" ".join(tokenize_ptb(c)) for captions in rows for c in captions] == golden["ptb_tokenized_validation"]
@@ -199,30 +203,22 @@ def test_loaded_modules_equal_caption_metrics(corpus, load):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_module(name, load, monkeypatch):
+def test_module(name, load, monkeypatch, tmp_path):
     metric = load(name)
-    for text in (metric.description, metric.citation, metric.inputs_description, metric.info.reference_urls):
-        assert text
-    once = metric.compute(
-        predictions=["a dog runs on grass", "two men"],
-        references=[["a dog runs on grass"], ["two men on a horse", "a horse"]],
-    )
+    assert metric.description and metric.citation and metric.info.reference_urls
+    predictions, references = ["a dog runs on grass", "two men"], [["a dog runs on grass"], ["two men", "a horse"]]
+    computed = METRICS.get(name)(cache_dir=tmp_path).compute(predictions=predictions, references=references)
+    assert all(isinstance(value, (float, int)) for key, value in computed.items() if key != "precisions")
+    assert metric.compute(predictions=predictions, references=references) == computed
     metric.add(prediction="a dog runs on grass", reference="a dog runs on grass")
-    metric.add_batch(predictions=["two men"], references=[["two men on a horse", "a horse"]])
-    assert metric.compute() == once
+    metric.add_batch(predictions=predictions[1:], references=references[1:])
+    assert metric.compute() == computed
+    assert caption_metrics(["a dog"], [["a dog"]])  # the imported module cider.py does not hide the function `cider`
 
     monkeypatch.chdir(ROOT)  # the examples give paths relative to the root
     example = metric.inputs_description[metric.inputs_description.index("Example:") :]
     parsed = doctest.DocTestParser().get_doctest(example, {"evaluate": evaluate}, name, None, 0)
     assert parsed.examples and doctest.DocTestRunner().run(parsed).failed == 0
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_registered(name, tmp_path):
-    assert name in METRICS.names()
-    computed = METRICS.get(name)(cache_dir=tmp_path).compute(predictions=["a dog"], references=[["a dog", "the dog"]])
-    assert all(isinstance(value, (float, int)) for key, value in computed.items() if key != "precisions")
-    assert caption_metrics(["a dog"], [["a dog"]])  # the imported module cider.py does not hide the function `cider`
 
 
 def test_bleu_by_hand():
@@ -231,6 +227,12 @@ def test_bleu_by_hand():
     assert official["precisions"] == [1.0, 1.0, 1.0, 1.0]
     assert official["bleu"] == official["brevity_penalty"] == pytest.approx(math.exp(1 - 6 / 4))
     assert (official["translation_length"], official["reference_length"]) == (4, 6)
+    empty = scores.bleu(scores.match_ngrams([[]], [[["a"]]], scores.shortest))
+    assert (empty["bleu"], empty["brevity_penalty"], empty["length_ratio"]) == (0, 0, 0)
+    empty_references = scores.bleu(scores.match_ngrams([["a"]], [[[]]], scores.shortest))
+    assert (empty_references["bleu"], empty_references["length_ratio"]) == (0, math.inf)
+    with pytest.raises(ValueError, match="max_order is 0"):
+        scores.match_ngrams(predictions, references, scores.shortest, max_order=0)
 
 
 def test_bleu_clips_to_one_reference_and_smooths_above_unigrams():
@@ -258,9 +260,8 @@ def test_cider_by_hand():
     references = [["a b"], ["c d e f"]]
     predictions, references = split(["a", "c d e f"], references)
     first, second = scores.CiderD(references).scores(predictions, references)
-    assert first == pytest.approx(
-        10 / 4 / math.sqrt(2) * math.exp(-1 / 72)
-    )  # one of four orders matches; one token short
+    # One of four orders matches, and the prediction is one token short.
+    assert first == pytest.approx(10 / 4 / math.sqrt(2) * math.exp(-1 / 72))
     assert second == pytest.approx(10)
     [clipped] = scores.CiderD(references).scores([["a", "a"]], references[:1])
     assert clipped == pytest.approx(10 / 4 / (2 * math.sqrt(2)))
@@ -290,22 +291,19 @@ def test_rouge_l_by_hand():
     assert scores.rouge_l([[], []], [[[]], [["a"]]]).of_corpus()["rouge_l"] == 0.5  # two empty captions are equal
 
 
-def test_common_subsequence_length():
-    def table(first, second):
-        row = [0] * (len(second) + 1)
-        for token in first:
-            diagonal = 0
-            for position, other in enumerate(second, start=1):
-                above = row[position]
-                row[position] = diagonal + 1 if token == other else max(above, row[position - 1])
-                diagonal = above
-        return row[-1]
+@pytest.mark.parametrize("length", [0, 1, 5, 20, 90])
+def test_common_subsequence_length_equals_the_plain_recursion(length):
+    generator = random.Random(length)
+    first, second = generator.choices("abcd", k=length), generator.choices("abcde", k=generator.randint(0, 90))
 
-    rng = random.Random(0)
-    for length in (0, 1, 5, 20, 90):
-        first = rng.choices("abcd", k=length)
-        second = rng.choices("abcde", k=rng.randint(0, 90))
-        assert scores.common_subsequence_length(first, second) == table(first, second)
+    @cache
+    def plain(i, j):
+        """Length for the first i and j tokens (Lin 2004)."""
+        if i == 0 or j == 0:
+            return 0
+        return plain(i - 1, j - 1) + 1 if first[i - 1] == second[j - 1] else max(plain(i - 1, j), plain(i, j - 1))
+
+    assert scores.common_subsequence_length(first, second) == plain(len(first), len(second))
 
 
 @pytest.mark.parametrize(
@@ -331,13 +329,6 @@ def test_edge_cases_give_scores_in_range(predictions, references):
     assert {name: per_image[name] for name in computed} == computed
 
 
-def test_length_ratio_without_tokens():
-    empty = scores.bleu(scores.match_ngrams([[]], [[["a"]]], scores.shortest))
-    assert (empty["bleu"], empty["brevity_penalty"], empty["length_ratio"]) == (0, 0, 0)
-    nothing_to_match = scores.bleu(scores.match_ngrams([["a"]], [[[]]], scores.shortest))
-    assert (nothing_to_match["bleu"], nothing_to_match["length_ratio"]) == (0, math.inf)
-
-
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
@@ -357,11 +348,6 @@ def test_errors(predictions, references, message, tmp_path):
         caption_metrics(predictions, references)
     with pytest.raises(ValueError, match=message):
         METRICS.get("rouge_l")(cache_dir=tmp_path).compute(predictions=predictions, references=references)
-
-
-def test_bleu_refuses_a_max_order_below_one(tmp_path):
-    with pytest.raises(ValueError, match="max_order is 0"):
-        METRICS.get("bleu")(cache_dir=tmp_path).compute(predictions=["a"], references=[["a"]], max_order=0)
 
 
 def test_metrics_without_evaluate(monkeypatch):
