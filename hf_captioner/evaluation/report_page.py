@@ -98,6 +98,9 @@ def _histograms(evaluation: Evaluation) -> dict[str, list[Bar]]:
 
 def _bars(labels: Sequence[object], captions: Counter, references: Counter) -> list[Bar]:
     """Return a bar for each label, with the counts of captions and references turned into fractions of their totals."""
-    fractions = [tuple(counts[label] / max(1, counts.total()) for counts in (captions, references)) for label in labels]
-    largest = max((fraction for row in fractions for fraction in row), default=0) or 1
-    return [Bar(str(label), *row, largest) for label, row in zip(labels, fractions, strict=True)]
+    predicted, referenced = (
+        [counts[label] / max(1, counts.total()) for label in labels] for counts in (captions, references)
+    )
+    largest = max([*predicted, *referenced], default=0) or 1
+    rows = zip(labels, predicted, referenced, strict=True)
+    return [Bar(str(label), fraction, reference_fraction, largest) for label, fraction, reference_fraction in rows]
