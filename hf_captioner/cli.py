@@ -116,11 +116,14 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         main: the command; returns an exit code, or None for success.
         argv: its arguments.
     """
-    if (
-        not sys.stderr.isatty()
-    ):  # Progress bars are for terminals. Read by tqdm and huggingface_hub as they are imported.
+    show_messages()
+    if not sys.stderr.isatty():  # Progress bars are for terminals.
         os.environ.setdefault("TQDM_DISABLE", "1")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        if "transformers" in sys.modules:  # These variables are read at import, which is over in a script.
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
     try:
         return main(argv) or 0
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
