@@ -150,45 +150,26 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "systems",
-        nargs="+",
-        metavar="SYSTEM",
-        help="captioner (a folder, or an id on the Hub) or file of captions (JSON or JSON Lines); two to compare them",
-    )
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset", default="shapes", help="name, folder, file or Hub id (default: %(default)s)")
-    data.add_argument("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
-    data.add_argument("--split", default="validation", help="split to score (default: %(default)s)")
-    data.add_argument("--max_images", type=positive_int, metavar="N", help="score only the first N images")
-    data.add_argument("--skip_broken", action="store_true", help="leave out images that can't be read, naming each")
-    decoding = parser.add_argument_group("decoding")
-    decoding.add_argument("--num_beams", type=positive_int, default=5, metavar="N", help="beams (default: %(default)s)")
-    decoding.add_argument(
-        "--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (default: %(default)s)"
-    )
-    scores = parser.add_argument_group("scores")
-    scores.add_argument("--java", action="store_true", help="score METEOR and SPICE too; needs Java and pycocoevalcap")
-    scores.add_argument(
-        "--training_split",
-        default="train",
-        metavar="SPLIT",
-        help="count captions that are not in this split as novel; '' to skip (default: %(default)s)",
-    )
-    scores.add_argument(
-        "--num_resamples",
-        type=positive_int,
-        default=NUM_RESAMPLES,
-        metavar="N",
-        help="bootstrap samples for the intervals (default: %(default)s)",
-    )
-    scores.add_argument("--seed", type=int, default=0, help="seed of these samples (default: %(default)s)")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        help="folder for the files (default: SYSTEM/evaluation for a folder, FILE_evaluation beside a file, "
-        "NAME_evaluation for a captioner on the Hub, comparison for two systems)",
-    )
+    parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="captioner (a folder, or an id on the Hub), or "
+        "file of captions (JSON or JSON Lines); two to compare them")  # fmt: skip
+    add = parser.add_argument_group("data").add_argument
+    add("--dataset", default="shapes", help="name, folder, file or Hub id (default: %(default)s)")
+    add("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
+    add("--split", default="validation", help="split to score (default: %(default)s)")
+    add("--max_images", type=positive_int, metavar="N", help="score only the first N images")
+    add("--skip_broken", action="store_true", help="leave out images that can't be read, naming each")
+    add = parser.add_argument_group("decoding").add_argument
+    add("--num_beams", type=positive_int, default=5, metavar="N", help="beams (default: %(default)s)")
+    add("--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (default: %(default)s)")
+    add = parser.add_argument_group("scores").add_argument
+    add("--java", action="store_true", help="score METEOR and SPICE too; needs Java and pycocoevalcap")
+    add("--training_split", default="train", metavar="SPLIT", help="captions in this split are not novel; '' to leave "
+        "novel captions uncounted (default: %(default)s)")  # fmt: skip
+    add("--num_resamples", type=positive_int, default=NUM_RESAMPLES, metavar="N", help="bootstrap samples for the "
+        "intervals (default: %(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="seed of these samples (default: %(default)s)")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", metavar="DIR", help="folder for the files (default: SYSTEM/evaluation for a folder, "
+        "FILE_evaluation beside a file, NAME_evaluation for a captioner on the Hub, comparison for two)")  # fmt: skip
     add_hub_arguments(parser)
     return parser.parse_args(argv)
