@@ -1,10 +1,10 @@
-"""Try one architecture of every family of timm as an encoder, and write what came out to docs/encoders.md.
+"""Try one architecture of every family of timm as an encoder, and write the results to docs/encoders.md.
 
     python benchmarks/encoders.py                  # all families, with random weights: six minutes on one core
-    python benchmarks/encoders.py resnet nasnet    # some, to standard output alone
+    python benchmarks/encoders.py resnet nasnet    # some, printed and not written
 
-A family is a module of timm. Of each, a small architecture is built, and a captioner with it encodes two images, is
-saved, reloaded, compared and asked for a caption. tests/test_families.py holds the table to what comes out.
+A family is a module of timm. A captioner with a small architecture of the family encodes two images, is saved, reloaded
+and compared, and captions the images. tests/test_families.py compares the table with new results.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from timm.models import is_model_in_modules
 from tqdm.auto import tqdm
 
 from hf_captioner import CaptionerModel
-from hf_captioner.cli import run_main
+from hf_captioner.cli import run_command
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "encoders.md"
 
-# Small members of families of which the first by name is large or unusual.
+# A small architecture of each family whose first by name is large or unusual.
 SMALL = {
     "byoanet": "botnet26t_256",
     "byobnet": "mobileone_s0",
@@ -96,7 +96,7 @@ SMALL = {
     "xcit": "xcit_nano_12_p16_224",
 }
 
-# Families whose smallest member has hundreds of millions of parameters, all in layers alike.
+# Families whose smallest architecture has hundreds of millions of parameters, in layers that are all alike.
 SHALLOW = {
     family: {"depth": 2} for family in ("beit", "deepseek_vit", "gemma4_vit", "qwen3_vit", "vision_transformer_sam")
 }
@@ -106,7 +106,7 @@ TINY = {"hidden_size": 16, "attention_size": 16, "embedding_size": 16, "vocab_si
 
 @dataclass(frozen=True)
 class Result:
-    """A row of the table: what became of a family."""
+    """A row of the table, for one family."""
 
     family: str
     architecture: str
@@ -117,7 +117,7 @@ class Result:
 
 
 def smallest(family: str) -> str:
-    """The family's architecture to try."""
+    """Return the name of the architecture to try for a family."""
     names = [name for name in timm.list_models() if is_model_in_modules(name, [family])]
     assert family not in SMALL or SMALL[family] in names, f"{SMALL[family]} is no {family}"
     return SMALL.get(family, names[0])
@@ -125,10 +125,10 @@ def smallest(family: str) -> str:
 
 @torch.no_grad()
 def try_family(family: str) -> Result:
-    """Build, encode, save, reload, caption.
+    """Build, save and reload a captioner with an encoder of the family; encode and caption images with it.
 
     Raises:
-        AssertionError: an encoder that was not refused breaks its word.
+        AssertionError: The encoder was not refused, and does not work.
     """
     name, kwargs = smallest(family), SHALLOW.get(family)
     torch.manual_seed(0)
@@ -148,7 +148,7 @@ def try_family(family: str) -> Result:
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         reloaded = CaptionerModel.from_pretrained(folder).eval()
-    again = reloaded.encoder(pixel_values).last_hidden_state  # before the buffers are compared: some are made here
+    again = reloaded.encoder(pixel_values).last_hidden_state  # before buffers are compared, as some are made here
     assert torch.allclose(again, cells, rtol=1e-3, atol=1e-3 * float(cells.std())), "other cells after reloading"
     for mine, theirs in ((model.state_dict(), reloaded.state_dict()), map(_buffers, (model, reloaded))):
         assert mine.keys() == theirs.keys(), "other tensors after reloading"
@@ -160,13 +160,14 @@ def try_family(family: str) -> Result:
 
 
 def _buffers(model: CaptionerModel) -> dict[str, torch.Tensor]:
+    """Return all buffers, those among them that are not saved."""
     return dict(model.named_buffers())
 
 
-def main(argv: Sequence[str]) -> None:
-    """Try families, write the table."""
+def main(argv: Sequence[str]) -> int:
+    """Try families and write the table; return 1 if any is broken, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("families", nargs="*", help="modules of timm; by default all, and the table is written")
+    parser.add_argument("families", nargs="*", help="modules of timm (default: all, and the table is written)")
     arguments = parser.parse_args(argv)
     results = []
     for family in tqdm(arguments.families or timm.list_modules(), unit="family", disable=None):
@@ -179,23 +180,23 @@ def main(argv: Sequence[str]) -> None:
     if not arguments.families:
         TABLE.parent.mkdir(exist_ok=True)
         TABLE.write_text(page(results), encoding="utf-8")
-    if any(result.result.startswith("BROKEN") for result in results):
-        sys.exit(1)
+    return int(any(result.result.startswith("BROKEN") for result in results))
 
 
 def page(results: Sequence[Result]) -> str:
-    """The page of the table."""
+    """Return docs/encoders.md with these results."""
     num_good = sum(result.result == "works" for result in results)
     num_families = f"{len(results)} families, which are the modules of timm {timm.__version__}"
     lines = [
         "# Encoders",
         "",
-        "The encoder `timm` takes every model of timm whose last features form a grid. Below is an architecture of",
-        f"each of the {num_families}, with random weights, as",
-        "`python benchmarks/encoders.py` found it. "
-        f"Of them {num_good} work, the others are refused by name and with the reason.",
-        "Works means that cells have the grid and the channels that the encoder names, that a captioner comes back",
-        f"from its folder bit for bit, and that it captions. {', '.join(SHALLOW)} were cut to two layers.",
+        "The encoder `timm` takes every model of timm whose last features form a grid. The table shows what",
+        "`python benchmarks/encoders.py` found for one architecture, with random weights, of each of the",
+        f"{num_families}. {num_good} of them work; the others are refused with the reason.",
+        "",
+        "An architecture works if its cells have the grid and the number of channels that the encoder names, and if a",
+        f"saved and reloaded captioner is equal to the bit and captions images. {', '.join(SHALLOW)} were cut to",
+        "two layers.",
         "",
         "| family | architecture | image | grid | channels | result |",
         "|---|---|---|---|---|---|",
@@ -205,4 +206,4 @@ def page(results: Sequence[Result]) -> str:
 
 
 if __name__ == "__main__":
-    run_main(main)
+    sys.exit(run_command(main, sys.argv[1:]))

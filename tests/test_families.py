@@ -1,4 +1,4 @@
-"""The table of encoders in docs/encoders.md is true: one architecture of every family of timm, tried again."""
+"""The table in docs/encoders.md agrees with new results of benchmarks/encoders.py."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def benchmark() -> ModuleType:
+    """Import benchmarks/encoders.py, which is in no package."""
     spec = importlib.util.spec_from_file_location("benchmark_encoders", ROOT / "benchmarks" / "encoders.py")
     assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for it
     spec.loader.exec_module(module)
     return module
 
@@ -36,7 +37,7 @@ def test_table_has_every_family() -> None:
     assert all(row[5] == "works" or row[5].startswith(f"refused: Encoder {row[1]!r}") for row in ROWS)
 
 
-# A few of all layouts always; all of them, with tens of millions of parameters each, take minutes.
+# All families take minutes, so the fast tests try one of each of three layouts of features.
 @pytest.mark.parametrize(
     "row",
     [

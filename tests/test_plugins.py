@@ -1,10 +1,11 @@
-"""The packages in examples/plugin_*, installed as users install them: with them models work, without them they say so."""
+"""The packages in examples/plugin_*, installed as users install them: captioners use them, and say where they are missing."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sysconfig
@@ -24,19 +25,17 @@ FOLDERS = {folder.name.removeprefix("plugin_"): folder for folder in sorted(ROOT
 CHECKS: dict[str, dict[str, Any]] = {
     "encoder": {"encoder_name": "test_resnet", "image_size": (64, 96)},
     "attention": {},
-    "decoder": {"num_layers": 2},
+    "decoder": {},
     "dataset": {"size": 32},
     "metric": {},
 }
 PARTS = {"encoder": "two_scales", "attention": "sparse", "decoder": "minimal", "dataset": "clocks", "metric": "habits"}
 
-# Trains a captioner with each plug-in and saves it, with the captions it gives.
+# Program that trains and saves a captioner with each plug-in, and writes its losses and captions.
 TRAIN = """
 import json, sys, torch
-from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
-from hf_captioner.data.collator import CaptionCollator
+from hf_captioner import METRICS, CaptionCollator, CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner.data.rows import undecoded
-from hf_captioner.metrics import METRICS
 
 torch.set_num_threads(1)
 folder, parts = sys.argv[1], json.loads(sys.argv[2])
@@ -67,18 +66,17 @@ for kind, name in parts.items():
     processor.save_pretrained(f"{folder}/{kind}")
     torch.save(batch["pixel_values"], f"{folder}/{kind}/pixels.pt")
     captions[kind] = processor.batch_decode(model.generate(batch["pixel_values"]))
-figures = METRICS.get(parts["metric"])().compute(predictions=captions["metric"], references=[["a star"]] * 8)
-json.dump({"losses": losses, "captions": captions, "figures": figures}, open(f"{folder}/trained.json", "w"))
+scores = METRICS.get(parts["metric"])().compute(predictions=captions["metric"], references=[["a star"]] * 8)
+json.dump({"losses": losses, "captions": captions, "scores": scores}, open(f"{folder}/trained.json", "w"))
 """
 
-# Loads each, captions, and says what went wrong.
+# Program that loads each captioner, and prints its captions or the error.
 LOAD = """
 import json, sys, torch
-from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
-from hf_captioner.metrics import METRICS
+from hf_captioner import METRICS, CaptionerModel, CaptionerProcessor, load_captions
 
 torch.set_num_threads(1)
-folder, parts, said = sys.argv[1], json.loads(sys.argv[2]), {}
+folder, parts, results = sys.argv[1], json.loads(sys.argv[2]), {}
 for kind, name in parts.items():
     try:
         model = CaptionerModel.from_pretrained(f"{folder}/{kind}").eval()
@@ -87,15 +85,15 @@ for kind, name in parts.items():
         if kind == "metric":
             METRICS.get(name)
         processor = CaptionerProcessor.from_pretrained(f"{folder}/{kind}")
-        said[kind] = processor.batch_decode(model.generate(torch.load(f"{folder}/{kind}/pixels.pt")))
+        results[kind] = processor.batch_decode(model.generate(torch.load(f"{folder}/{kind}/pixels.pt")))
     except ValueError as e:
-        said[kind] = str(e)
-print(json.dumps(said))
+        results[kind] = str(e)
+print(json.dumps(results))
 """
 
 
 def project(kind: str) -> dict[str, Any]:
-    """What pyproject.toml says of the plug-in."""
+    """Return the table `project` of the plug-in's pyproject.toml."""
     return dict(tomllib.loads((FOLDERS[kind] / "pyproject.toml").read_text())["project"])
 
 
@@ -108,7 +106,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def environment(folder: Path, *packages: Path) -> Run:
-    """A fresh virtual environment with the packages, that finds their dependencies where these tests do."""
+    """Make a virtual environment with the packages, and with the dependencies of the environment of these tests."""
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     site = sysconfig.get_path("purelib", vars={"base": str(folder / "venv"), "platbase": str(folder / "venv")})
@@ -126,7 +124,7 @@ def environment(folder: Path, *packages: Path) -> Run:
 
 
 def _other_files(folder: str, names: list[str]) -> list[str]:
-    """What a checkout may hold beside what is installed, such as builds that are out of date."""
+    """Return the names in a folder of a checkout that don't belong to the package, such as old builds."""
     if Path(folder) != ROOT:
         return [name for name in names if name in ("__pycache__", "build") or name.endswith(".egg-info")]
     return [name for name in names if name not in ("hf_captioner", "pyproject.toml", "README.md", "LICENSE")]
@@ -152,16 +150,16 @@ def loaded(run: Run, folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_is_a_whole_small_package(kind: str) -> None:
+def test_is_a_complete_small_package(kind: str) -> None:
     code = [line for line in module_file(kind).read_text().splitlines() if line.strip()]
-    assert len(code) < 40
+    assert len(code) < 50
     ((group, points),) = project(kind)["entry-points"].items()
     assert group == f"hf_captioner.{kind}s" and list(points) == [PARTS[kind]]
     assert f"pip install ./examples/plugin_{kind}" in (FOLDERS[kind] / "README.md").read_text()
 
 
 @pytest.mark.parametrize("kind", FOLDERS)
-def test_keeps_the_promises_of_its_kind(kind: str) -> None:
+def test_keeps_the_contract_of_its_kind(kind: str) -> None:
     spec = importlib.util.spec_from_file_location(module_file(kind).stem, module_file(kind))
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -171,9 +169,15 @@ def test_keeps_the_promises_of_its_kind(kind: str) -> None:
     getattr(testing, f"check_{kind}")(part, **CHECKS[kind])
 
 
+def test_decoder_uses_the_public_contract_alone() -> None:
+    source = module_file("decoder").read_text()
+    imported = re.findall(r"^from (hf_captioner\S*) import (.*)$", source, re.MULTILINE)
+    assert imported == [("hf_captioner.model.decoder_interface", "Memory")]
+
+
 @pytest.mark.slow
 def test_all_are_listed(with_plugins: Run) -> None:
-    result = with_plugins("-m", "hf_captioner.model.registry")
+    result = with_plugins("-m", "hf_captioner", "parts")
     assert result.returncode == 0, result.stderr[-2000:]
     for kind, name in PARTS.items():
         assert any(line.split()[:1] == [name] and project(kind)["name"] in line for line in result.stdout.splitlines())
@@ -184,7 +188,7 @@ def test_models_learn_and_come_back_where_the_plugins_are(trained: Path, with_pl
     report = json.loads((trained / "trained.json").read_text())
     for kind, losses in report["losses"].items():
         assert losses[-1] < 0.9 * losses[0], kind
-    assert report["figures"]["words"] > 0
+    assert report["scores"]["words"] > 0
     for kind in ("encoder", "attention", "decoder"):
         config = json.loads((trained / kind / "config.json").read_text())
         assert config["packages"] == {f"{kind}s/{PARTS[kind]}": project(kind)["name"]}
@@ -199,7 +203,7 @@ def test_a_recipe_chooses_a_plugin(with_plugins: Run, tmp_path: Path) -> None:
         "final_num_beams": 1, "tracking": "none", "output_dir": str(tmp_path / "out"),
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
-    result = with_plugins(str(ROOT / "examples" / "train.py"), str(tmp_path / "recipe.yaml"))
+    result = with_plugins("-m", "hf_captioner", "train", str(tmp_path / "recipe.yaml"))
     assert result.returncode == 0, result.stderr[-2000:]
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["encoder_type"], config["attention_type"]) == ("two_scales", "sparse")
@@ -208,10 +212,10 @@ def test_a_recipe_chooses_a_plugin(with_plugins: Run, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_models_say_what_to_install_where_the_plugins_are_not(trained: Path, tmp_path: Path) -> None:
-    said = loaded(environment(tmp_path, ROOT), trained)
+    errors = loaded(environment(tmp_path, ROOT), trained)
     for kind, name in PARTS.items():
-        assert f"{name!r} is not among the {kind}s. Known: " in said[kind], kind
-    for kind in ("encoder", "attention", "decoder"):  # of these, the checkpoint knows the package
-        assert f"pip install {project(kind)['name']}" in said[kind]
+        assert f"{name!r} is not among the {kind}s. Known: " in errors[kind], kind
+    for kind in ("encoder", "attention", "decoder"):  # whose packages the checkpoint names
+        assert f"pip install {project(kind)['name']}" in errors[kind]
     for kind in ("dataset", "metric"):
-        assert f"'hf_captioner.{kind}s'), install that package" in said[kind]
+        assert f"'hf_captioner.{kind}s'), install that package" in errors[kind]
