@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import DistributedType
 
 from ..data.loading import num_cores
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 Precision = Literal["no", "bf16", "fp16"]
 
@@ -22,7 +22,7 @@ def build_accelerator(
     gradient_accumulation_steps: int = 1,
     **kwargs: Any,
 ) -> Accelerator:
-    """Build an `Accelerator`, and set the number of threads on a CPU.
+    """Build an `Accelerator`, set the number of threads on a CPU, and let the main process alone log messages.
 
     Args:
         mixed_precision: `"no"`, `"bf16"` or `"fp16"`, replaced by `supported_precision`. By default the choice of
@@ -44,6 +44,8 @@ def build_accelerator(
         **kwargs,
     )
     refuse_sharding(accelerator.distributed_type)
+    if not accelerator.is_main_process:
+        logging.getLogger("hf_captioner").setLevel(logging.ERROR)
     if precision != mixed_precision:
         logger.warning("This processor has no instructions for bf16. Training in single precision, which is faster.")
     if accelerator.device.type == "cpu":

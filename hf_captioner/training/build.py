@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import Any
 import numpy as np
 import yaml
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from accelerate.utils import set_seed
 from datasets import Dataset
 
@@ -33,7 +33,7 @@ from .stages import EncoderTraining, Likelihood, Optimization, Stage
 from .tracking import tracker_names
 from .word_vectors import load_word_vectors
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass

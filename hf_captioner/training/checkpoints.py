@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import random
 import re
@@ -16,12 +17,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save
 from torch import nn
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 CONTENTS = "contents.json"  # sizes and digests of the other files, written last
 PROGRESS = "progress.json"

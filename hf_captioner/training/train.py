@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import yaml
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 
 from ..data.loading import StepLoader
 from ..evaluation.predictions import Prediction, decode_captions
@@ -37,7 +37,7 @@ from .report import epoch_line, report_best, write_log
 from .run import Run
 from .tracking import log_epoch, start_trackers
 
-logger = get_logger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
