@@ -98,5 +98,5 @@ def _augment(row: Row, image_processor: CaptionerImageProcessor) -> Image:
 
 
 def _row_generator(row: Row) -> np.random.Generator:
-    """Return a generator for everything that is random about a row this time."""
+    """Return a random-number generator for the augmentation of a row."""
     return np.random.default_rng(row["random_seed"] if "random_seed" in row else int(torch.randint(2**62, ())))

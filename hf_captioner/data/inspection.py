@@ -20,7 +20,7 @@ FEW_WORDS = 2  # a caption with no more words is reported
 def count_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
     """Yield a table of the images, captions and caption lengths of each split, and the size of the vocabulary."""
     split_words = caption_words(splits)
-    rows = [("split", "images", "captions", "an image", "words a caption", "median", "95 %")]
+    rows = [("split", "images", "captions", "per image", "words per caption", "median", "95 %")]
     for name, images in split_words.items():
         num_captions = [len(captions) for captions in images]
         lengths = sorted(len(words) for captions in images for words in captions)

@@ -77,7 +77,7 @@ def _describe_sizes(splits: Splits) -> str:
 
 
 def _by_name(*patterns: str) -> Recognize:
-    """Recognise a layout by names of files."""
+    """Return a function that recognises a layout by patterns of file names."""
     return lambda folder: folder.matching(*patterns)
 
 
@@ -100,7 +100,7 @@ def _find_text_pairs(folder: ImageFolder) -> list[str]:
 
 
 def _listing(read_records: ReadRecords) -> Read:
-    """Return a layout's reader for files that list captions of images."""
+    """Return the `read` of a layout whose files list captions of images."""
     return partial(read_listing, read_records)
 
 

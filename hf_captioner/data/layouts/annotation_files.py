@@ -155,7 +155,7 @@ def _table_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tupl
 
 
 def read_text_pairs(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
-    """Read texts such as `x.txt` beside `x.jpg`, each line a caption. Folders name the splits."""
+    """Read texts such as `x.txt` beside `x.jpg` with one caption per line; the names of folders give the splits."""
     images_by_stem = {os.path.splitext(name)[0]: name for name in folder.images}
     for file in files:
         lines = (line.strip() for _, line in text_lines(folder, file, damage))
@@ -193,7 +193,7 @@ def read_json(folder: ImageFolder, file: str) -> Any:
 
 
 def _decode(text: bytes, location: str) -> str:
-    """Decode UTF-8; an error says where the first byte is that is none."""
+    """Decode UTF-8, or raise a ValueError that says where the first invalid byte is."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as e:

@@ -1,4 +1,4 @@
-"""Text files with one caption a line behind the name of its image, and the known damage of such files.
+"""Text files with one caption per line, behind the name of its image, and the known damage of such files.
 
 Flickr8k's and Flickr30k's token files and Kaggle's `captions.txt` have this form. Their published copies contain line
 breaks inside captions, lines that were joined with the next one, and captions in quotes for their commas.
@@ -7,7 +7,7 @@ breaks inside captions, lines that were joined with the next one, and captions i
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from .annotation_files import Record, text_lines
@@ -52,7 +52,7 @@ class CaptionLine(NamedTuple):
 
 
 def read_caption_lines(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
-    """Read text files with a caption a line; Flickr8k's lists of image names give the splits where they exist."""
+    """Read text files with one caption per line; lists of image names, as Flickr8k has them, give the splits."""
     splits = _read_split_lists(folder, damage)
     for file in files:
         lines = list(text_lines(folder, file, damage))
@@ -70,10 +70,9 @@ def read_caption_lines(folder: ImageFolder, files: Sequence[str], damage: Damage
 
 
 def _repair_lines(
-    file: str, lines: Iterable[tuple[int, str]], head: re.Pattern[str], damage: Damage
+    file: str, lines: Sequence[tuple[int, str]], head: re.Pattern[str], damage: Damage
 ) -> list[CaptionLine]:
     """Return the captions of a file; join those that are broken into lines and separate lines that are joined."""
-    lines = list(lines)
     known_names = {match["image"] for _, line in lines if (match := head.match(line))}
     captions: list[CaptionLine] = []
     for number, line in lines:

@@ -31,7 +31,7 @@ class Damage:
         self._repairs: dict[str, list[str]] = {}
 
     def repaired(self, kind: str, name: str) -> None:
-        """Record one case of damage that the reader repaired; `report_repairs` reports all cases of a kind in a line.
+        """Record damage that the reader repaired; `report_repairs` reports all cases of one kind in a line.
 
         Args:
             kind: Description of the damage and of its repair.
@@ -46,7 +46,7 @@ class Damage:
         self._repairs.clear()
 
     def broken(self, problem: str) -> None:
-        """Report something that is left out because it can't be used, or refuse it.
+        """Report something unusable, which the reader then leaves out, or refuse it by an error.
 
         Raises:
             ValueError: `skip_broken` is False.

@@ -81,6 +81,7 @@ def assign_splits(images: Iterable[str], missing: Collection[str]) -> list[str]:
 
 
 def _short_digest(image: str | bytes) -> bytes:
+    """Return a digest of an image's id or bytes by which images are assigned to splits."""
     return hashlib.blake2b(image.encode() if isinstance(image, str) else image, digest_size=8).digest()
 
 

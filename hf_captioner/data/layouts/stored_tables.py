@@ -86,7 +86,7 @@ def read_hub(path: str, damage: Damage, streaming: bool) -> Mapping[str, AnyData
 def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -> dict[str, AnyDataset]:
     """Bring splits to the columns `image`, `captions` and `image_id`, and make missing splits.
 
-    Rows of one caption each are gathered to one row an image, except in a stream.
+    Rows of one caption each are gathered into one row per image, except in a stream.
 
     Args:
         splits: Splits as they were read.
@@ -158,7 +158,7 @@ def _standardize_stream(
 
 
 def _standardize_split(dataset: Dataset, split: str, columns: Columns, source: str, damage: Damage) -> Dataset:
-    """Bring a split to our columns, with one row an image."""
+    """Bring a split to our columns, with one row per image."""
     from datasets import Image as ImageFeature
     from datasets import Value
 
@@ -206,6 +206,7 @@ def _image_digests(dataset: Dataset) -> list[str]:
 
 
 def _digest_row(row: dict[str, Any]) -> dict[str, str]:
+    """Return the digest of a row's image as a row; a function of the module, since `datasets` hashes what it maps."""
     return {"digest": image_digest(row["image"]).hex()}
 
 
@@ -220,7 +221,7 @@ def _select_assigned(dataset: Dataset, split: str, missing: Sequence[str]) -> Da
 
 
 def _gather_captions(dataset: Dataset, source: str, damage: Damage) -> Dataset:
-    """Turn rows with one caption each into one row an image, which has one id and the same bytes in all its rows."""
+    """Gather rows of one caption each into one row per image; rows of one image have the same id and bytes."""
     digests = _image_digests(dataset)
     names = dataset["image_id"][:] if "image_id" in dataset.column_names else digests
     rows: dict[tuple[str, str], list[int]] = {}
