@@ -1,4 +1,4 @@
-"""Programs in processes of their own that need not import the libraries anew: a server has, and they fork from it."""
+"""Programs in processes of their own that start quickly: they are forked from a server that has the libraries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _context.set_forkserver_preload(
         "transformers.generation.utils",
         "datasets",
         "tiny_run",
-        "hf_captioner.training.run",
+        "hf_captioner.training.train",
         "matplotlib.figure",
         "processes",
     ]
@@ -27,13 +27,13 @@ _context.set_forkserver_preload(
 
 
 class Program:
-    """A script run by one process or several that find each other, as `torchrun` starts them.
+    """A script that runs in one process, or in several that find each other as those of `torchrun` do.
 
     Args:
-        script: path from the repository's root.
-        arguments: of its command line.
-        output: file for all that it prints.
-        num_processes: how many.
+        script: Path of the script, relative to the root of the repository.
+        arguments: Command-line arguments.
+        output: File for everything that the script prints.
+        num_processes: Number of processes.
     """
 
     def __init__(self, script: str, arguments: Sequence[object], output: Path, *, num_processes: int = 1) -> None:
@@ -54,17 +54,17 @@ class Program:
 
     @property
     def is_over(self) -> bool:
-        """Whether a process of it has ended."""
+        """Whether at least one of the processes has ended."""
         return any(process.exitcode is not None for process in self.processes)
 
     def send(self, number: int) -> None:
-        """A signal to every process and those that it has started, as batch systems send it."""
+        """Send a signal to every process and its children, as batch systems do."""
         for process in self.processes:
             assert process.pid is not None
             os.killpg(process.pid, number)
 
     def finish(self, code: int = 0) -> str:
-        """Wait for its end, with this exit code; what it printed."""
+        """Wait for the end of all processes, check their exit code, and return what they printed."""
         for process in self.processes:
             process.join(500)
             assert process.exitcode == code, (process.exitcode, self.output.read_text()[-3000:])
@@ -72,6 +72,7 @@ class Program:
 
 
 def _run(script: str, arguments: list[str], output: str, env: Mapping[str, str]) -> None:
+    """Run a script in this process, in a process group of its own."""
     os.setpgid(0, 0)
     os.environ.update(env)
     os.chdir(ROOT)
