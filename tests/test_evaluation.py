@@ -133,16 +133,17 @@ def dataset(names: list[str]) -> Dataset:
         (["7", "8"], [8, 7, 9]),
     ],
 )
-def test_captions_of_a_file_find_their_images(names: list[str], ids: list[Any], tmp_path: Path) -> None:
+def test_captions_of_a_file_find_their_images(
+    names: list[str], ids: list[Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     records = [{"image_id": name, "caption": f"caption of {name}"} for name in ids]
     (tmp_path / "a.json").write_text(json.dumps(records))
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)) + "\n")
-    messages: list[str] = []
-    found = read_predictions(tmp_path / "a.json", dataset(names), report=messages.append)
+    found = read_predictions(tmp_path / "a.json", dataset(names))
     assert [p.caption for p in found] == [f"caption of {ids[1]}", f"caption of {ids[0]}"]
     assert [(p.image_id, p.ended) for p in found] == [(name, None) for name in names]
-    assert len(messages) == 1 and messages[0].startswith("1 captions of")
-    assert read_predictions(tmp_path / "a.jsonl", dataset(names), report=messages.append) == found
+    assert [message.split(" of ")[0] for message in caplog.messages] == ["1 captions"]
+    assert read_predictions(tmp_path / "a.jsonl", dataset(names)) == found
     evaluation = evaluate_predictions(found, system="a", dataset="coco", split="val", num_resamples=10)
     assert "endless_captions" not in evaluation.scores and evaluation.protocol.decoding is None
 

@@ -13,13 +13,13 @@ systems, each gets a folder, `first` and `second`, and the differences are in `c
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.logging import get_logger
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 
 from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
 from ..data.datasets import load_captions, pick_split
@@ -28,11 +28,17 @@ from ..evaluation.predictions import Prediction, decode_captions, read_predictio
 from ..evaluation.protocol import describe_decoding
 from ..evaluation.report_page import report_page
 from ..evaluation.results import write_comparison, write_results
-from ..evaluation.scoring import Evaluation, collapse_warnings, compare_evaluations, evaluate_predictions
+from ..evaluation.scoring import (
+    Evaluation,
+    collapse_warnings,
+    compare_evaluations,
+    comparison_table,
+    evaluate_predictions,
+)
 from ..metrics.resampling import NUM_RESAMPLES
 from ..training.accelerator import build_accelerator
 
-logger = get_logger(__name__)  # logs on the main process only
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -42,11 +48,11 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"{len(arguments.systems)} systems are given; give one to score or two to compare.")
     accelerator = build_accelerator()
     with accelerator.local_main_process_first():
-        splits = load_captions(
-            arguments.dataset, format=arguments.dataset_format, skip_broken=arguments.skip_broken, report=logger.warning
-        )
+        splits = load_captions(arguments.dataset, format=arguments.dataset_format, skip_broken=arguments.skip_broken)
     split = pick_split(splits, arguments.split, arguments.dataset)
-    rows = select_rows(split, arguments)
+    rows = split if arguments.max_images is None else split.select(range(min(arguments.max_images, len(split))))
+    rows = check_captions(rows, skip_broken=arguments.skip_broken)
+    rows = undecoded(drop_broken_images(rows) if arguments.skip_broken else rows)
     captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
     if not accelerator.is_main_process:
         return
@@ -71,17 +77,10 @@ def main(argv: Sequence[str]) -> None:
         show(evaluation, rows, output_dir / name)
         evaluations.append(evaluation)
     if len(evaluations) == 2:
-        comparison = compare_evaluations(*evaluations, num_resamples=arguments.num_resamples, seed=arguments.seed)
+        differences = compare_evaluations(*evaluations, num_resamples=arguments.num_resamples, seed=arguments.seed)
         print(f"{arguments.systems[1]} minus {arguments.systems[0]}, with 95 % intervals from paired resamples:")
-        print(*(f"  {line}" for line in comparison.table()), sep="\n")
-        print(f"Written: {write_comparison(comparison, output_dir)}")
-
-
-def select_rows(split: Dataset, arguments: argparse.Namespace) -> Dataset:
-    """Return the rows to score, with images as files, without broken ones if these may be skipped."""
-    rows = split if arguments.max_images is None else split.select(range(min(arguments.max_images, len(split))))
-    rows = check_captions(rows, skip_broken=arguments.skip_broken, report=logger.warning)
-    return undecoded(drop_broken_images(rows, report=logger.warning) if arguments.skip_broken else rows)
+        print(*(f"  {line}" for line in comparison_table(*arguments.systems, differences)), sep="\n")
+        print(f"Written: {write_comparison(*evaluations, differences, output_dir)}")
 
 
 def caption(
@@ -89,23 +88,15 @@ def caption(
 ) -> tuple[list[Prediction], dict[str, Any] | None]:
     """Return a system's captions, and the settings they were decoded with, which a file doesn't tell. Collective."""
     if Path(system).is_file():
-        return read_predictions(system, rows, report=logger.warning), None
+        return read_predictions(system, rows), None
     model, processor = load_captioner(system, **hub_arguments(arguments))
     model.to(accelerator.device)
-    decoding = describe_decoding(model.generation_config, num_beams=arguments.num_beams)
-    predictions = decode_captions(
-        model,
-        processor,
-        rows,
-        accelerator,
-        batch_size=arguments.batch_size,
-        description=f"Captions of {system}",
-        num_beams=arguments.num_beams,
-    )
-    return predictions, decoding
+    options: dict[str, Any] = {"batch_size": arguments.batch_size, "description": f"Captions of {system}"}
+    predictions = decode_captions(model, processor, rows, accelerator, **options, num_beams=arguments.num_beams)
+    return predictions, describe_decoding(model.generation_config, num_beams=arguments.num_beams)
 
 
-def training_captions(splits: DatasetDict, arguments: argparse.Namespace) -> list[str] | None:
+def training_captions(splits: Mapping[str, Any], arguments: argparse.Namespace) -> list[str] | None:
     """Return the captions that a novel caption must differ from; None if there is no training split."""
     if not arguments.training_split:
         return None

@@ -125,13 +125,7 @@ def _spreading(num_cells: int) -> np.ndarray:
 
 
 def _fractions_inside(num_cells: int, covered: tuple[float, float], span: tuple[float, float]) -> np.ndarray:
-    """Return the fraction of each cell along an edge that lies in a span, `(num_cells,)`.
-
-    Args:
-        num_cells: Number of cells along the edge.
-        covered: Start and end of what the cells cover together, in pixels.
-        span: Start and end of the span, in pixels.
-    """
+    """Return the fraction inside a span of each of the cells that a stretch of an edge is cut into, `(num_cells,)`."""
     edges = np.linspace(*covered, num_cells + 1)
     inside = np.minimum(edges[1:], span[1]) - np.maximum(edges[:-1], span[0])
     return (inside / (edges[1] - edges[0])).clip(0, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,16 +119,15 @@ def decode_captions(
     return predictions
 
 
-def read_predictions(
-    path: str | Path, dataset: Dataset, *, report: Callable[[str], None] = logger.warning
-) -> list[Prediction]:
+def read_predictions(path: str | Path, dataset: Dataset) -> list[Prediction]:
     """Read any system's captions of a data set's images from a file in COCO's result format.
+
+    Captions of other images are ignored, with a warning.
 
     Args:
         path: JSON list of `{"image_id": …, "caption": …}`, or one such record per line (`.jsonl`). Ids are those of
             the data set, or the numbers at the end of its ids, as in COCO.
         dataset: Rows with `image_id` and `captions`.
-        report: Function called with a line if the file has captions of other images, which are ignored.
 
     Returns:
         Predictions in the order of the data set.
@@ -155,7 +154,7 @@ def read_predictions(
             f"has {len(records)}, such as {next(iter(records), 'none')!r}. Name the data set and split it belongs to."
         )
     if len(records) > len(image_ids):
-        report(f"{len(records) - len(image_ids)} captions of {path} are of other images and are ignored.")
+        logger.warning(f"{len(records) - len(image_ids)} captions of {path} are of other images and are ignored.")
     rows = zip(image_ids, keys, dataset["captions"][:], strict=True)
     return [
         Prediction(index, image_id, records[key]["caption"], records[key].get("ended"), list(references))
@@ -168,9 +167,6 @@ def _matching_keys(image_ids: list[str], ids_of_file: Collection[str]) -> list[s
 
     That is the image's own id, or, if the file has none of these, the number at its end without leading zeros: COCO
     has `42` for `COCO_val2014_000000000042.jpg`.
-
-    Raises:
-        ValueError: Two images of the data set have the same id.
     """
     if len(set(image_ids)) < len(image_ids):
         twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)

@@ -9,28 +9,18 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from ..metrics.resampling import LEVEL
-
 PTB = "PTB (the lexer of CoreNLP 3.4.1), lower case, without punctuation"
 COCO = "COCO caption evaluation (pycocoevalcap 1.2)"
 
 
 @dataclass(frozen=True)
 class MetricProtocol:
-    """How a metric is computed, and which published values its scores are comparable with.
+    """How a metric is computed, and which published scores are comparable with it, given equal references."""
 
-    Args:
-        prefix: Start of the names of its scores.
-        version: Implementation that it reproduces.
-        tokenizer: Tokenizer of captions and references.
-        brevity_penalty: Reference that the length of a caption is compared with; None if there is no penalty.
-        comparable_with: Published values of the same metric, given equal images and references.
-    """
-
-    prefix: str
+    prefix: str  # start of the names of its scores
     version: str
     tokenizer: str
-    brevity_penalty: str | None
+    brevity_penalty: str | None  # reference whose length a caption is compared with
     comparable_with: str
 
 
@@ -136,12 +126,7 @@ def hash_of_ids(image_ids: Sequence[str]) -> str:
 
 
 def describe_decoding(generation_config: Any, **overrides: Any) -> dict[str, Any]:
-    """Return the settings that captions are decoded with.
-
-    Args:
-        generation_config: The model's generation config.
-        overrides: Arguments given to generate(), which take precedence.
-    """
+    """Return the settings of a decoding: those of a model's generation config, overridden by generate()'s arguments."""
     return {name: getattr(generation_config, name, None) for name in DECODING} | overrides
 
 
@@ -154,12 +139,6 @@ def describe_metrics(names: Sequence[str]) -> dict[str, dict[str, Any]]:
             record = {key: value for key, value in asdict(protocol).items() if key != "prefix"}
             described.setdefault(protocol.prefix, {"scores": [], **record})["scores"].append(name)
     return described
-
-
-def describe_interval(num_resamples: int, seed: int) -> dict[str, Any]:
-    """Return the settings that confidence intervals are computed with."""
-    method = "percentile bootstrap over images; document frequencies stay those of all images"
-    return {"level": LEVEL, "method": method, "resamples": num_resamples, "seed": seed}
 
 
 def software_versions() -> dict[str, str]:

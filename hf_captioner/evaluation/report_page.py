@@ -9,9 +9,9 @@ import base64
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jinja2
 from PIL.Image import Image
@@ -23,22 +23,6 @@ from .scoring import Evaluation, format_score
 
 NUM_WORDS = 20  # bars in the histogram of words
 RARE = 0.002  # fraction of references below which a length longer than all captions gets no bar
-
-
-class Bar(NamedTuple):
-    """A row of a histogram.
-
-    Args:
-        label: Label of the row: a word, or a number of words.
-        captions: Fraction of the captions, or of their words, with this label.
-        references: The same fraction of the reference captions.
-        largest: Largest fraction in the histogram, which gets the full width.
-    """
-
-    label: str
-    captions: float
-    references: float
-    largest: float
 
 
 def report_page(
@@ -83,7 +67,7 @@ def report_page(
     )
 
 
-def _histograms(evaluation: Evaluation) -> dict[str, list[Bar]]:
+def _histograms(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
     """Return the histograms `lengths`, of the number of words per caption, and `words`, of the most frequent words."""
     captions = [tokenize_ptb(spaced(prediction.caption)) for prediction in evaluation.predictions]
     references = [tokenize_ptb(spaced(text)) for prediction in evaluation.predictions for text in prediction.references]
@@ -96,11 +80,12 @@ def _histograms(evaluation: Evaluation) -> dict[str, list[Bar]]:
     }
 
 
-def _bars(labels: Sequence[object], captions: Counter, references: Counter) -> list[Bar]:
-    """Return a bar for each label, with the counts of captions and references turned into fractions of their totals."""
-    predicted, referenced = (
-        [counts[label] / max(1, counts.total()) for label in labels] for counts in (captions, references)
-    )
-    largest = max([*predicted, *referenced], default=0) or 1
-    rows = zip(labels, predicted, referenced, strict=True)
-    return [Bar(str(label), fraction, reference_fraction, largest) for label, fraction, reference_fraction in rows]
+def _bars(labels: Iterable[object], captions: Counter, references: Counter) -> list[dict[str, Any]]:
+    """Return, for each label, its fractions of all counts of captions and of references, and the largest fraction."""
+    totals = max(1, captions.total()), max(1, references.total())
+    bars = [
+        {"label": label, "captions": captions[label] / totals[0], "references": references[label] / totals[1]}
+        for label in labels
+    ]
+    largest = max((max(bar["captions"], bar["references"]) for bar in bars), default=0) or 1
+    return [bar | {"largest": largest} for bar in bars]

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..metrics.resampling import Difference
 from .protocol import Protocol
-from .scoring import Comparison, Evaluation
+from .scoring import Evaluation
 
 RESULTS = "results.json"
-PREDICTIONS = "predictions.jsonl"
-COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -32,33 +31,17 @@ class Results:
     protocol: Protocol | None
     description: str
 
-    @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> Results:
-        """Rebuild results from what `Evaluation.as_dict` returned.
-
-        Version 0.1.0 wrote `scores.json` after training: scores at the top level, and a sentence as the protocol.
-
-        Raises:
-            ValueError: There are no scores, or the protocol is incomplete.
-        """
-        if isinstance(record.get("scores"), Mapping) and isinstance(record.get("protocol"), Mapping):
-            protocol = Protocol.from_dict(record["protocol"])
-            return cls(record["scores"], record.get("intervals", {}), protocol, protocol.description)
-        scores = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        if not scores:
-            raise ValueError("results hold no scores. Give what hf-captioner evaluate or hf-captioner train writes.")
-        return cls(scores, {}, None, str(record.get("protocol", "")))
-
 
 def read_results(source: Evaluation | Mapping[str, Any] | str | Path) -> Results:
-    """Read results from whatever holds them.
+    """Read results from an evaluation, its `as_dict`, or a file.
+
+    Version 0.1.0 wrote `scores.json` after training: scores at the top level, and a sentence as the protocol.
 
     Args:
-        source: An evaluation, a record that its `as_dict` returned, or the path of a `results.json`, or of a
-            `scores.json` of version 0.1.0.
+        source: An evaluation, a record that its `as_dict` returned, or the path of a `results.json` or `scores.json`.
 
     Raises:
-        ValueError: The source holds no scores, or is not JSON.
+        ValueError: The source is not JSON, holds no scores, or its protocol is incomplete.
         FileNotFoundError: There is no such file.
     """
     if isinstance(source, str | Path):
@@ -71,42 +54,43 @@ def read_results(source: Evaluation | Mapping[str, Any] | str | Path) -> Results
     else:
         # Through JSON, so that tuples become lists, as in files.
         record = json.loads(json.dumps(source.as_dict() if isinstance(source, Evaluation) else dict(source)))
-    if not isinstance(record, dict):
-        raise ValueError(f"results hold no scores: {str(source)!r} is a {type(record).__name__}, not a record.")
-    return Results.from_dict(record)
+    record = record if isinstance(record, dict) else {}
+    if isinstance(record.get("scores"), dict) and isinstance(record.get("protocol"), dict):
+        protocol = Protocol.from_dict(record["protocol"])
+        return Results(record["scores"], record.get("intervals", {}), protocol, protocol.description)
+    scores = {name: value for name, value in record.items() if isinstance(value, int | float)}
+    if not scores:
+        raise ValueError("results hold no scores. Give what hf-captioner evaluate or hf-captioner train writes.")
+    return Results(scores, {}, None, str(record.get("protocol", "")))
 
 
 def find_results(folder: str | Path) -> Path | None:
-    """Return the results of a captioner: those of `hf-captioner evaluate`, else those written after training.
-
-    Args:
-        folder: Folder of the captioner.
-    """
+    """Return the results in a captioner's folder: those of `hf-captioner evaluate`, else those written by training."""
     names = (f"evaluation/{RESULTS}", RESULTS, "scores.json")  # the last one by version 0.1.0
     return next((path for name in names if (path := Path(folder, name)).is_file()), None)
 
 
 def write_results(evaluation: Evaluation, folder: str | Path) -> list[Path]:
-    """Write `results.json`, and `predictions.jsonl` with the caption and the scores of each image; return the paths.
-
-    Args:
-        evaluation: What to write.
-        folder: Where to; made if it does not exist.
-    """
+    """Write `results.json`, and `predictions.jsonl` with the caption and the scores of each image; return the paths."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     records = [asdict(prediction) for prediction in evaluation.predictions]
     for index, record in enumerate(records):
         record["scores"] = {name: column[index] for name, column in evaluation.image_scores.items()}
-    predictions = Path(folder, PREDICTIONS)
+    predictions = Path(folder, "predictions.jsonl")
     predictions.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
     return [_write_json(Path(folder, RESULTS), evaluation.as_dict()), predictions]
 
 
-def write_comparison(comparison: Comparison, folder: str | Path) -> Path:
-    """Write `comparison.json` and return its path."""
-    return _write_json(Path(folder, COMPARISON), comparison.as_dict())
+def write_comparison(
+    first: Evaluation, second: Evaluation, differences: Mapping[str, Difference], folder: str | Path
+) -> Path:
+    """Write the protocols of two evaluations and the differences between their scores; return the path."""
+    protocols = {"first": first.protocol.as_dict(), "second": second.protocol.as_dict()}
+    records = {name: difference._asdict() for name, difference in differences.items()}
+    return _write_json(Path(folder, "comparison.json"), {**protocols, "second_minus_first": records})
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> Path:
+    """Write a record as indented JSON and return the path."""
     path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path

@@ -8,22 +8,17 @@ from functools import cached_property
 from typing import Any
 
 from ..metrics import caption_metrics, caption_tallies
-from ..metrics.resampling import NUM_RESAMPLES, Difference, compare, intervals
+from ..metrics.resampling import LEVEL, NUM_RESAMPLES, Difference, compare, intervals
 from ..metrics.scores import Tally, diversity
 from ..metrics.tokenization import tokenize_ptb
 from ..model.captions import spaced
 from .predictions import Prediction
-from .protocol import (
-    Protocol,
-    describe_interval,
-    describe_metrics,
-    hash_of_ids,
-    software_versions,
-)
+from .protocol import Protocol, describe_metrics, hash_of_ids, software_versions
 
 # Beyond these fractions, captions reflect the language of the data set more than the images.
-MIN_DISTINCT = 0.1
-MAX_ENDLESS = 0.1
+MIN_DISTINCT, MAX_ENDLESS = 0.1, 0.1
+
+INTERVAL_METHOD = "percentile bootstrap over images; document frequencies stay those of all images"
 
 
 @dataclass(frozen=True)
@@ -61,41 +56,6 @@ class Evaluation:
             interval = "  [{:.4f}, {:.4f}]".format(*self.intervals[name]) if name in self.intervals else ""
             lines.append(f"{name:<18} {format_score(value)}{interval}")
         return [*lines, *self.protocol.comparable_with()]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Differences between the scores of two systems on the same images.
-
-    Args:
-        first: Protocol of the first system's scores.
-        second: Protocol of the second system's scores.
-        differences: Second score minus first, by name.
-    """
-
-    first: Protocol
-    second: Protocol
-    differences: dict[str, Difference]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return both protocols and the differences as a record for JSON."""
-        differences = {name: difference._asdict() for name, difference in self.differences.items()}
-        return {
-            "first": self.first.as_dict(),
-            "second": self.second.as_dict(),
-            "second_minus_first": differences,
-        }
-
-    def table(self) -> list[str]:
-        """Return lines for a terminal that say, score by score, whether the second system is better."""
-        lines = []
-        for name, (value, low, high, fraction) in self.differences.items():
-            verdict = "better" if low > 0 else "worse" if high < 0 else "not significantly different"
-            lines.append(
-                f"{name:<18} {value:+.4f}  [{low:+.4f}, {high:+.4f}]  {self.second.system} is {verdict}: "
-                f"ahead of {self.first.system} in {fraction:.1%} of resamples"
-            )
-        return lines
 
 
 def score_captions(predictions: Sequence[Prediction]) -> dict[str, float]:
@@ -153,7 +113,7 @@ def evaluate_predictions(
         ids_sha256=hash_of_ids([prediction.image_id for prediction in predictions]),
         references_per_image=(min(counts), max(counts)),
         metrics=describe_metrics([*scores]),
-        interval=describe_interval(num_resamples, seed),
+        interval={"level": LEVEL, "method": INTERVAL_METHOD, "resamples": num_resamples, "seed": seed},
         software=software_versions(),
     )
     bounds = intervals(tallies, num_resamples=num_resamples, seed=seed)
@@ -162,14 +122,8 @@ def evaluate_predictions(
 
 def compare_evaluations(
     first: Evaluation, second: Evaluation, *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> Comparison:
-    """Compare two systems on the same images by a paired bootstrap.
-
-    Args:
-        first: Evaluation of the first system.
-        second: Evaluation of the second system.
-        num_resamples: Number of bootstrap samples for the intervals of the differences.
-        seed: Seed of these samples.
+) -> dict[str, Difference]:
+    """Return the second system's scores minus the first's, by name, with intervals from a paired bootstrap.
 
     Raises:
         ValueError: The systems captioned different images.
@@ -179,16 +133,23 @@ def compare_evaluations(
             f"{first.protocol.system!r} and {second.protocol.system!r} captioned different images; compare systems "
             "on the same split of the same data set."
         )
-    differences = compare(first.tallies, second.tallies, num_resamples=num_resamples, seed=seed)
-    return Comparison(first.protocol, second.protocol, differences)
+    return compare(first.tallies, second.tallies, num_resamples=num_resamples, seed=seed)
+
+
+def comparison_table(first: str, second: str, differences: dict[str, Difference]) -> list[str]:
+    """Return lines for a terminal that say, score by score, whether the second of two systems is better."""
+    lines = []
+    for name, (value, low, high, fraction) in differences.items():
+        verdict = "better" if low > 0 else "worse" if high < 0 else "not significantly different"
+        lines.append(
+            f"{name:<18} {value:+.4f}  [{low:+.4f}, {high:+.4f}]  {second} is {verdict}: "
+            f"ahead of {first} in {fraction:.1%} of resamples"
+        )
+    return lines
 
 
 def collapse_warnings(scores: dict[str, float]) -> list[str]:
-    """Return a line of advice for each sign that captions have collapsed to a few; none if all is well.
-
-    Args:
-        scores: Scores from `score_captions` or of an `Evaluation`.
-    """
+    """Return a line of advice for each sign in the scores that captions have collapsed to a few."""
     lines = []
     if scores["distinct_captions"] < MIN_DISTINCT:
         lines.append(

@@ -22,10 +22,7 @@ _SPICE_MODELS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.ja
 
 
 def coco_scorer(name: str) -> Any:
-    """Return a scorer class of pycocoevalcap that runs Java.
-
-    Args:
-        name: Module within pycocoevalcap and name of the class, such as `"meteor.meteor:Meteor"`.
+    """Return a scorer class of pycocoevalcap that runs Java, such as `"meteor.meteor:Meteor"`.
 
     Raises:
         ImportError: pycocoevalcap is not installed.
@@ -79,24 +76,16 @@ def meteor(predictions: Predictions, references: References) -> Tally:
 
 
 class _AlignmentCounts(NamedTuple):
-    """Counts of alignments between predictions and references, as views of the numbers that METEOR 1.5 prints.
+    """Counts of alignments between captions, as views of the numbers that METEOR prints.
 
-    The last axis of `words`, `function_words`, `matches` and `matched_words` is: in the prediction, in the reference.
-
-    Args:
-        words: Numbers of words, `(R, 2)`.
-        function_words: Numbers of function words, such as "the", `(R, 2)`.
-        matches: Numbers of matched words, `(R, 4, 2, 2)`. The second axis is the kind of match: exact, stem, synonym,
-            paraphrase. The third is: content words, function words.
-        chunks: Numbers of chunks: matched words that are adjacent and in the same order in both captions, `(R,)`.
-        matched_words: Numbers of matched words of any kind, `(R, 2)`.
+    A last axis of 2 is: in the prediction, in the reference.
     """
 
-    words: np.ndarray
-    function_words: np.ndarray
-    matches: np.ndarray
-    chunks: np.ndarray
-    matched_words: np.ndarray
+    words: np.ndarray  # (R, 2)
+    function_words: np.ndarray  # such as "the", (R, 2)
+    matches: np.ndarray  # exact, stem, synonym or paraphrase; of content words or function words, (R, 4, 2, 2)
+    chunks: np.ndarray  # runs of matched words that are adjacent in both captions, (R,)
+    matched_words: np.ndarray  # of any kind, (R, 2)
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> _AlignmentCounts:

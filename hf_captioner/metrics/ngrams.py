@@ -27,22 +27,14 @@ def ngrams(tokens: Tokens, order: int) -> Iterator[Ngram]:
 
 
 class _Order(NamedTuple):
-    """Counts of n-grams of one length, with the entries of all predictions before those of the references.
+    """Counts of n-grams of one length, with the entries of all predictions before those of the references."""
 
-    Args:
-        caption: Index of the caption of each entry, `(E,)`.
-        ngram: Number of the n-gram of each entry, below M, `(E,)`.
-        counts: How often the caption has the n-gram, `(E,)`.
-        partner: For each entry of a reference, the entry of the same n-gram in the prediction for the same image, -1
-            if there is none, `(E - entries of predictions,)`.
-        document_frequency: Number of images with the n-gram in a reference, `(M,)`.
-    """
-
-    caption: np.ndarray
-    ngram: np.ndarray
-    counts: np.ndarray
-    partner: np.ndarray
-    document_frequency: np.ndarray
+    caption: np.ndarray  # index of the caption of each entry, (E,)
+    ngram: np.ndarray  # number of the n-gram of each entry, below M, (E,)
+    counts: np.ndarray  # how often the caption has the n-gram, (E,)
+    # For each entry of a reference: the entry of the same n-gram in the prediction for the same image; -1 if none.
+    partner: np.ndarray  # (E - entries of predictions,)
+    document_frequency: np.ndarray  # number of images with the n-gram in a reference, (M,)
 
 
 class NgramCounts:
@@ -96,12 +88,7 @@ class NgramCounts:
         return orders
 
     def _count(self, owner: np.ndarray, ids: np.ndarray) -> _Order:
-        """Count n-grams of one length.
-
-        Args:
-            owner: Index of the caption of each n-gram, in ascending order.
-            ids: Number of each n-gram.
-        """
+        """Count n-grams of one length, given the caption that has each, in ascending order, and the n-gram's number."""
         num_ngrams = int(ids.max(initial=0)) + 1
         keys, counts = np.unique(owner * num_ngrams + ids, return_counts=True)
         caption, ngram = np.divmod(keys, num_ngrams)
@@ -120,12 +107,8 @@ class NgramCounts:
 
         The columns are: for each order, the number of n-grams that the prediction shares with references, clipped to
         the largest count in one reference (Papineni et al. 2002, section 2.1.1); for each order, the number of n-grams
-        of the prediction; the length of the prediction; the effective reference length. `scores.NgramMatches` names
-        them.
-
-        Args:
-            effective_length: Function of an image's reference lengths and its prediction's length that returns the
-                effective reference length: `scores.shortest` or `scores.closest`.
+        of the prediction; the length of the prediction; the effective reference length, which `scores.shortest` or
+        `scores.closest` chooses. `scores.NgramMatches` names the columns.
         """
         matches, totals = [], []
         lengths = self.lengths[: self.num_images]

@@ -15,31 +15,20 @@ NUM_RESAMPLES, LEVEL = 1000, 0.95
 
 
 class Difference(NamedTuple):
-    """Difference between the scores of two systems.
-
-    Args:
-        value: Second score minus first.
-        low: Lower end of the confidence interval of the difference.
-        high: Upper end of the interval.
-        fraction_better: Fraction of resamples in which the second system is better; ties count half.
-    """
+    """Difference between the scores of two systems: second minus first, with its confidence interval."""
 
     value: float
     low: float
     high: float
-    fraction_better: float
+    fraction_better: float  # of resamples in which the second system is better; ties count half
 
 
 def resampled(tallies: Sequence[Tally], *, num_resamples: int, seed: int) -> dict[str, np.ndarray]:
     """Return scores of samples of images drawn with replacement, by name, `(R,)` each.
 
     Document frequencies of CIDEr stay those of all images, so that CIDEr is a mean over images like other scores, and
-    a resample is the product of a vector (how often each image is drawn) and the table of contributions.
-
-    Args:
-        tallies: Contributions of each image to the scores.
-        num_resamples: Number of samples, each with as many images as there are.
-        seed: Seed of the samples. Equal seeds draw equal images, which pairs the samples of two systems.
+    a resample is the product of a vector (how often each image is drawn) and the table of contributions. Equal seeds
+    draw equal images, which pairs the samples of two systems.
     """
     table = np.concatenate([tally.rows for tally in tallies], axis=1)
     sums = np.stack([times_drawn @ table for times_drawn in _samples(len(table), num_resamples, seed)])
@@ -76,12 +65,6 @@ def compare(
     first: Sequence[Tally], second: Sequence[Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
     """Return the difference in each score that two systems have in common. Both get the same samples of images.
-
-    Args:
-        first: Contributions of each image to the scores of the first system.
-        second: The same for the second system.
-        num_resamples: Number of samples behind the intervals.
-        seed: Seed of the samples.
 
     Raises:
         ValueError: The systems were scored on different numbers of images, or `num_resamples` is below 1.

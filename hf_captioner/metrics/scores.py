@@ -62,19 +62,12 @@ def _mean(rows: np.ndarray) -> np.ndarray:
 
 
 class NgramMatches(NamedTuple):
-    """Counts that determine the BLEU of a corpus.
+    """Counts that determine the BLEU of a corpus. Lists have an entry per order, 1-grams first."""
 
-    Args:
-        matches: Number of n-grams shared with references, for each order, 1-grams first.
-        totals: Number of n-grams of the predictions, for each order.
-        prediction_length: Number of tokens of the predictions.
-        reference_length: Sum of the effective reference lengths.
-    """
-
-    matches: list[int]
-    totals: list[int]
+    matches: list[int]  # n-grams shared with references
+    totals: list[int]  # n-grams of the predictions
     prediction_length: int
-    reference_length: int
+    reference_length: int  # sum of the effective lengths
 
 
 def shortest(lengths: list[int], prediction_length: int) -> int:
@@ -92,14 +85,8 @@ def match_ngrams(
 ) -> NgramMatches:
     """Count n-grams that predictions share with references, clipped to the largest count in one reference.
 
-    Args:
-        predictions: One tokenized caption per image.
-        references: Tokenized reference captions of each image.
-        effective_length: Function that chooses one of an image's reference lengths: `shortest` or `closest`.
-        max_order: Length of the longest n-grams.
-
     Raises:
-        ValueError: `max_order` is below 1.
+        ValueError: `max_order`, the length of the longest n-grams, is below 1.
     """
     return matches_of(NgramCounts(predictions, references, max_order).matches(effective_length).sum(0))
 
@@ -267,12 +254,8 @@ def common_subsequence_length(first: Tokens, second: Tokens) -> int:
 def rouge_l(predictions: Predictions, references: References, beta: float = 1.2) -> Tally:
     """Return contributions to `rouge_l`, the mean over images (Lin 2004; pycocoevalcap 1.2, `Rouge`).
 
-    Precision and recall of an image are each the maximum over its references, not those of one reference.
-
-    Args:
-        predictions: One tokenized caption per image.
-        references: Tokenized reference captions of each image.
-        beta: Weight of recall relative to precision.
+    Precision and recall of an image are each the maximum over its references, not those of one reference. `beta` is
+    the weight of recall relative to precision.
     """
     scores = []
     for prediction, captions in zip(predictions, references, strict=True):
