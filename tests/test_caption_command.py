@@ -1,45 +1,36 @@
+"""The command `hf-captioner caption` and the example script beside it."""
+
 from __future__ import annotations
 
 import json
+import os
+import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 from PIL import Image
 from transformers import pipeline
 
-SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "caption.py"
+from hf_captioner.cli import run_command
+from hf_captioner.commands.caption import main
 
-
-def load_script() -> ModuleType:
-    """The script as a module, so that one process can run it many times."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("caption", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def caption() -> ModuleType:
-    return load_script()
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "caption.py"
 
 
 @pytest.fixture(scope="module")
 def texts(captioner_folder: Path, photo_files: list[Path]) -> list[str]:
+    """The caption that the pipeline writes for each of `photo_files`."""
     captioner = pipeline("image-captioning", model=captioner_folder, device="cpu")
     return [result[0]["generated_text"] for result in captioner([str(file) for file in photo_files])]
 
 
 @pytest.fixture
 def folder(photo_files: list[Path], tmp_path: Path) -> Path:
-    """Folder with two photographs, a third in a folder inside, one that is broken, and a text."""
+    """Folder of two images, a third in a folder within, a broken image, and a text."""
     folder = tmp_path / "holidays"
     (folder / "day2").mkdir(parents=True)
     for file, name in zip(photo_files, ["b.png", "a.PNG", "day2/b.png"], strict=False):
@@ -49,35 +40,31 @@ def folder(photo_files: list[Path], tmp_path: Path) -> Path:
     return folder
 
 
-def run(caption: ModuleType, *arguments: Any) -> None:
-    caption.main([*map(str, arguments), "--device", "cpu"])
+def run(*arguments: object) -> None:
+    main([*map(str, arguments), "--device", "cpu"])
 
 
-def test_files_give_a_line_each(
-    caption: ModuleType,
-    captioner_folder: Path,
-    photo_files: list[Path],
-    texts: list[str],
-    capsys: pytest.CaptureFixture[str],
+def test_each_image_gives_a_line(
+    captioner_folder: Path, photo_files: list[Path], texts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(caption, captioner_folder, *photo_files, "--batch_size", 2)
-    expected = [f"{file}\t{text}" for file, text in zip(photo_files, texts, strict=True)]
-    assert capsys.readouterr().out.splitlines() == expected
+    run(captioner_folder, *photo_files, "--batch_size", 2)
+    output, errors = capsys.readouterr()
+    assert output.splitlines() == [f"{file}\t{text}" for file, text in zip(photo_files, texts, strict=True)]
+    assert not errors  # no progress bar where nobody watches
 
 
 def test_folder_with_all_options(
-    caption: ModuleType, captioner_folder: Path, folder: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+    captioner_folder: Path, folder: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures, file = folder.parent / "out" / "attention", folder.parent / "out" / "captions.json"
     options = ["--num-captions", 2, "--num-beams", 5, "--skip-broken", "--attention", pictures, "--json", file]
-    run(caption, captioner_folder, folder, *options)
+    run(captioner_folder, folder, *options, "--batch_size", 2)
     output, errors = capsys.readouterr()
     assert f"Left out: {folder / 'c.jpg'} is not a readable image" in errors
 
     records = json.loads(file.read_text())
-    found = [folder / "a.PNG", folder / "b.png", folder / "day2" / "b.png"]
     drawn = [pictures / "a.png", pictures / "b.png", pictures / "b-2.png"]
-    assert [record["image"] for record in records] == list(map(str, found))
+    assert [record["image"] for record in records] == [str(folder / name) for name in ("a.PNG", "b.png", "day2/b.png")]
     assert [record["captions"][0] for record in records] == [texts[1], texts[0], texts[2]]
     assert [record["attention"] for record in records] == [{"panels": str(picture)} for picture in drawn]
     assert all(record["scores"] == sorted(record["scores"], reverse=True) for record in records)
@@ -90,46 +77,35 @@ def test_folder_with_all_options(
     assert output.splitlines() == lines
 
 
-def test_pictures_in_all_formats(
-    caption: ModuleType, captioner_folder: Path, folder: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copy(folder / "b.png", folder / "b.overlay.png")  # as if it were a picture of the one beside it
+def test_pictures_in_all_formats(captioner_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(folder / "b.png", folder / "b.overlay.png")  # named like a picture of the image beside it
     pictures, file = folder.parent / "out", folder.parent / "captions.json"
     options = ["--attention", pictures, "--attention_format", "html", "gif", "overlay", "panels", "--json", file]
-    run(caption, captioner_folder, folder / "b.png", folder / "b.overlay.png", *options, "--num_captions", 2)
+    run(captioner_folder, folder / "b.png", folder / "b.overlay.png", *options, "--num_captions", 2)
     output, errors = capsys.readouterr()
     suffixes = {"panels": ".png", "overlay": ".overlay.png", "gif": ".gif"}
     names = {path.name for path in pictures.iterdir()}
     assert names == {"index.html"} | {f"{stem}{end}" for stem in ("b", "b.overlay-2") for end in suffixes.values()}
-    records = json.loads(file.read_text())
-    for record, stem in zip(records, ["b", "b.overlay-2"], strict=True):
+    for record, stem in zip(json.loads(file.read_text()), ["b", "b.overlay-2"], strict=True):
         expected = {name: str(pictures / f"{stem}{end}") for name, end in suffixes.items()}
         assert record["attention"] == expected | {"html": str(pictures / "index.html")}
-    with Image.open(pictures / "b.gif") as gif:
-        assert gif.format == "GIF" and gif.n_frames > 3
-    assert Image.open(pictures / "b.overlay.png").format == Image.open(pictures / "b.png").format == "PNG"
+    formats = [Image.open(pictures / name).format for name in ("b.png", "b.overlay.png", "b.gif")]
+    assert formats == ["PNG", "PNG", "GIF"]
     page = (pictures / "index.html").read_text()
     assert page.count("<figure>") == 2 and page.count('class="caption"') == 4 and str(folder / "b.png") in page
-    lines = [line.split("\t") for line in output.splitlines()]
-    assert [len(line) for line in lines] == [5, 2, 5, 2]
+    assert [len(line.split("\t")) for line in output.splitlines()] == [5, 2, 5, 2]
     assert str(pictures / "index.html") in errors
 
 
-def test_page_alone(caption: ModuleType, captioner_folder: Path, folder: Path) -> None:
-    run(caption, captioner_folder, folder / "b.png", "--attention", folder / "out", "--attention-format", "html")
+def test_page_alone(captioner_folder: Path, folder: Path) -> None:
+    run(captioner_folder, folder / "b.png", "--attention", folder / "out", "--attention-format", "html")
     assert [path.name for path in (folder / "out").iterdir()] == ["index.html"]
 
 
-def test_format_without_a_folder(caption: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        caption.main(["model", "photo.jpg", "--attention_format", "gif"])
-    assert "give one with --attention DIR" in capsys.readouterr().err
-
-
-def test_more_captions_than_beams_the_model_has(
-    caption: ModuleType, captioner_folder: Path, photo_files: list[Path], capsys: pytest.CaptureFixture[str]
+def test_number_of_beams_rises_with_the_number_of_captions(
+    captioner_folder: Path, photo_files: list[Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(caption, captioner_folder, photo_files[0], "--num_captions", 7)
+    run(captioner_folder, photo_files[0], "--num_captions", 7)
     assert len(set(capsys.readouterr().out.splitlines())) == 7
 
 
@@ -138,31 +114,64 @@ def test_more_captions_than_beams_the_model_has(
     [
         (["MODEL", "FOLDER/gone.jpg"], "no image or folder"),
         (["MODEL", "FOLDER/c.jpg"], "c.jpg is not a readable image"),
-        (["MODEL", "FOLDER/c.jpg", "--skip_broken"], "No image could be read"),
+        (["MODEL", "FOLDER"], "c.jpg is not a readable image"),
+        (["MODEL", "FOLDER/c.jpg", "--skip_broken"], "None of the images could be read"),
         (["MODEL", "MODEL"], "holds no images"),
         (["FOLDER", "FOLDER/b.png"], "has no config.json"),
-        (["MODEL", "FOLDER/b.png", "--num_beams", "2", "--num_captions", "3"], "3 captions need as many beams"),
+        (["MODEL", "FOLDER/b.png", "--num_beams", "2", "--num_captions", "3"], "needs at least as many beams"),
         (["MODEL", "FOLDER/b.png", "--device", "abacus"], "device 'abacus' can't be used"),
     ],
 )
-def test_errors(caption: ModuleType, captioner_folder: Path, folder: Path, arguments: list[str], message: str) -> None:
-    places = {"MODEL": str(captioner_folder), "FOLDER": str(folder)}
-    for name, place in places.items():
-        arguments = [argument.replace(name, place) for argument in arguments]
-    with pytest.raises((ValueError, OSError), match=message):
-        caption.main(arguments)
+def test_mistake_ends_in_one_line_and_exit_code_2(
+    captioner_folder: Path, folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, path in {"MODEL": captioner_folder, "FOLDER": folder}.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert run_command(main, arguments) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: ") and message in last
 
 
-def test_command_line_ends_in_one_line_and_code_2(captioner_folder: Path, folder: Path) -> None:
-    command = [sys.executable, str(SCRIPT), str(captioner_folder), str(folder), "--device", "cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2
-    assert [line for line in result.stderr.splitlines() if "error" in line.lower()] == [result.stderr.splitlines()[-1]]
-    assert "c.jpg is not a readable image" in result.stderr and "Traceback" not in result.stderr
-
-
-@pytest.mark.parametrize(("name", "value"), [("--num_beams", "0"), ("--batch-size", "-1"), ("--num_captions", "two")])
-def test_arguments_are_checked(caption: ModuleType, name: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num_beams", "0"], "--num_beams"),
+        (["--batch-size", "-1"], "--batch_size"),
+        (["--num_captions", "two"], "--num_captions"),
+        (["--attention_format", "gif"], "name one with --attention DIR"),
+    ],
+)
+def test_wrong_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        caption.main(["model", "photo.jpg", name, value])
-    assert name in capsys.readouterr().err
+        main(["model", "photo.jpg", *options])
+    assert message in capsys.readouterr().err
+
+
+def test_captions_appear_at_once_and_ctrl_c_ends_in_one_line(captioner_folder: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9)).save(tmp_path / "0.png")
+    for number in range(1, 1000):
+        (tmp_path / f"{number}.png").symlink_to("0.png")
+    command = [sys.executable, "-m", "hf_captioner", "caption", captioner_folder, tmp_path, "--batch_size", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith(str(tmp_path / "0.png"))
+        os.kill(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=300)
+    assert process.returncode == 130 and errors == "Stopped by SIGINT.\n"
+    assert len(output.splitlines()) < 999
+
+
+def test_example(
+    captioner_folder: Path,
+    photo_files: list[Path],
+    texts: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(captioner_folder), str(photo_files[0])])
+    runpy.run_path(str(EXAMPLE))
+    first, *words = capsys.readouterr().out.splitlines()
+    assert first == texts[0] and [line.split()[1] for line in words] == first.split()
+    assert Image.open("attention.png").width > 300
