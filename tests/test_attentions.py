@@ -9,7 +9,7 @@ from torch.nn import functional
 from hf_captioner import ATTENTIONS
 from hf_captioner.model import additive_scores
 from hf_captioner.model.additive_scores import plain_scores
-from hf_captioner.model.recurrent_decoder import sums_cells
+from hf_captioner.model.attentions import sums_cells
 from hf_captioner.testing import check_attention
 
 B, K, P, C, D, A = 3, 4, 6, 10, 12, 8

@@ -59,6 +59,14 @@ class UnsavedAttention(DotAttention):
         return super().forward(self.scale * query, keys, memory)
 
 
+class DoublingAttention(DotAttention):
+    sums_cells = True
+
+    def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        context, weights = super().forward(query, keys, memory)
+        return 2 * context, weights
+
+
 class IdleAttention(DotAttention):
     def __init__(self, *sizes: int, **kwargs: int) -> None:
         super().__init__(*sizes, **kwargs)
@@ -86,6 +94,7 @@ ATTENTIONS: list[tuple[type, str]] = [
     (changed(HardAttention, lambda part, out, *_: (*out[:2], *(x.detach() for x in out[2:]))), "carry a gradient"),
     (changed(HardAttention, lambda part, out, *_: (*out[:2], *(-x for x in out[2:]))), "at most 0"),
     (broken(HardAttention, entropy_weight=property(lambda part: None, lambda part, value: None)), "entropy_weight"),
+    (DoublingAttention, "with sums_cells, the context is weights @ memory"),
     (IdleAttention, "idle.weight gets a gradient"),
     (UnsavedAttention, "reloaded part is equal.*attention.scale is not"),
 ]

@@ -278,3 +278,11 @@ class HardAttention(AdditiveAttention):
         drawn = torch.zeros_like(weights).scatter(-1, cells, 1.0)  # (B, K, P)
         context = torch.where(is_drawn, drawn, weights) @ memory
         return context, weights, (log_weights.gather(-1, cells) * is_drawn).squeeze(-1)
+
+
+def sums_cells(attention: type) -> bool:
+    """Return whether a class of attention says that the context of its `forward` is `weights @ memory`.
+
+    Only what the class that defines `forward` says counts: a subclass with a `forward` of its own has to say it again.
+    """
+    return next(vars(owner).get("sums_cells", False) for owner in attention.__mro__ if "forward" in vars(owner))

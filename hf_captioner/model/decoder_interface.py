@@ -1,28 +1,29 @@
 """The contract of decoders: what the model gives a decoder, and what a decoder returns.
 
-A decoder is a `torch.nn.Module` that reads captions and predicts their next words. The model builds it with the
-keyword arguments `vocab_size`, `embedding_size`, `hidden_size`, `memory_size` and `attention`, with the settings
-`gate`, `deep_output`, `memory_dropout`, `embedding_dropout` and `output_dropout` of the configuration, which it may
-disregard, and with the user's `decoder_kwargs`. It has
+A decoder is a `torch.nn.Module` that reads captions and predicts their next words. The model builds it with these
+keyword arguments: the sizes `vocab_size` (V), `embedding_size` (E), `hidden_size` (D) and `memory_size` (C); its
+`attention`; the settings `gate`, `deep_output`, `memory_dropout`, `embedding_dropout` and `output_dropout` of the
+configuration, which it may disregard; and the user's `decoder_kwargs`. It has
 
-- `embedding` and `output`, the modules that embed words and compute logits, and `attention`, the module it was given;
+- `embedding` and `output`, the modules that embed words and compute logits, and `attention`, the module it was given,
+  which it calls as `attention(query, memory.keys, memory.cells)`;
 - `prepare(cells (B, P, C)) -> Memory`, which computes what depends on the images alone;
-- `forward(input_ids (N, T), memory, state=None) -> (logits (N, T, V), weights (N, T, P), state)`, where the N = B·K
-  captions of an image stand next to each other, `state` is a tuple of tensors with N in front, as returned for the
-  words before (None at the start), and the attention calls are `attention(query, memory.keys, memory.cells)`.
+- `forward(input_ids (N, T), memory, state) -> (logits (N, T, V), weights (N, T, P), state)`, which reads the next T
+  words of each caption. The K captions of an image are adjacent among all N = B·K captions. The state is a tuple of
+  tensors with N in front; it is None before the first word, and then what `forward` returned last.
 
 A decoder may offer more:
 
 - It may return a `DecoderOutput`, which is that tuple with further fields.
-- Its `forward` may name any of the keyword arguments `lengths`, `siblings` and `sampling`, which `run_decoder`
-  describes. Only those that it names are passed to it, and `**kwargs` names none.
+- Its `forward` may have any of the keyword arguments `lengths`, `siblings` and `sampling`, which `run_decoder`
+  describes. Those that its signature doesn't name are not passed to it; `**kwargs` names none.
 - The class attribute `gives_sentinel = True` says that it works with attentions that ask for a sentinel, and
   `returns_log_probs = True` that it returns the log-probabilities of an attention that samples (`attentions.py`
   describes both). Without them, the model refuses such an attention.
 """
 
 # B: images, K: captions or beams of an image, N = B·K: captions, T: words, V: vocabulary
-# P: image cells, C: channels of a cell, D: state
+# P: image cells, C: channels of a cell, E: word embedding, D: state
 
 from __future__ import annotations
 

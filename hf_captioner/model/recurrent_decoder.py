@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .attentions import sums_cells
 from .decoder_interface import DecoderOutput, Memory, Siblings, State
 from .deferred_products import DeferredSum
 from .packing import FullOrder, PackedOrder
@@ -199,7 +200,7 @@ class RecurrentDecoder(nn.Module):
         assert num_captions * num_images == input_ids.shape[0], f"{input_ids.shape[0]} captions for {num_images} images"
         order, share_first = FullOrder(num_images, num_captions, num_words), False
         if lengths is not None:
-            # Captions that draw words or cells part at their first step.
+            # Captions that sample words or cells differ from their first step on.
             share_first = state is None and not sampling and not self._draws_cells
             share_first = share_first and bool((input_ids[:, 0] == input_ids[0, 0]).all())
             order = PackedOrder(lengths, num_captions, num_words, share_first)
@@ -232,13 +233,14 @@ class RecurrentDecoder(nn.Module):
 
     @property
     def _draws_cells(self) -> bool:
+        """Whether the attention samples cells now."""
         return self.training and hasattr(self.attention, "reinforce_weight")
 
     def _embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Embed words `(R,)`: return embeddings `(R, E)` and what they bring to the gates, `(R, gates)`.
 
-        Captions say the same few words, so on CPUs both are computed once for each different word. Not where dropout
-        disturbs every embedding by itself, nor on an accelerator, which would have to wait for the number of words.
+        Captions use the same few words, so on CPUs both are computed once for each distinct word. This is not possible
+        if dropout changes each embedding differently; and an accelerator would have to wait for the number of words.
         """
         has_dropout = self.training and self.embedding_dropout.p > 0
         if has_dropout or ids.device.type != "cpu" or torch.compiler.is_exporting():
@@ -347,10 +349,10 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Multiply the cells by a layer's weights of the context, if that saves work.
 
-        Plainly, a layer that reads the context ẑ = β Σ_p α_p a_p multiplies it by its weights W once per word, R
-        products in all. As W ẑ = β Σ_p α_p W a_p, the B·P products W a_p will do as well, once per image. With
-        gradients, the plain way takes three products for each word (forward, and the gradients of ẑ and W), this one
-        two for each cell (forward and the gradient of W; the rest is part of either way).
+        In the plain step, a layer that reads the context ẑ = β Σ_p α_p a_p multiplies it by its weights W, R products
+        for all words. As W ẑ = β Σ_p α_p W a_p, the products W a_p of the B·P cells can be used instead. In training,
+        the plain step takes three products per word (forward, and for the gradients of ẑ and W), and this way two per
+        cell (forward, and for the gradient of W; the cells of a frozen encoder need no gradient).
 
         Args:
             layer: A layer whose first input is the context.
@@ -397,11 +399,3 @@ class RecurrentDecoder(nn.Module):
             return [], gate_input + sum_projected(scaled), context, weights
 
         return attend_projected
-
-
-def sums_cells(attention: type) -> bool:
-    """Return whether a class of attention says that the context of its `forward` is `weights @ memory`.
-
-    Only what the class that defines `forward` says counts: a subclass with a `forward` of its own has to say it again.
-    """
-    return next(vars(owner).get("sums_cells", False) for owner in attention.__mro__ if "forward" in vars(owner))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
-from ..model.attentions import ATTENTIONS
+from ..model.attentions import ATTENTIONS, sums_cells
 from .captioner import check_captioner
 from .rules import A, B, C, D, K, P, noise, require, require_close, require_shape, seeded
 
@@ -63,6 +63,10 @@ def _check_outputs(attention: nn.Module, attend: Attend, inputs: list[Tensor], u
         require(bool((total < 1 + 1e-9).all()), "beside a sentinel, the weights of the cells sum to at most 1")
     else:
         require_close(total, torch.ones_like(total), "the weights of a query sum to 1")
+    if sums_cells(type(attention)):
+        require_close(context, weights @ memory, "with sums_cells, the context is weights @ memory")
+        weighed = attention.weigh(query, keys)  # type: ignore[operator]
+        require_close(weighed, weights, "with sums_cells, weigh(query, keys) gives the weights of forward")
     is_same = all(map(torch.equal, output, attend(*inputs)))
     require(is_same, "in evaluation, the same inputs give the same outputs")
     fewer_cells = attend(query, memory[:, :4], *sentinels)
