@@ -321,7 +321,7 @@ def test_pieces_are_shown_as_words(tiny_model: Callable[..., CaptionerModel], pr
         )
         maps = caption_attentions(output, (4, 4))[0].numpy()
         positions = caption_words(tokenizer, output.sequences[0, 1:].tolist())
-        assert any(len(pieces) > 1 for _, pieces in positions)
-        for shown, (word, pieces), expected in zip(result["attentions"], positions, result["words"], strict=True):
+        assert any(len(indices) > 1 for _, indices in positions)
+        for shown, (word, indices), expected in zip(result["attentions"], positions, result["words"], strict=True):
             assert word == expected
-            assert np.allclose(shown, maps[pieces].mean(0), atol=1e-6)
+            assert np.allclose(shown, maps[indices].mean(0), atol=1e-6)

@@ -168,6 +168,10 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         # An encoder of another package need not know these arguments where neither is used.
         kwargs = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay} if pretrained or overlay else {}
         model = cls(config, CaptionerEncoder(config, **kwargs))
+        if overlay and not pretrained:
+            # Random weights of such an encoder are drawn after those of the decoder, as in version 0.1.0, so that a
+            # seed gives the same captioner.
+            model.encoder = CaptionerEncoder(config, **kwargs)
         height, width = model.data_config["input_size"][1:]
         model.encoder.part.grid_size(height, width)  # raises if the encoder gives no grid
         return model
