@@ -71,12 +71,7 @@ class Continuations:
 
     @classmethod
     def at(cls, index: Tensor, totals: Tensor) -> Continuations:
-        """Return the continuations at some positions of the flattened scores of all.
-
-        Args:
-            index: `(B, M)`, positions in K·V.
-            totals: Scores of all continuations, `(B, K, V)`.
-        """
+        """Return the continuations at positions `(B, M)` of the flattened scores `(B, K, V)` of all."""
         vocab_size = totals.shape[2]
         return cls(totals.flatten(1).gather(1, index), index // vocab_size, index % vocab_size)
 
@@ -120,8 +115,7 @@ class Beams:
     def advance(self, continuations: Continuations) -> Tensor:
         """Append a word to the running captions and move those that end to the finished ones.
 
-        Returns:
-            `(B, K)`, for each caption now running the beam in [0, K) that it continues.
+        Return for each caption now running the beam in [0, K) that it continues, `(B, K)`.
         """
         candidates = self._extend(continuations)
         words = candidates.words[..., : self.length]  # (B, M, T)

@@ -109,13 +109,8 @@ def beam_search(
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
     """Return the captions of transformers' beam search, for settings that `can_drop_images` allows.
 
-    Args:
-        model: The captioner.
-        input_ids: First words of every beam, `(N, T)`.
-        logits_processor: Processors of log p of the next words.
-        stopping_criteria: Criteria that tell whether a caption ends.
-        generation_config: Settings of the search.
-        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
+    `generate()` passes the arguments: `input_ids` are the first words of every beam, `(N, T)`, and of `model_kwargs`
+    only `encoder_outputs` is used.
     """
     settings = (logits_processor, stopping_criteria, generation_config)
     (captions,) = search(model, input_ids, *settings, model_kwargs["encoder_outputs"])
@@ -135,15 +130,8 @@ def search(
 ) -> list[Captions]:
     """Run a beam search and return the finished captions of each group of beams, the best caption first.
 
-    Args:
-        model: The captioner.
-        input_ids: First words of every beam, `(N, T)`.
-        processors: Processors of log p of the next words.
-        criteria: Criteria that tell whether a caption ends.
-        config: Settings of the search.
-        encoder_outputs: Output of the captioner's encoder.
-        choose: How a group chooses its continuations.
-        num_groups: Groups that the beams of an image are divided into, which choose one after the other.
+    The beams of an image are divided into `num_groups` groups, which `choose` their continuations one after the other.
+    The other arguments are those of `beam_search`.
     """
     prefix = input_ids.unflatten(0, (-1, int(config.num_beams)))  # type: ignore[arg-type]  # (B, G·K, T)
     num_images, num_beams, prefix_length = prefix.shape
@@ -207,11 +195,7 @@ def _process(logits: Tensor, groups: Sequence[Beams], processors: LogitsProcesso
 
 
 def _advance(groups: Sequence[Beams], log_probs: Tensor, choose: Choice) -> Tensor:
-    """Append a word to the captions of all groups, one group after the other.
-
-    Returns:
-        `(B, G·K)`, for each caption now running the beam in [0, G·K) that it continues.
-    """
+    """Append a word to the captions of each group in turn; return which beams in [0, G·K) they continue, `(B, G·K)`."""
     chosen: list[Continuations] = []
     parents: list[Tensor] = []
     for number, (group, own_log_probs) in enumerate(zip(groups, log_probs.chunk(len(groups), 1), strict=True)):

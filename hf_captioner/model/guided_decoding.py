@@ -39,18 +39,12 @@ def diverse_beam_search(
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
     """Search with groups of beams that avoid each other's words (Vijayakumar et al. 2016, Algorithm 1).
 
+    The beams of an image are divided into `num_beam_groups` groups; one group is plain beam search. `diversity_penalty`
+    is what each use of a word by earlier groups costs, at least 0, in units of log p. `generate()` passes the other
+    arguments, see `beam_search`.
+
     Returned are the best captions of every group, equally many of each where `num_return_sequences` allows, sorted by
     score.
-
-    Args:
-        model: The captioner. It and the next four arguments are passed by `generate()`.
-        input_ids: First words of every beam, `(N, T)`.
-        logits_processor: Processors of log p of the next words.
-        stopping_criteria: Criteria that tell whether a caption ends.
-        generation_config: Settings of the search.
-        num_beam_groups: Groups that the beams are divided into. One group is plain beam search.
-        diversity_penalty: Penalty for each use of a word by earlier groups, at least 0, in units of log p.
-        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
 
     Raises:
         ValueError: The beams can't be divided into so many groups, or the penalty is negative.
@@ -76,13 +70,7 @@ def diverse_continuations(
     """Return the likeliest continuations with a penalty on words that earlier groups use (Hamming diversity).
 
     As in the paper the penalty decides which continuations are chosen, and the scores of captions remain log p. (The
-    older diverse search of transformers adds the penalty to the scores for good.)
-
-    Args:
-        log_probs: log p of the next word, `(B, K, V)`.
-        beams: The beams of this group.
-        earlier: The continuations that earlier groups have chosen at this step.
-        penalty: Penalty for each beam of an earlier group that continues with the word.
+    older diverse search of transformers adds the penalty to the scores for good.) See `Choice` for the other arguments.
     """
     totals = beams.totals(log_probs)  # (B, K, V)
     num_uses = torch.zeros_like(totals[:, 0])  # (B, V)
@@ -110,21 +98,15 @@ def constrained_beam_search(
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
     """Search for captions in which given words occur (dynamic beam allocation, Post and Vilar 2018).
 
-    Args:
-        model: The captioner. It and the next four arguments are passed by `generate()`.
-        input_ids: First words of every beam, `(N, T)`.
-        logits_processor: Processors of log p of the next words.
-        stopping_criteria: Criteria that tell whether a caption ends.
-        generation_config: Settings of the search.
-        force_words_ids: One entry per constraint: the token ids of a phrase that must occur, `[dog]` or `[red, shirt]`,
-            or a list of phrases of which one must occur, `[[dog], [dogs]]`.
-        model_kwargs: Arguments of the model, of which `encoder_outputs` is used.
+    `force_words_ids` has an entry per constraint: the token ids of a phrase that must occur, `[dog]` or `[red, shirt]`,
+    or a list of phrases of which one must occur, `[[dog], [dogs]]`. `generate()` passes the other arguments, see
+    `beam_search`.
 
     Raises:
         ValueError: No constraints are given, max_length is too short for them, or too few captions meet them.
     """
     num_beams = _require_beams(generation_config, "constrained_beam_search")
-    phrases = [as_phrases(constraint) for constraint in force_words_ids]
+    phrases = [_as_phrases(constraint) for constraint in force_words_ids]
     num_needed = sum(min(map(len, alternatives)) for alternatives in phrases) + 1  # and an end token
     room = int(generation_config.max_length) - input_ids.shape[1]  # type: ignore[arg-type]
     if not phrases or num_needed > room:
@@ -147,12 +129,7 @@ def constrained_beam_search(
 
 
 class Constraint:
-    """Phrases of which one must occur in a caption.
-
-    Args:
-        phrases: Token ids of each phrase.
-        device: Device of the captions.
-    """
+    """Phrases of which one must occur in a caption."""
 
     def __init__(self, phrases: Sequence[Phrase], device: torch.device) -> None:
         self.phrases = [torch.tensor(phrase, device=device) for phrase in phrases]
@@ -221,13 +198,8 @@ def _propose(
 ) -> Continuations:
     """Return the likeliest continuations, the likeliest of each beam, and all that take a constraint further.
 
-    One that is proposed more than once gets a score of -inf but for the first time, and so do words of -1.
-
-    Args:
-        totals: Scores of all continuations, `(B, K, V)`.
-        sequences: Words of the running captions, `(B, K, T)`.
-        likeliest: The likeliest continuations of each image.
-        constraints: What must occur.
+    `totals` are the scores of all continuations, `(B, K, V)`, and `sequences` the running captions, `(B, K, T)`. A
+    continuation proposed before gets the score -inf, and so does the word -1.
     """
     num_images, num_beams, vocab_size = totals.shape
     forced = torch.cat([constraint.next_words(sequences) for constraint in constraints], -1)  # (B, K, F)
@@ -248,11 +220,6 @@ def _share_out(scores: Tensor, num_held: Tensor, is_possible: Tensor) -> Tensor:
 
     First come the likeliest continuations for each number of forced words, then the second likeliest for each, and so
     on; among these those with more forced words come first. The impossible ones come last.
-
-    Args:
-        scores: `(B, M)`.
-        num_held: Forced words that the caption of a continuation holds, `(B, M)`.
-        is_possible: Whether a continuation may be chosen at all, `(B, M)`.
     """
     by_score = scores.argsort(dim=1, descending=True, stable=True)
     num_held, is_possible = num_held.gather(1, by_score), is_possible.gather(1, by_score)
@@ -263,12 +230,8 @@ def _share_out(scores: Tensor, num_held: Tensor, is_possible: Tensor) -> Tensor:
     return by_score.gather(1, key.argsort(dim=1, stable=True))
 
 
-def as_phrases(constraint: Any) -> list[Phrase]:
-    """Return the phrases of a constraint as a list: `[dog] -> [[dog]]`, `[[dog], [dogs]] -> [[dog], [dogs]]`.
-
-    Raises:
-        ValueError: The constraint is neither a list of ids nor a list of such lists, or one is empty.
-    """
+def _as_phrases(constraint: Any) -> list[Phrase]:
+    """Return the phrases of a constraint: `[[dog]]` for `[dog]`. Raise a ValueError if it has another form."""
     phrases = [constraint] if constraint and isinstance(constraint[0], int) else constraint
     if not phrases or not all(phrase and all(isinstance(word, int) for word in phrase) for phrase in phrases):
         raise ValueError(
@@ -278,11 +241,7 @@ def as_phrases(constraint: Any) -> list[Phrase]:
 
 
 def _require_beams(config: GenerationConfig, name: str) -> int:
-    """Return the number of beams of a generation config.
-
-    Raises:
-        ValueError: There is only one beam, or words are to be sampled.
-    """
+    """Return the number of beams, or raise a ValueError if there is only one or if words are to be sampled."""
     if not config.num_beams or config.num_beams < 2 or config.do_sample:
         raise ValueError(
             f"{name} needs num_beams of at least 2 and do_sample=False; "

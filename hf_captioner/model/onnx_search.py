@@ -56,12 +56,7 @@ class Settings:
             )
 
     def process(self, words: np.ndarray, log_probs: np.ndarray) -> np.ndarray:
-        """Return log p of the next word with -inf for words that the settings forbid.
-
-        Args:
-            words: Words of the captions so far, `(N, T)`.
-            log_probs: log p of the next word, `(N, V)`.
-        """
+        """Return log p `(N, V)` of the next word after words `(N, T)`, with -inf where the settings forbid it."""
         log_probs = log_probs.copy()
         length = words.shape[1]
         log_probs[:, list(self.suppress_tokens)] = -np.inf
@@ -141,12 +136,8 @@ class Captions:
 def search(read: Read, memory: Arrays, state: Arrays, settings: Settings, *, num_cells: int = 0) -> Captions:
     """Return the `num_return_sequences` best captions of each image, the best first.
 
-    Args:
-        read: Function that reads one more word, see `Read`.
-        memory: Arrays that hold the images, with B in front.
-        state: States before the first word, `(B, 1, D)`.
-        settings: Settings of the search.
-        num_cells: P if the attention weights are to be kept, 0 if not.
+    `memory` holds the images, in arrays with B in front, and `state` the states before the first word, `(B, 1, D)`.
+    `num_cells` is P if the attention weights are to be kept, 0 if not.
     """
     find = greedy_search if settings.num_beams == 1 else beam_search
     captions = find(read, memory, state, settings, num_cells)
@@ -175,13 +166,7 @@ def greedy_search(read: Read, memory: Arrays, state: Arrays, settings: Settings,
 
 
 class Beams:
-    """K running and up to K finished captions of each image.
-
-    Args:
-        num_images: B.
-        num_cells: P if the attention weights are to be kept, 0 if not.
-        settings: Settings of the search.
-    """
+    """K running and up to K finished captions of each image."""
 
     def __init__(self, num_images: int, num_cells: int, settings: Settings) -> None:
         self.settings, self.num_beams = settings, settings.num_beams
@@ -199,12 +184,8 @@ class Beams:
     def advance(self, log_probs: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Append a word to the running captions and move those that end to the finished ones.
 
-        Args:
-            log_probs: log p of the next word, `(B, K, V)`.
-            weights: Attention weights of that word, `(B, K, P)`.
-
-        Returns:
-            `(B, K)`, for each caption now running the beam in [0, K) that it continues.
+        From log p of the next word `(B, K, V)` and its attention weights `(B, K, P)`, return for each caption now
+        running the beam in [0, K) that it continues, `(B, K)`.
         """
         candidates, parents = self._extend(log_probs, weights)
         last_words = candidates.words[..., self.length - 1]
