@@ -144,38 +144,27 @@ def karpathy(folder: Path, photos: Sequence[Photo]) -> None:
     write_json(folder / "dataset_flickr8k.json", {"images": [*map(karpathy_image, photos)], "dataset": "flickr8k"})
 
 
-def coco_name(photo: Photo) -> str:
-    return f"COCO_{coco_part(photo)}2014_{photo.number:012d}.jpg"
-
-
-def coco_part(photo: Photo) -> str:
-    return "train" if photo.split == "train" else "val"
-
-
-def write_coco_images(folder: Path, photos: Sequence[Photo]) -> None:
-    write_images(folder, photos, lambda p: f"{coco_part(p)}2014/{coco_name(p)}")
+def coco_path(photo: Photo) -> str:
+    part = "train2014" if photo.split == "train" else "val2014"
+    return f"{part}/COCO_{part}_{photo.number:012d}.jpg"
 
 
 def karpathy_coco(folder: Path, photos: Sequence[Photo]) -> None:
-    write_coco_images(folder, photos)
-    images = [
-        karpathy_image(p) | {"filename": coco_name(p), "filepath": f"{coco_part(p)}2014", "cocoid": p.number}
-        for p in photos
-    ]
+    write_images(folder, photos, coco_path)
+    images = [karpathy_image(p) | {"filename": Path(coco_path(p)).name, "cocoid": p.number} for p in photos]
     images[0]["split"] = "restval"
     write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
 def coco(folder: Path, photos: Sequence[Photo]) -> None:
-    write_coco_images(folder, photos)
-    for part in ("train", "val"):
-        chosen = [p for p in photos if coco_part(p) == part]
+    write_images(folder, photos, coco_path)
+    for part in ("train2014", "val2014"):
+        chosen = [p for p in photos if coco_path(p).startswith(part)]
         annotations = [
             {"id": 10 * p.number + i, "image_id": p.number, "caption": p.captions[i]} for i in range(5) for p in chosen
         ]
-        images = [{"id": p.number, "file_name": coco_name(p)} for p in chosen]
-        content = {"info": {}, "images": images, "annotations": annotations}
-        write_json(folder / "annotations" / f"captions_{part}2014.json", content)
+        images = [{"id": p.number, "file_name": Path(coco_path(p)).name} for p in chosen]
+        write_json(folder / f"annotations/captions_{part}.json", {"images": images, "annotations": annotations})
 
 
 def flickr30k_csv(folder: Path, photos: Sequence[Photo]) -> None:
@@ -257,20 +246,18 @@ def text_pairs(folder: Path, photos: Sequence[Photo]) -> None:
 def webdataset(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
         chosen = of_split(photos, split)
-        for shard, start in enumerate(range(0, len(chosen), 30)):
-            files = []
-            for p in chosen[start : start + 30]:
-                files += [(f"{p.stem}.jpg", p.content), (f"{p.stem}.txt", "\n".join(p.captions).encode())]
-            write_tar(folder / f"{split}-{shard:05d}.tar", files)
+        for start in range(0, len(chosen), 30):
+            images = {f"{p.stem}.jpg": p.content for p in chosen[start : start + 30]}
+            texts = {f"{p.stem}.txt": "\n".join(p.captions).encode() for p in chosen[start : start + 30]}
+            write_tar(folder / f"{split}-{start // 30:05d}.tar", sorted((images | texts).items()))
 
 
 def webdataset_json(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
-        files = []
-        for p in of_split(photos, split):
-            fields = json.dumps({"captions": p.captions}).encode()
-            files += [(f"./{p.stem}.json", fields), (f"./{p.stem}.jpg", p.content)]
-        write_tar(folder / split / "00000.tar.gz", files)
+        chosen = of_split(photos, split)
+        images = {f"./{p.stem}.jpg": p.content for p in chosen}
+        fields = {f"./{p.stem}.json": json.dumps({"captions": p.captions}).encode() for p in chosen}
+        write_tar(folder / split / "00000.tar.gz", sorted((images | fields).items()))
 
 
 @dataclass(frozen=True)

@@ -192,6 +192,7 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
     skipped = run("train", *arguments, "--skip_broken")
     assert skipped.returncode == 0, skipped.stderr[-2000:]
     assert "photo5" in skipped.stderr and "11 images to train on" in skipped.stderr
+    assert skipped.stderr.count(": read as Parquet files") == 1  # both splits are loaded in one call
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_captioner.data.loading import StepLoader, StepSampler, num_cores, read_ahead
+from hf_captioner.data.loading import SeededRows, StepLoader, StepSampler, num_cores, read_ahead
 
 
 def test_results_of_threads_come_in_order() -> None:
@@ -54,6 +54,11 @@ def test_an_error_is_raised_in_order_and_ends_the_reading() -> None:
     with pytest.raises(ValueError, match="image 3"):
         next(results)
     assert len(started) < 8
+
+
+def test_random_seed_of_a_row_depends_on_run_epoch_and_image() -> None:
+    rows = SeededRows(Dataset.from_dict({"captions": [["a dog"], ["a cat"]]}), seed=7)
+    assert rows[3, 1] == {"captions": ["a cat"], "index": 1, "random_seed": (7, 3, 1)}
 
 
 def collate_process_ids(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -206,7 +206,7 @@ def _image_digests(dataset: Dataset) -> list[str]:
 
 
 def _digest_row(row: dict[str, Any]) -> dict[str, str]:
-    """Return the digest of a row's image as a row; a function of the module, since `datasets` hashes what it maps."""
+    """Return the digest of a row's image as a new row, for `Dataset.map`."""
     return {"digest": image_digest(row["image"]).hex()}
 
 
