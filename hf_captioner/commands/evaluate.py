@@ -77,10 +77,11 @@ def main(argv: Sequence[str]) -> None:
         show(evaluation, rows, output_dir / name)
         evaluations.append(evaluation)
     if len(evaluations) == 2:
-        differences = compare_evaluations(*evaluations, num_resamples=arguments.num_resamples, seed=arguments.seed)
+        first, second = evaluations
+        differences = compare_evaluations(first, second, num_resamples=arguments.num_resamples, seed=arguments.seed)
         print(f"{arguments.systems[1]} minus {arguments.systems[0]}, with 95 % intervals from paired resamples:")
-        print(*(f"  {line}" for line in comparison_table(*arguments.systems, differences)), sep="\n")
-        print(f"Written: {write_comparison(*evaluations, differences, output_dir)}")
+        print(*(f"  {line}" for line in comparison_table(first, second, differences)), sep="\n")
+        print(f"Written: {write_comparison(first, second, differences, output_dir)}")
 
 
 def caption(

@@ -83,7 +83,7 @@ def _histograms(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
 def _bars(labels: Iterable[object], captions: Counter, references: Counter) -> list[dict[str, Any]]:
     """Return, for each label, its fractions of all counts of captions and of references, and the largest fraction."""
     totals = max(1, captions.total()), max(1, references.total())
-    bars = [
+    bars: list[dict[str, Any]] = [
         {"label": label, "captions": captions[label] / totals[0], "references": references[label] / totals[1]}
         for label in labels
     ]

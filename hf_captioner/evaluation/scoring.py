@@ -136,14 +136,14 @@ def compare_evaluations(
     return compare(first.tallies, second.tallies, num_resamples=num_resamples, seed=seed)
 
 
-def comparison_table(first: str, second: str, differences: dict[str, Difference]) -> list[str]:
+def comparison_table(first: Evaluation, second: Evaluation, differences: dict[str, Difference]) -> list[str]:
     """Return lines for a terminal that say, score by score, whether the second of two systems is better."""
     lines = []
     for name, (value, low, high, fraction) in differences.items():
         verdict = "better" if low > 0 else "worse" if high < 0 else "not significantly different"
         lines.append(
-            f"{name:<18} {value:+.4f}  [{low:+.4f}, {high:+.4f}]  {second} is {verdict}: "
-            f"ahead of {first} in {fraction:.1%} of resamples"
+            f"{name:<18} {value:+.4f}  [{low:+.4f}, {high:+.4f}]  {second.protocol.system} is {verdict}: "
+            f"ahead of {first.protocol.system} in {fraction:.1%} of resamples"
         )
     return lines
 
