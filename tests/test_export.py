@@ -110,7 +110,7 @@ def test_captions_of_a_hundred_images_are_equal(
         for index, colors in enumerate(blocks)
     ]
     expected = captions_of(model, processor, images)
-    assert len(set(expected)) > 30
+    assert len(set(expected)) > 20
     found = captioner(images, batch_size=50)
     assert [captions[0]["generated_text"] for captions in found] == expected
 

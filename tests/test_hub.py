@@ -36,19 +36,12 @@ RESULTS = {
     "scores": {"bleu_4": 0.21, "cider": 0.53, "evaluate_bleu_4": 0.2, "num_words": 17},
     "intervals": {"bleu_4": [0.19, 0.23], "cider": [0.5, 0.56]},
     "protocol": {
-        "system": "/home/me/outputs",
-        "decoding": {"num_beams": 5},
-        "dataset": "flickr8k",
-        "split": "test",
-        "num_images": 1000,
-        "split_images": 1000,
-        "ids_sha256": "0" * 64,
-        "references_per_image": [5, 5],
+        "system": "/home/me/outputs", "decoding": {"num_beams": 5}, "dataset": "flickr8k", "split": "test",
+        "num_images": 1000, "split_images": 1000, "ids_sha256": "0" * 64, "references_per_image": [5, 5],
         "metrics": {"bleu": {"scores": ["bleu_4"], "comparable_with": "BLEU of captioning papers"}},
-        "interval": {"level": 0.95, "resamples": 1000},
-        "software": {"hf_captioner": "0.1.0"},
+        "interval": {"level": 0.95, "resamples": 1000}, "software": {"hf_captioner": "0.1.0"},
     },
-}
+}  # fmt: skip
 RECIPE = {
     "dataset": "/home/me/flickr8k_of_mine", "output_dir": "/home/me/outputs", "encoder_name": "test_resnet",
     "pretrained": True, "epochs": 9, "license": "cc-by-nc-4.0", "push_to_hub": ID,
@@ -159,39 +152,29 @@ def reader(start: Start, hub: HubServer, published: dict[str, bytes]) -> Worker:
 
 def changed(files: dict[str, bytes | str], number: int) -> dict[str, bytes | str]:
     """Return the files of a captioner, changed so that each of its parts shows this number when it is loaded."""
-    changes: dict[str, dict[str, Any]] = {
-        "config.json": {"initializer_range": number / 10},
-        "generation_config.json": {"max_length": number},
-        "tokenizer_config.json": {"model_max_length": number},
-    }
-    new = {}
-    for name, change in changes.items():
-        new[name] = json.dumps(json.loads(files[name]) | change).encode()
-    record = json.loads(files["processor_config.json"])
-    record["image_processor"]["crop_pct"] = number / 10
-    return {**files, **new, "processor_config.json": json.dumps(record).encode()}
+    records = {name: json.loads(files[name]) for name in files if name.endswith("config.json")}
+    records["config.json"]["initializer_range"] = number / 10
+    records["generation_config.json"]["max_length"] = number
+    records["tokenizer_config.json"]["model_max_length"] = number
+    records["processor_config.json"]["image_processor"]["crop_pct"] = number / 10
+    return files | {name: json.dumps(record).encode() for name, record in records.items()}
+
+
+# Reads files by their suffix.
+READERS: dict[str, Callable[[bytes], Any]] = {
+    ".json": json.loads, ".yaml": yaml.safe_load, ".py": ast.parse, ".safetensors": load_safetensors,
+    ".png": lambda data: Image.open(io.BytesIO(data)).load(), ".md": bytes.decode, "": bytes.decode,
+}  # fmt: skip
 
 
 def test_a_push_is_one_commit_of_safe_files(
     hub: HubServer, published: dict[str, bytes], captioner_folder: Path
 ) -> None:
     assert hub.repos[ID].history() == ["Upload captioner", "initial commit"]
-    suffixes = {Path(name).suffix for name in published}
-    assert suffixes == {".json", ".md", ".png", ".py", ".safetensors", ".yaml", ""}
+    assert {Path(name).suffix for name in published} == READERS.keys()
+    assert len(load_safetensors(published["model.safetensors"])) > 50
     for name, data in published.items():
-        match Path(name).suffix:
-            case ".json":
-                json.loads(data)
-            case ".yaml":
-                yaml.safe_load(data)
-            case ".png":
-                Image.open(io.BytesIO(data)).load()
-            case ".py":
-                ast.parse(data)
-            case ".safetensors":
-                assert len(load_safetensors(data)) > 50
-            case _:
-                assert name in (".gitattributes", "README.md") and data.decode()
+        READERS[Path(name).suffix](data)
         assert str(captioner_folder).encode() not in data, name
         # Neither a pickle (of any protocol since 2) nor an archive of torch.save.
         assert not data.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK")), name
@@ -512,7 +495,7 @@ def test_private_repositories(hub: HubServer, pusher: Worker) -> None:
         ("'me/x', license='mine', datasets='shapes', images=[]", "ValueError: The Hub refuses the model card"),
         ("'me/x', 'nowhere.json', **details", "FileNotFoundError: No results at 'nowhere.json'"),
         ("'me/x', {'words': 'many'}, **details", "ValueError: results hold no scores"),
-        ("'me/x', recipe='nowhere.yaml'", "FileNotFoundError: No recipe at 'nowhere.yaml'"),
+        ("'me/x', recipe='nowhere.yaml'", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.yaml'"),
         ("'me/x/y', **details", "HFValidationError: Repo id must be"),
         ("'me/x', **details, token='hf_wrong'", "PermissionError: The Hub refuses the token for 'me/x' (401"),
         ("'you/x', **details", "PermissionError: The Hub refuses the token for 'you/x' (403"),

@@ -58,10 +58,7 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
 
     Raises:
         ValueError: the file is damaged, or holds anything other than `{"encoder": state dict, "decoder": state dict}`.
-        FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"No checkpoint at {str(path)!r}.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -94,10 +91,7 @@ def read_word_map(path: Path) -> list[str]:
 
     Raises:
         ValueError: the file is not a word map, or ids or special tokens are missing.
-        FileNotFoundError: there is no such file.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"No word map at {str(path)!r}.")
     try:
         word_map = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
@@ -180,12 +174,7 @@ def _encoder_weights(weights: Weights) -> Weights:
 
 
 def _decoder_weights(weights: Weights, order: Tensor) -> Weights:
-    """Rearrange the tutorial's decoder weights for the decoder `lstm_channel_gate`.
-
-    Args:
-        weights: State dict of the tutorial's decoder.
-        order: The tutorial's id of each word, in the order of the new ids, `(V,)`.
-    """
+    """Rearrange the tutorial's decoder weights for `lstm_channel_gate`; `order` has the tutorial's id of each word."""
     new = {new_name: weights[name] for name, new_name in RENAMED.items()}
     # The two biases are only ever used in this sum.
     new["attention.memory_to_key.bias"] = weights["attention.encoder_att.bias"] + weights["attention.decoder_att.bias"]
@@ -211,16 +200,7 @@ def _reordered_gates(rows: Tensor) -> Tensor:
 
 
 def _load(module: nn.Module, weights: Weights, problem: str) -> None:
-    """Load a state dict into a module.
-
-    Args:
-        module: Module to load into.
-        weights: State dict, which must have exactly the names and shapes of the module's own.
-        problem: Start of the error message, after "The".
-
-    Raises:
-        ValueError: names or shapes differ.
-    """
+    """Load a state dict into a module; if names or shapes differ, raise a ValueError that starts with the problem."""
     own = module.state_dict()
     reshaped = {name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape}
     if own.keys() != weights.keys() or reshaped:

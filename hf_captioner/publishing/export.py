@@ -27,7 +27,6 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from ..model.decoder_interface import Memory, run_decoder
-from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.modeling_captioner import CaptionerModel
 from ..model.onnx_runner import FORMAT, OnnxCaptioner
 from ..model.onnx_search import Settings
@@ -113,21 +112,8 @@ def export_onnx(
 
 
 def _runner_config(model: CaptionerModel, processor: CaptionerProcessor) -> dict[str, Any]:
-    """Return the content of `captioner.json`: everything that the runner needs to know besides graphs and tokenizer.
-
-    Raises:
-        ValueError: the image processor, the tokenizer or a generation setting cannot be exported.
-    """
-    image_processor, tokenizer = processor.image_processor, processor.tokenizer
-    if not isinstance(image_processor, CaptionerImageProcessor):
-        raise ValueError(
-            f"The image processor is a {type(image_processor).__name__}, which needs torch. "
-            "Only CaptionerImageProcessor can be exported."
-        )
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError(
-            f"The tokenizer is a {type(tokenizer).__name__}. Only those of the library `tokenizers` can be exported."
-        )
+    """Return the content of `captioner.json`: everything that the runner needs to know besides graphs and tokenizer."""
+    image_processor = processor.image_processor
     encoder = model.encoder.part
     height, width = size = (image_processor.size["height"], image_processor.size["width"])
     return {
@@ -143,7 +129,7 @@ def _runner_config(model: CaptionerModel, processor: CaptionerProcessor) -> dict
         },
         "grid": encoder.grid_size(height, width),
         "grid_box": encoder.grid_box(height, width) if hasattr(encoder, "grid_box") else None,
-        "special_ids": tokenizer.all_special_ids,
+        "special_ids": processor.tokenizer.all_special_ids,
         "generation": generation_settings(model.generation_config),
     }
 
@@ -212,18 +198,10 @@ class _DecoderGraph(nn.Module):
     def forward(
         self, words: Tensor, cells: Tensor, keys: Tensor, mean: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """Read one word of each caption.
-
-        Args:
-            words: Ids of the words to read, `(B, K)`.
-            cells: Image cells, `(B, P, C)`.
-            keys: What the attention computes from the cells alone.
-            mean: Mean cell of each image, `(B, C)`.
-            state: State of the decoder before the step, tensors `(B, K, D)`.
+        """Read words `(B, K)`, given the fields of a `Memory` and the state before, tensors `(B, K, D)`.
 
         Returns:
-            Log-probabilities of the next word `(B, K, V)`, attention weights `(B, K, P)`, and the tensors of the state
-            after the step.
+            Log-probabilities of the next word `(B, K, V)`, attention weights `(B, K, P)`, and the state after.
         """
         flat_state = tuple(tensor.flatten(0, 1) for tensor in state)
         output = run_decoder(self.decoder, words.reshape(-1, 1), Memory(cells, keys, mean), flat_state)
@@ -233,11 +211,7 @@ class _DecoderGraph(nn.Module):
 
 @torch.no_grad()
 def _export_graphs(model: CaptionerModel, folder: Path, pixel_values: Tensor, words: Tensor) -> None:
-    """Trace the encoder and the decoder with these inputs and write `encoder.onnx` and `decoder.onnx`.
-
-    Raises:
-        ValueError: a part cannot be traced.
-    """
+    """Trace the encoder and the decoder with these inputs and write `encoder.onnx` and `decoder.onnx`."""
     if not hasattr(model.decoder, "initial_state"):
         raise ValueError(f"The decoder {model.config.decoder_type!r} has no initial_state, which exporting needs.")
     encoder, decoder = _EncoderGraph(model), _DecoderGraph(model)
@@ -280,18 +254,7 @@ def _encoded(encoder: nn.Module, pixel_values: Tensor, words: Tensor) -> tuple[A
 
 
 def _export(graph: nn.Module, inputs: tuple[Any, ...], path: Path, *, description: str, **kwargs: Any) -> None:
-    """Trace a graph and write it as an ONNX file.
-
-    Args:
-        graph: Module to trace.
-        inputs: Inputs to trace it with.
-        path: File to write.
-        description: Name of the graph in error messages.
-        kwargs: Further arguments of `torch.onnx.export`.
-
-    Raises:
-        ValueError: the graph cannot be exported.
-    """
+    """Trace a graph and write it as an ONNX file; an error of the tracing becomes a ValueError with its description."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

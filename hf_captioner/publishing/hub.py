@@ -1,4 +1,4 @@
-"""Publishing a captioner on the Hub, in one commit, so that nobody ever sees a part of a version."""
+"""Publishing a captioner on the Hub, in one commit, so that no incomplete version is ever visible."""
 
 from __future__ import annotations
 
@@ -54,25 +54,22 @@ def push(
     Args:
         model: Captioner to publish.
         processor: The model's processor.
-        repo_id: Repository, such as `your-name/captioner`, created if it does not exist. Without `your-name/`, the
-            token's user is its owner.
+        repo_id: Repository, such as `your-name/captioner` or, for the token's user, `captioner`; created if missing.
         results: Scores for the model card, in any form that `read_results` accepts.
         images: Images to caption in the card (default: some validation images of the recipe's data set). They are
             published, so choose others if their licence does not allow that.
-        private: Whether a new repository is private (default: the Hub's own setting). An existing repository must
-            already be so.
-        revision: Branch, created if it does not exist (default: main).
+        private: Whether a new repository is private (default: the Hub's setting), and an existing one must be.
+        revision: Branch, created if missing (default: main).
         token: Access token of a user who may write to the repository (default: the user who is logged in).
         message: Commit message.
-        details: Details for the card, see `card_details`: `license`, `datasets`, `language`, `base_model`, `recipe`
-            and `limits`.
+        details: For the card, see `card_details`: `license`, `datasets`, `language`, `base_model`, `recipe`, `limits`.
 
     Returns:
         URL of the commit.
 
     Raises:
-        ValueError: no licence or no data set is named, a part of the model cannot be installed by others, the id is
-            invalid, or the repository is public where a private one is wanted, or the reverse. Nothing is uploaded.
+        ValueError: no licence or no data set is named, nobody else can load a part of the model, the id is invalid,
+            or the repository is not as private as it should be. Nothing is uploaded.
         PermissionError: the Hub refuses the token.
         ConnectionError: the Hub cannot be reached, or the connection broke.
     """
@@ -96,18 +93,10 @@ def export_folder(
     images: Sequence[ImageSource] | None = None,
     **details: Any,
 ) -> Path:
-    """Write the folder that `push` publishes, without publishing it.
+    """Write the files that `push` publishes to a new or empty folder, without publishing them.
 
-    It loads by its path as a published model loads by its id, with hf_captioner or with `trust_remote_code=True`.
-
-    Args:
-        folder: New or empty folder.
-        model: Captioner to publish.
-        processor: The model's processor.
-        repo_id: Id under which the card's examples load the model.
-        results: Scores for the model card, in any form that `read_results` accepts.
-        images: Images to caption in the card (default: some validation images of the recipe's data set).
-        details: Details for the card, see `card_details`.
+    The folder loads by its path as a published model loads by its id, with hf_captioner or with
+    `trust_remote_code=True`. All other arguments are those of `push`.
 
     Raises:
         ValueError: the folder is not empty, or `push` would refuse the model.
@@ -120,17 +109,7 @@ def export_folder(
 
 
 def check_push(config: CaptionerConfig, repo_id: str, *, token: str | None = None, **details: Any) -> None:
-    """Refuse now what `push` would refuse later, such as after a long training.
-
-    Args:
-        config: Configuration of the model.
-        repo_id: Repository to publish to.
-        token: Access token (default: the user who is logged in).
-        details: Details for the card, see `card_details`.
-
-    Raises:
-        ValueError, PermissionError, ConnectionError: see `push`.
-    """
+    """Raise the errors of a later `push` with these arguments now, rather than after a long training."""
     _check(config, repo_id, details)
     _log_in(repo_id, token)
 
@@ -143,7 +122,7 @@ def _check(config: CaptionerConfig, repo_id: str, details: Mapping[str, Any]) ->
         if name in registry.names() and registry.origin(name) == "registered in this process":
             raise ValueError(
                 f"{name!r} of the {registry.kind} is registered in this process alone, so nobody else could load the "
-                "model. Put it into a package that others can install (see the README, Add a part)."
+                "model. Put it into a package that others can install (see docs/extend.md)."
             )
     return card_details(config, **details)
 

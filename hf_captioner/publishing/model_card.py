@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -33,16 +33,10 @@ PATH_FIELDS = ("dataset", "encoder_weights", "word_vectors")
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What the author of a captioner says about it in its model card. `card_details` completes and checks it.
+    """What the author of a captioner says about it in its model card; `card_details` explains the fields.
 
-    Args:
-        license: Licence of the weights, by its name on the Hub: `apache-2.0`, `cc-by-nc-4.0`, …
-        datasets: Data sets that the model was trained on, by their ids on the Hub or other names.
-        language: Language of the captions, as an ISO 639-1 code.
-        base_model: Id on the Hub of the model whose weights the encoder started from.
-        recipe: Fields of the training recipe that describe the model, without paths.
-        image_source: Data set of the recipe, from which the card's images are taken; may be a path, is not published.
-        limits: Text for the section on limits.
+    The recipe holds no paths. The image source is the data set whose validation images the card shows, as the recipe
+    names it: it may be a path, and is not published.
     """
 
     license: str
@@ -59,15 +53,8 @@ class CardDetails:
         return yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True) if self.recipe else ""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A captioned image in a model card.
-
-    Args:
-        image: Path of the image within the published folder.
-        attention: Path of the picture of its attention maps.
-        caption: The model's caption.
-    """
+class Sample(NamedTuple):
+    """Caption of an image, and the paths within the published folder of the image and of its attention maps."""
 
     image: str
     attention: str
@@ -178,12 +165,7 @@ def _with_hub_dataset(results: Results) -> Results:
 
 
 def _eval_results(results: Results, dataset: str) -> list[EvalResult]:
-    """Return the card's metadata about scores: an entry with its protocol for each score of a known metric.
-
-    Args:
-        results: Scores of the model.
-        dataset: Data set that was scored, if the results have no protocol.
-    """
+    """Return the card's metadata about scores; `dataset` is the data set of results that have no protocol."""
     protocol = asdict(results.protocol) if results.protocol else {}
     dataset = protocol.get("dataset", dataset)
     about_data = ("num_images", "split_images", "references_per_image", "ids_sha256")
@@ -220,11 +202,9 @@ def _is_path(name: Any) -> bool:
 def _read_recipe(path: str | Path | None, model_folder: str) -> dict[str, Any]:
     """Return the fields of a recipe; without a path, of the model's own recipe, or none if it has none."""
     if path is None:
-        path = Path(model_folder or ".", RECIPE)
+        path = Path(model_folder, RECIPE)
         if not model_folder or not path.is_file():
             return {}
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"No recipe at {str(path)!r}. Give the recipe.yaml that the training wrote.")
     fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(fields, dict):
         raise ValueError(f"The recipe {str(path)!r} holds no fields. Give the recipe.yaml that the training wrote.")
@@ -232,7 +212,7 @@ def _read_recipe(path: str | Path | None, model_folder: str) -> dict[str, Any]:
 
 
 def _publishable(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a recipe that describe the model, with the last part of each path."""
+    """Return the fields of a recipe that describe the model, with paths shortened to their last part."""
     fields = {name: value for name, value in recipe.items() if name not in FIELDS_OF_THE_RUN}
     return fields | {name: Path(fields[name]).resolve().name for name in PATH_FIELDS if _is_path(fields.get(name))}
 

@@ -49,17 +49,7 @@ def write_published_folder(
     details: CardDetails,
     images: Sequence[ImageSource] | None,
 ) -> Path:
-    """Write everything that is published for a captioner.
-
-    Args:
-        folder: New or empty folder.
-        model: Captioner to publish.
-        processor: The model's processor.
-        repo_id: Id on the Hub under which the card's examples load the model.
-        results: Scores for the card.
-        details: What the author says in the card.
-        images: Images to caption in the card (default: some validation images of the recipe's data set).
-    """
+    """Write everything that is published for a captioner; see `hub.push` for the arguments."""
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     _add_code(folder)
