@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -66,41 +66,23 @@ class Progress:
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint, under the names that version 0.1.0 gave them."""
-        totals = self.totals
-        return {
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "step": self.step,
-            "totals": {
-                "figure": totals.metric,
-                "captions": totals.num_captions,
-                "learning_rate": totals.learning_rate,
-                "seconds": totals.seconds,
-            },
-            "best_score": self.best_score,
-            "without_better": self.epochs_since_best,
-            "log": self.log,
-        }
+        """Return plain values for a checkpoint."""
+        values = {**asdict(self), "totals": _rename(asdict(self.totals), NAMES_IN_JSON)}
+        return _rename(values, NAMES_IN_JSON)
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Progress:
         """Rebuild the progress from the values of `to_json`."""
-        totals = saved["totals"]  # version 0.1.0 left it empty at the start of an epoch
-        return cls(
-            stage=saved["stage"],
-            epoch=saved["epoch"],
-            step=saved["step"],
-            totals=EpochTotals(
-                metric=totals.get("figure", 0.0),
-                num_captions=totals.get("captions", 0.0),
-                seconds=totals.get("seconds", 0.0),
-                learning_rate=totals.get("learning_rate", 0.0),
-            ),
-            best_score=saved["best_score"],
-            epochs_since_best=saved["without_better"],
-            log=saved["log"],
-        )
+        names = {old: new for new, old in NAMES_IN_JSON.items()}
+        return cls(**_rename({**saved, "totals": EpochTotals(**_rename(saved["totals"], names))}, names))
+
+
+# Names in the JSON of checkpoints, whose format is that of version 0.1.0, where they differ from those above.
+NAMES_IN_JSON = {"epochs_since_best": "without_better", "metric": "figure", "num_captions": "captions"}
+
+
+def _rename(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 @dataclass
@@ -265,7 +247,9 @@ class Run:
         assert self.stage is not None and self.prepared is not None
         optimizer, progress = self.prepared.optimizer, self.progress
         num_steps_done = progress.epoch * self.num_steps + progress.step
-        batches = self._prepare_batches(batches, num_steps_done / (self.stage.epochs * self.num_steps))
+        with self.accelerator.autocast():  # captions are sampled in the precision of training
+            fraction = num_steps_done / (self.stage.epochs * self.num_steps)
+            batches = [self.stage.objective.prepare(batch, fraction) for batch in batches]
         num_words, num_captions = self._count(batches)
         loss, metric = self._accumulate_gradients(batches, num_words, num_captions)
         grad_norm = self.accelerator.clip_grad_norm_(self.prepared.model.parameters(), self.optimization.max_grad_norm)
@@ -280,12 +264,6 @@ class Run:
         progress.totals.metric += metric
         progress.totals.num_captions += num_captions
         progress.totals.learning_rate = learning_rate
-
-    def _prepare_batches(self, batches: Sequence[Batch], progress: float) -> list[Batch]:
-        """Let the objective prepare each batch; captions are sampled in the precision of training."""
-        assert self.stage is not None
-        with self.accelerator.autocast():
-            return [self.stage.objective.prepare(batch, progress) for batch in batches]
 
     def _count(self, batches: Sequence[Batch]) -> tuple[int, int]:
         """Count the words and the captions of an optimizer step, over all processes."""
@@ -393,7 +371,8 @@ class Run:
             error: list[Any] = [None]
             if self.accelerator.is_main_process:
                 try:
-                    self.checkpoints.save(self._modules(), self._tensors(random_states), self._plain_values())
+                    progress = {**self.progress.to_json(), "is_over": self.stage is None, "facts": self.settings}
+                    self.checkpoints.save(self._modules(), self._tensors(random_states), progress)
                 except OSError as e:
                     error = [e]
             if self.accelerator.num_processes > 1:
@@ -415,18 +394,16 @@ class Run:
             tensors["scaler"] = self.accelerator.scaler and self.accelerator.scaler.state_dict()
         return tensors
 
-    def _plain_values(self) -> dict[str, Any]:
-        """Return the JSON of a checkpoint, under the names of version 0.1.0."""
-        return {**self.progress.to_json(), "is_over": self.stage is None, "facts": self.settings}
-
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on exactly where a saved run was. Collective: call it on every process.
 
         Raises:
             ValueError: The settings of the saved run are different.
         """
-        refuse_other_settings(checkpoint.progress["facts"], self.settings)
-        self.progress = Progress.from_json(checkpoint.progress)
+        saved = dict(checkpoint.progress)
+        refuse_other_settings(saved.pop("facts"), self.settings)
+        del saved["is_over"]
+        self.progress = Progress.from_json(saved)
         for name, module in self._modules().items():
             checkpoint.load_weights(name, module)
         tensors = checkpoint.tensors()
