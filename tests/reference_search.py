@@ -1,6 +1,6 @@
-"""Beam search written apart from the package's, one image and one caption at a time, to hold it against.
+"""Beam searches in plain Python for one image, to compare the package's with.
 
-It follows the rules that transformers' beam search documents, in the plainest words possible.
+They follow the rules that transformers documents for its beam search, with a list of captions in place of tensors.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 Words = tuple[int, ...]
-# log p of every word of the vocabulary after these words
+# Returns log p of every word of the vocabulary after some words.
 Model = Callable[[Words], list[float]]
 
 
 @dataclass(frozen=True)
 class Settings:
+    """Settings of `generate()`, with the same meaning; `end` is the end token."""
+
     num_beams: int
     max_length: int
     length_penalty: float = 1.0
@@ -25,7 +27,7 @@ class Settings:
 
 
 def beam_search(model: Model, start: Words, settings: Settings) -> list[tuple[float, Words]]:
-    """The finished captions with their scores, the best first."""
+    """Return the finished captions with their scores, the best first."""
     running: list[tuple[float, Words]] = [(0.0, start)]
     finished: list[tuple[float, Words]] = []
     while True:
@@ -39,10 +41,10 @@ def beam_search(model: Model, start: Words, settings: Settings) -> list[tuple[fl
         candidates = candidates[: 2 * settings.num_beams]
         length = len(candidates[0][1])
         running = []
-        for place, (score, words) in enumerate(candidates):
+        for rank, (score, words) in enumerate(candidates):
             if words[-1] != settings.end and length < settings.max_length:
                 running.append((score, words))
-            elif place < settings.num_beams:
+            elif rank < settings.num_beams:
                 finished.append((score / (length - len(start)) ** settings.length_penalty, words))
         finished.sort(key=lambda caption: -caption[0])
         finished = finished[: settings.num_beams]
@@ -59,7 +61,7 @@ def beam_search(model: Model, start: Words, settings: Settings) -> list[tuple[fl
 
 
 def all_captions(model: Model, start: Words, settings: Settings) -> Iterator[tuple[float, Words]]:
-    """Every caption there can be, with its score."""
+    """Yield every possible caption with its score."""
     open_captions = [(0.0, start)]
     for length in itertools.count(len(start) + 1):
         grown = [
@@ -81,7 +83,7 @@ def all_captions(model: Model, start: Words, settings: Settings) -> Iterator[tup
 def diverse_beam_search(
     model: Model, start: Words, settings: Settings, num_groups: int, penalty: float
 ) -> list[list[tuple[float, Words]]]:
-    """Finished captions of each group (Vijayakumar et al. 2016, Algorithm 1), without stopping early."""
+    """Return the finished captions of each group (Vijayakumar et al. 2016, Algorithm 1), without early stopping."""
     size = settings.num_beams // num_groups
     running: list[list[tuple[float, Words]]] = [[(0.0, start)] for _ in range(num_groups)]
     finished: list[list[tuple[float, Words]]] = [[] for _ in range(num_groups)]
@@ -97,10 +99,10 @@ def diverse_beam_search(
             candidates.sort(key=lambda candidate: -candidate[0])
             candidates = candidates[: 2 * size]
             running[group] = []
-            for place, (_, score, words) in enumerate(candidates):
+            for rank, (_, score, words) in enumerate(candidates):
                 if words[-1] != settings.end and length < settings.max_length:
                     running[group].append((score, words))
-                elif place < size:
+                elif rank < size:
                     finished[group].append((score / (length - len(start)) ** settings.length_penalty, words))
             taken += [words[-1] for _, _, words in candidates[:size]]
             running[group] = running[group][:size]
