@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing things in turns, and the machine's name."""
+"""Helpers of the benchmarks: time programs in turns, describe the machine, write results."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import torch
 
 
 def seconds_of(jobs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each job. They take turns, so that a machine shared with others is as busy for each."""
+    """Return the median seconds of each job. Jobs take turns, so that other work on the machine slows all alike."""
     for job in jobs.values():
-        job()  # to warm up
+        job()  # warm up
     times: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
@@ -32,7 +32,7 @@ def seconds_of(jobs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str,
 
 @contextmanager
 def bfloat16_products() -> Iterator[None]:
-    """Weights and results in float32, products of matrices in bfloat16 where the machine has them."""
+    """Compute matrix products in bfloat16 where the machine supports it; weights and results stay in float32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
@@ -42,13 +42,13 @@ def bfloat16_products() -> Iterator[None]:
 
 
 def synchronize() -> None:
-    """Wait for the accelerator, if there is one."""
+    """Wait until the accelerator, if there is one, has finished its work."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
 
 
 def machine() -> str:
-    """The processor, its cores in use, and the accelerator."""
+    """Return the names of the processor and the accelerator, the number of cores and threads, and torch's version."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -60,7 +60,7 @@ def machine() -> str:
 
 
 def write_result(path: Path | None, result: dict[str, Any]) -> None:
-    """Print a result, and write it if a file is given."""
+    """Print a result with the machine's name and, if a path is given, write it to that file."""
     text = json.dumps({"machine": machine(), **result}, indent=2)
     print(text)
     if path is not None:

@@ -1,4 +1,4 @@
-"""Show, Attend and Tell as the usual tutorials write it: what the benchmarks measure this package by."""
+"""Show, Attend and Tell as in the usual tutorials, for the benchmarks to compare this package with."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ START, END = 2, 3
 
 
 class TutorialDecoder(nn.Module):
-    """A decoder with the sizes of a captioner's, that projects all cells again for every word.
+    """A decoder that projects all image cells again for every word.
 
     Args:
-        size: of the word embedding, the state and the attention's hidden layer.
-        vocab_size: number of words.
-        activation: of the attention's hidden layer.
+        size: Size of the word embedding, of the state and of the attention's hidden layer.
+        vocab_size: Number of words in the vocabulary.
+        activation: Activation function of the attention's hidden layer.
     """
 
     def __init__(self, size: int, vocab_size: int, activation: Callable[[Tensor], Tensor]) -> None:
@@ -34,14 +34,14 @@ class TutorialDecoder(nn.Module):
         self.output = nn.Linear(size, vocab_size)
 
     def start(self, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """The first state of captions, one a row of cells `(N, P, C)`."""
+        """Return the first state of N captions from the cells of their images, `(N, P, C)`."""
         mean = cells.mean(1)
         return self.cells_to_hidden(mean), self.cells_to_cell(mean)
 
     def read(
         self, words: Tensor, hidden: Tensor, cell: Tensor, cells: Tensor, keys: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The state after embedded words `(N, size)`; keys `(N, P, size)` if they were computed before."""
+        """Return the state after embedded words `(N, size)`. Keys `(N, P, size)` may be passed if computed before."""
         keys = self.cells_to_attention(cells) if keys is None else keys
         layer = self.activation(keys + self.state_to_attention(hidden).unsqueeze(1))
         weights = self.attention_to_score(layer).squeeze(2).softmax(1)

@@ -1,3 +1,5 @@
+"""Terms of the loss against values computed by hand, and REINFORCE against the exact gradient."""
+
 from __future__ import annotations
 
 import math
@@ -21,12 +23,6 @@ from hf_captioner.model.objectives import (
 )
 
 
-def test_cross_entropy_by_hand() -> None:
-    logits = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0]], [[0.0, 0.0], [9.0, -9.0]]])
-    labels = torch.tensor([[1, -100], [0, -100]])
-    assert cross_entropy(logits, labels).item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 2)) / 2)
-
-
 def test_label_smoothing_by_hand() -> None:
     logits, labels = torch.tensor([[[0.0, math.log(3)]]]), torch.tensor([[1]])
     expected = 0.9 * -math.log(3 / 4) + 0.1 * (-math.log(3 / 4) - math.log(1 / 4)) / 2
@@ -35,13 +31,13 @@ def test_label_smoothing_by_hand() -> None:
 
 def test_doubly_stochastic_by_hand() -> None:
     weights = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
-    labels = torch.tensor([[4, 3], [3, -100], [-100, -100]])  # the third caption does not exist
+    labels = torch.tensor([[4, 3], [3, -100], [-100, -100]])  # the third caption has no word
     first, second = 0.5**2 + 0.5**2, 0.75**2 + 0.25**2
     assert doubly_stochastic(weights, labels, "sum").item() == pytest.approx((first + second) / 2)
     assert doubly_stochastic(weights, labels, "mean").item() == pytest.approx((first + second) / 4)
 
 
-def test_log_likelihood_by_hand() -> None:
+def test_log_likelihood_and_cross_entropy_by_hand() -> None:
     logits = torch.tensor([[[0.0, math.log(3)], [5.0, 5.0]], [[0.0, 0.0], [9.0, -9.0]]])
     labels = torch.tensor([[1, 0], [0, -100]])
     expected = torch.tensor([[math.log(3 / 4), math.log(1 / 2)], [math.log(1 / 2), 0.0]])
@@ -57,7 +53,9 @@ def test_reinforce_by_hand() -> None:
     loss = reinforce(scores, log_probs, labels, torch.tensor(-1.5))
     assert loss.item() == pytest.approx(-(first + second) / 3)
     loss.backward()
-    assert torch.allclose(log_probs.grad, torch.tensor([[1.0, 1.0], [1.0, 0.0]]) / 3)  # worse than usual: less of it
+    assert torch.allclose(
+        log_probs.grad, torch.tensor([[1.0, 1.0], [1.0, 0.0]]) / 3
+    )  # captions worse than the baseline become less likely
 
 
 def test_entropy_by_hand() -> None:
@@ -77,24 +75,24 @@ def test_moving_average_by_hand() -> None:
     assert moving_average(torch.tensor(-4.0), torch.zeros(1, 2), nothing).item() == pytest.approx(-3.6)
 
 
-EXPECTED = 0  # what is taken for a word: the expected context, or a cell, 1 the first
+EXPECTED = 0  # a choice of hard attention: 0 for the expected context, or n for cell n
 
 
-class Choices:
-    """Stands in for chance: hard attention takes for each caption in turn what it is told to."""
+class FixedChoices:
+    """Replaces torch's random numbers, so that hard attention makes the next of `choices` for each caption in turn."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.given: Iterator[int]
-        self.taken = torch.empty(0)
+        self.choices: Iterator[int]
+        self.made = torch.empty(0)
         monkeypatch.setattr(torch, "multinomial", self.multinomial)
         monkeypatch.setattr(torch, "rand", self.rand)
 
     def multinomial(self, weights: Tensor, num_samples: int) -> Tensor:
-        self.taken = torch.tensor([next(self.given, 1) for _ in weights])
-        return (self.taken - 1).clamp(min=0).unsqueeze(1)
+        self.made = torch.tensor([next(self.choices, 1) for _ in weights])
+        return (self.made - 1).clamp(min=0).unsqueeze(1)
 
     def rand(self, shape: torch.Size, device: torch.device) -> Tensor:
-        return (self.taken != EXPECTED).double().view(shape) - 1e-9
+        return (self.made != EXPECTED).double().view(shape) - 1e-9
 
 
 @pytest.mark.parametrize("baseline", [0.0, -3.7])
@@ -102,7 +100,10 @@ class Choices:
 def test_reinforce_is_the_gradient_of_the_bound(
     expected_rate: float, baseline: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over all that can be taken for the words of three captions of two images, read packed."""
+    """The mean of the REINFORCE loss over all possible choices has the gradient of the exact bound.
+
+    Enumerated are the choices for the four words of three captions of two images, which are read packed.
+    """
     torch.manual_seed(0)
     num_cells, vocab_size = 2, 5
     attention = HardAttention(4, 3, 4, expected_rate=expected_rate)
@@ -114,20 +115,20 @@ def test_reinforce_is_the_gradient_of_the_bound(
     labels = torch.tensor([[1, -100], [2, 4], [3, -100], [-100, -100]])
     lengths = (labels != -100).sum(1)
     ids = torch.tensor([[0, 0], [0, 2], [0, 0], [0, 0]])
-    choices = Choices(monkeypatch)
+    fixed = FixedChoices(monkeypatch)
 
-    def read(taken: tuple[int, ...]) -> DecoderOutput:
-        # At the first step the fourth caption, which has no word, stands with the others and is not read.
-        choices.given = iter([*taken[:3], 1, *taken[3:]])
+    def read(choices: tuple[int, ...]) -> DecoderOutput:
+        # At the first step the fourth caption, which has no word, is in the block with the others, and not read.
+        fixed.choices = iter([*choices[:3], 1, *choices[3:]])
         output = decoder(ids, decoder.prepare(cells), lengths=lengths)
-        assert next(choices.given, None) is None
+        assert next(fixed.choices, None) is None
         return output  # type: ignore[no-any-return]
 
     bound, estimate, total = torch.zeros(()), torch.zeros(()), 0.0
-    for taken in product(range(EXPECTED if expected_rate else 1, num_cells + 1), repeat=4):
-        output = read(taken)
-        num_expected = taken.count(EXPECTED)
-        rate = expected_rate**num_expected * (1 - expected_rate) ** (len(taken) - num_expected)
+    for choices in product(range(EXPECTED if expected_rate else 1, num_cells + 1), repeat=4):
+        output = read(choices)
+        num_expected = choices.count(EXPECTED)
+        rate = expected_rate**num_expected * (1 - expected_rate) ** (len(choices) - num_expected)
         probability = rate * output.log_probs.sum().exp()
         scores = log_likelihood(output.logits, labels)
         bound = bound + probability * -scores.sum() / 4
