@@ -18,9 +18,11 @@ from torch.nn import functional
 
 IGNORED = -100  # the label of positions that hold no word
 
+Count = Tensor | int | None  # words or captions in the whole optimizer step; None if the batch is the whole step
+
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_items_in_batch: Tensor | int | None = None
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_items_in_batch: Count = None
 ) -> Tensor:
     """Return the mean negative log-likelihood of the words in labels, in nats.
 
@@ -41,9 +43,7 @@ _REDUCE_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def doubly_stochastic(
-    weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: Tensor | int | None = None
-) -> Tensor:
+def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: Count = None) -> Tensor:
     """Return the penalty on cells that a caption attends to too much or too little (Xu et al. 2015, eq. 14).
 
     For each cell p of a caption it is `(1 - Σ_t α_tp)²`. It is reduced over cells, then averaged over captions.
@@ -72,7 +72,7 @@ def reinforce(
     log_probs: Tensor,
     labels: Tensor,
     baseline: Tensor | float,
-    num_items_in_batch: Tensor | int | None = None,
+    num_items_in_batch: Count = None,
 ) -> Tensor:
     """Return the REINFORCE loss of an attention that samples cells (Xu et al. 2015, sec. 4.1, second term).
 
@@ -96,7 +96,7 @@ def reinforce(
     return _mean(total, is_word.sum(), num_items_in_batch)
 
 
-def attention_entropy(weights: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+def attention_entropy(weights: Tensor, labels: Tensor, num_items_in_batch: Count = None) -> Tensor:
     """Return the entropy of the attention, `-Σ_p α_p log α_p` in nats, as a mean over words.
 
     Xu et al. 2015, sec. 4.1, third term.
@@ -115,10 +115,7 @@ def attention_entropy(weights: Tensor, labels: Tensor, num_items_in_batch: Tenso
 def moving_average(baseline: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
     """Return the next baseline of `reinforce`, `b_k = 0.9 b_{k-1} + 0.1 log p` (Xu et al. 2015, sec. 4.1).
 
-    Args:
-        baseline: The baseline so far, a scalar.
-        scores: log p of every word, `(N, T)`, 0 where there is no word. Its mean over words is the log p above.
-        labels: `(N, T)`, -100 where there is no word.
+    log p is the mean over words of their scores `(N, T)`, which are 0 where labels `(N, T)` are -100.
     """
     mean = scores.detach().sum() / (labels != IGNORED).sum().clamp(min=1)
     return torch.lerp(baseline, mean.to(baseline.dtype), 0.1)
@@ -161,9 +158,7 @@ def leave_one_out_mean(rewards: Tensor) -> Tensor:
     return (rewards.sum(1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
 
 
-def self_critical(
-    logits: Tensor, labels: Tensor, advantages: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
+def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_items_in_batch: Count = None) -> Tensor:
     """Return the REINFORCE loss of sampled captions with advantage a: `-Σ a log p(word)`, divided by the words.
 
     Rennie et al. 2017, eq. 7. Departure: the mean over words, as in the authors' later code, and not the sum over those
@@ -179,7 +174,7 @@ def self_critical(
     return _mean(total, (labels != IGNORED).sum(), num_items_in_batch)
 
 
-def _mean(total: Tensor, count: Tensor | int, count_in_step: Tensor | int | None) -> Tensor:
+def _mean(total: Tensor, count: Tensor | int, count_in_step: Count) -> Tensor:
     """Divide a total by the number of words or captions here, or by that of the whole optimizer step if it is given."""
     return total / (torch.as_tensor(count).clamp(min=1) if count_in_step is None else count_in_step)
 
