@@ -1,0 +1,1 @@
+"""Data sets of captioned images, from files to batches."""
