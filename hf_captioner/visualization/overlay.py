@@ -104,6 +104,17 @@ def _chosen_indices(words: Sequence[str], chosen: Collection[str | int] | None) 
     return [index for index, word in enumerate(words) if word in chosen or index in chosen]
 
 
+def _break_into_lines(widths: Sequence[float], line_width: float) -> list[tuple[float, int]]:
+    """Return the left end of each word and the index of its line, from the widths of the words."""
+    positions, right, line = [], 0.0, 0
+    for width in widths:
+        if right > 0 and right + width > line_width:
+            right, line = 0.0, line + 1
+        positions.append((right, line))
+        right += width + WORD_GAP
+    return positions
+
+
 class _CaptionedImage:
     """A figure of an image with its caption beneath, whose heat map and marked words can be changed.
 
@@ -132,16 +143,10 @@ class _CaptionedImage:
             )
             for word in words
         ]  # fmt: skip
-        positions, right, line = [], 0.0, 0
-        for text in self.texts:
-            word_width = text.get_window_extent().width / dpi
-            if right > 0 and right + word_width > text_width:
-                right, line = 0.0, line + 1
-            positions.append((right, line))
-            right += word_width + WORD_GAP
-
-        caption_height = (line + 1) * LINE_HEIGHT + 0.5 * MARGIN
-        self.figure.set_size_inches(2 * MARGIN + text_width, MARGIN + height + MARGIN / 2 + caption_height)
+        positions = _break_into_lines([text.get_window_extent().width / dpi for text in self.texts], text_width)
+        num_lines = 1 + max((line for _, line in positions), default=0)
+        caption_height = num_lines * LINE_HEIGHT + MARGIN / 2
+        self.figure.set_size_inches(2 * MARGIN + text_width, 1.5 * MARGIN + height + caption_height)
         for text, (left, line) in zip(self.texts, positions, strict=True):
             text.set_position((MARGIN + left, caption_height - (line + 0.7) * LINE_HEIGHT))
         left = MARGIN + (text_width - width) / 2
