@@ -1,4 +1,4 @@
-"""What all tests share: a tiny captioner, its processor, photographs, and real data where it is at hand."""
+"""Fixtures for all tests: a tiny captioner, its processor, photographs, and real data if they are in ../shared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from hf_captioner import CaptionerModel, CaptionerProcessor
 
-# Before anything imports huggingface_hub, which reads it once; hence the late imports below.
+# huggingface_hub reads this when it is imported, so fixtures import this package only when they are used.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
@@ -30,7 +30,7 @@ CAPTIONS = [
 
 
 def pytest_configure() -> None:
-    """Small tests gain nothing from a second thread, and progress bars bury their output."""
+    """Use one thread, because small tests gain nothing from more, and hide the progress bars of transformers."""
     from transformers.utils import logging
 
     torch.set_num_threads(1)
@@ -39,7 +39,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def processor() -> CaptionerProcessor:
-    """Processor for images of 64x64 pixels and the words of `CAPTIONS`."""
+    """Return a processor for images of 64x64 pixels and the words of `CAPTIONS`."""
     from hf_captioner import CaptionerProcessor
 
     data_config = {
@@ -55,9 +55,9 @@ def processor() -> CaptionerProcessor:
 
 @pytest.fixture(scope="session")
 def tiny_model(processor: CaptionerProcessor) -> Callable[..., CaptionerModel]:
-    """Factory of random captioners with 4x4 cells an image, in evaluation mode.
+    """Return a function that builds random captioners with 4x4 cells for each image, in evaluation mode.
 
-    At `scale=6` attention is sharp, and captions differ from image to image and in length, as if trained.
+    With `scale=6` attention is sharp and captions differ between images and in length, as those of a trained model.
     """
     from hf_captioner import CaptionerModel
 
@@ -79,11 +79,9 @@ def tiny_model(processor: CaptionerProcessor) -> Callable[..., CaptionerModel]:
 
 @pytest.fixture(scope="session")
 def captioner_folder(
-    tiny_model: Callable[..., CaptionerModel],
-    processor: CaptionerProcessor,
-    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """Folder with a saved captioner and its processor."""
+    """Return a folder with a saved captioner and its processor."""
     folder = tmp_path_factory.mktemp("captioner")
     tiny_model(seed=1, scale=6).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -92,7 +90,7 @@ def captioner_folder(
 
 @pytest.fixture(scope="session")
 def photos() -> list[Image.Image]:
-    """Five colourful RGB images of different shapes."""
+    """Return five colourful RGB images of different shapes."""
     generator = np.random.default_rng(0)
     images = []
     for width, height in [(96, 64), (64, 96), (80, 80), (70, 64), (120, 90)]:
@@ -103,7 +101,7 @@ def photos() -> list[Image.Image]:
 
 @pytest.fixture(scope="session")
 def photo_files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """The same images as PNG files `photo0.png`, `photo1.png`, … in one folder."""
+    """Return the same images as PNG files `photo0.png`, `photo1.png`, … in one folder."""
     folder = tmp_path_factory.mktemp("photos")
     files = [folder / f"photo{i}.png" for i in range(len(photos))]
     for image, file in zip(photos, files, strict=True):
@@ -112,19 +110,20 @@ def photo_files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFact
 
 
 def _shared(name: str) -> Path:
+    """Return a path in ../shared, or skip the test if there is none."""
     path = SHARED / name
     if not path.exists():
-        pytest.skip(f"needs {name}, which is not beside this repository in shared/")
+        pytest.skip(f"needs {name} in the folder shared/ next to this repository")
     return path
 
 
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
-    """Folder of Flickr8k's training and validation splits."""
+    """Return the folder with Flickr8k's training and validation splits."""
     return _shared("flickr8k")
 
 
 @pytest.fixture(scope="session")
 def encoder_weights() -> Path:
-    """ImageNet weights of timm's `mobilenetv2_100`."""
+    """Return the file with ImageNet weights of timm's `mobilenetv2_100`."""
     return _shared("encoders/mobilenetv2_100_imagenet.safetensors")

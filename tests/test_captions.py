@@ -1,3 +1,5 @@
+"""Tokenizers for captions, and the splitting of captions into words."""
+
 from __future__ import annotations
 
 import json
@@ -13,7 +15,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hf_captioner.model.captions import LONGEST_PIECE, bad_endings, build_tokenizer, caption_words, spaced
 
-FLICKR8K = Path(__file__).parents[2] / "shared" / "flickr8k" / "data" / "train-00000-of-00001.parquet"
 CAPTIONS = ["A dog runs .", "a dog and a cat", "A cat sits on the T-shirt", "the end of a dog's day"]
 UNKNOWN, PAD, START, END = range(4)
 JAPANESE = [
@@ -36,12 +37,8 @@ def test_ids_are_special_tokens_then_words_by_frequency_then_alphabet(tokenizer)
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (START, END)
 
 
-def test_order_of_captions_does_not_matter(tokenizer):
-    assert build_tokenizer(CAPTIONS[::-1], min_count=1).get_vocab() == tokenizer.get_vocab()
-
-
-def test_captions_may_come_from_a_generator(tokenizer):
-    assert build_tokenizer((caption for caption in CAPTIONS), min_count=1).get_vocab() == tokenizer.get_vocab()
+def test_neither_order_nor_container_of_captions_matters(tokenizer):
+    assert build_tokenizer((caption for caption in CAPTIONS[::-1]), min_count=1).get_vocab() == tokenizer.get_vocab()
 
 
 def test_rare_words_are_unknown():
@@ -69,16 +66,13 @@ def test_words(text, words):
     assert tokenizer.tokenize(text) == words
 
 
-def test_captions_are_closed_and_padded_on_the_right(tokenizer):
+def test_captions_end_with_end_also_when_padded_or_cut(tokenizer):
     batch = tokenizer(["a dog", "a cat runs"], padding=True)
     a, cat, dog, runs = tokenizer.convert_tokens_to_ids(["a", "cat", "dog", "runs"])
     assert batch.input_ids == [[a, dog, END, PAD], [a, cat, runs, END]]
     assert batch.attention_mask == [[1, 1, 1, 0], [1, 1, 1, 1]]
     assert set(batch) == {"input_ids", "attention_mask"}
-
-
-def test_cutting_keeps_the_end(tokenizer):
-    assert tokenizer("a dog runs", truncation=True, max_length=3).input_ids[-1] == END
+    assert tokenizer("a dog runs", truncation=True, max_length=3).input_ids == [a, dog, END]
 
 
 def test_decodes_to_plain_words(tokenizer):
@@ -102,7 +96,7 @@ def bpe() -> PreTrainedTokenizerFast:
     return build_tokenizer([*JAPANESE, *CAPTIONS] * 2, kind="bpe", min_count=2, vocab_size=400)
 
 
-def test_pieces_give_back_every_text(bpe):
+def test_every_text_is_restored_from_its_pieces(bpe):
     for text in [
         *JAPANESE,
         *CAPTIONS,
@@ -136,11 +130,11 @@ def test_pieces_have_the_same_special_ids_and_are_short(bpe):
         ("🐕 <end>", ["🐕", "<end>"]),
     ],
 )
-def test_pieces_make_up_words(bpe, text, words):
+def test_pieces_are_joined_to_words(bpe, text, words):
     ids = [START, *bpe(text).input_ids, PAD]
     found = caption_words(bpe, ids)
     assert [word for word, _ in found] == words
-    assert [place for _, places in found for place in places] == list(range(1, len(ids) - 2))
+    assert [index for _, indices in found for index in indices] == list(range(1, len(ids) - 2))
 
 
 def test_without_spaces_pieces_are_words_of_whole_characters(bpe):
@@ -167,7 +161,7 @@ def test_bad_endings_of_pieces_count_full_stops(bpe):
     assert bpe("the dog").input_ids not in forbidden
 
 
-def test_characters_are_counted_where_there_are_no_spaces():
+def test_characters_of_scripts_without_spaces_are_spaced():
     assert spaced("A dog's day.") == "A dog's day."
     assert spaced("Tシャツの犬。").split() == ["T", *"シャツの犬。"]
     assert spaced("น้ำ").split() == ["น้", "ำ"]
@@ -189,12 +183,12 @@ def test_vocab_size_is_a_limit(kind):
 def test_reloads_through_auto_tokenizer_without_this_package(kind, tmp_path, request):
     tokenizer = request.getfixturevalue({"words": "tokenizer", "bpe": "bpe"}[kind])
     text = "A dog's <end>, unheard"
-    tokenizer(text, truncation=True, max_length=2)  # what a call sets must not be saved as a habit
+    tokenizer(text, truncation=True, max_length=2)  # arguments of a call must not be saved
     tokenizer.save_pretrained(tmp_path)
-    # A model's folder has this too; its type is not known where the package is not imported.
+    # As in a captioner's folder, whose model type transformers does not know without this package.
     (tmp_path / "config.json").write_text('{"model_type": "unknown_captioner"}')
     code = (
-        "import json, sys; sys.modules['hf_captioner'] = None\n"  # whoever imports it gets an ImportError
+        "import json, sys; sys.modules['hf_captioner'] = None\n"  # makes every import of it fail
         "from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained('.');"
         "assert not any(m.startswith('hf_captioner.') for m in sys.modules);"
         f"ids = t({text!r}).input_ids; decoded = t.decode(ids, skip_special_tokens=True);"
@@ -233,12 +227,16 @@ def test_bad_endings_forbid_the_end_after_known_words_only(tokenizer):
     assert [ids["the"], END] in bad_endings(tokenizer) and [ids["dog"], END] not in bad_endings(tokenizer)
 
 
-@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
-def test_flickr8k_comes_back_from_pieces_as_it_was():
+@pytest.fixture(scope="module")
+def flickr8k_captions(flickr8k: Path) -> list[str]:
     from pyarrow import parquet
 
-    table = parquet.read_table(FLICKR8K, columns=[f"caption_{i}" for i in range(5)])
-    captions = [caption for column in table.columns for caption in column.to_pylist()]
+    table = parquet.read_table(flickr8k / "data", columns=[f"caption_{i}" for i in range(5)])
+    return [caption for column in table.columns for caption in column.to_pylist()]
+
+
+def test_flickr8k_is_restored_from_pieces(flickr8k_captions):
+    captions = flickr8k_captions
     tokenizer = build_tokenizer(captions, kind="bpe")
     assert len(tokenizer) == 4096
     captions = captions[::5]
@@ -250,12 +248,8 @@ def test_flickr8k_comes_back_from_pieces_as_it_was():
         assert [word for word, _ in caption_words(tokenizer, row)] == caption.split()
 
 
-@pytest.mark.skipif(not FLICKR8K.exists(), reason="needs the Flickr8k captions in ../shared/flickr8k")
-def test_flickr8k_vocabulary_is_what_plain_counting_gives():
-    from pyarrow import parquet
-
-    table = parquet.read_table(FLICKR8K, columns=[f"caption_{i}" for i in range(5)])
-    captions = [caption for column in table.columns for caption in column.to_pylist()]
+def test_flickr8k_vocabulary_equals_that_of_plain_counting(flickr8k_captions):
+    captions = flickr8k_captions
     tokenizer = build_tokenizer(captions)
 
     split = [

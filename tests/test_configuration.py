@@ -1,3 +1,5 @@
+"""The configuration: it is saved whole, and refuses wrong values."""
+
 from __future__ import annotations
 
 from typing import Any

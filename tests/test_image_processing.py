@@ -177,16 +177,6 @@ def test_the_error_for_a_truncated_large_jpeg_names_the_file(camera, tmp_path, f
     assert "\n" not in str(error.value)
 
 
-def test_data_config_of_a_timm_model():
-    model = timm.create_model("test_vit", num_classes=0)
-    config = timm.data.resolve_model_data_config(model)
-    processor = CaptionerImageProcessor.from_data_config(config)
-    pixel_values = processor(ramp()).pixel_values
-    expected = create_transform(**config)(ramp())[None]
-    assert_same_but_for_roundings(pixel_values, expected, config)
-    assert model.forward_features(pixel_values).shape[0] == 1
-
-
 def test_inputs_and_outputs(tmp_path):
     path = tmp_path / "photo.png"
     ramp().save(path)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import threading
-import zlib
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -117,18 +115,10 @@ FILES = {
     "palette.png": (lambda: Image.fromarray(quadrants()).quantize(8), quadrants(), 1),
     "palette_alpha.png": (lambda: half_transparent("RGBA").quantize(8), on_white(RED), 1),
     "palette_alpha.gif": (lambda: half_transparent("RGBA"), on_white(RED), 1),
-    "one_bit.png": (
-        lambda: Image.fromarray(grey() > 99),
-        rgb((grey() > 99) * np.uint8(255)),
-        0,
-    ),
+    "one_bit.png": (lambda: Image.fromarray(grey() > 99), rgb((grey() > 99) * np.uint8(255)), 0),
     "16_bit.png": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
     "16_bit.tif": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
-    "16_bit_big_endian.tif": (
-        lambda: Image.fromarray(grey(np.uint16).astype(">u2")),
-        rgb(grey(np.uint16) / 257),
-        0.5,
-    ),
+    "16_bit_big_endian.tif": (lambda: Image.fromarray(grey(np.uint16).astype(">u2")), rgb(grey(np.uint16) / 257), 0.5),
     "16_bit.pgm": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
 }
 
@@ -243,50 +233,23 @@ def test_other_files_named_as_images(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_missing_files_folders_and_many_pixels(tmp_path, monkeypatch):
+def test_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.jpg does not exist\.$"):
         open_image(tmp_path / "none.jpg")
     with pytest.raises(ValueError, match=r"is not a readable image: .*directory"):
         open_image(tmp_path)
-    path = tmp_path / "bomb.png"
-    Image.new("1", (300, 200)).save(path)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("read", [open_image, CaptionerImageProcessor()], ids=["open_image", "processor"])
+def test_decompression_bombs_are_refused_before_decoding(tmp_path, monkeypatch, suffix, read):
+    path = tmp_path / f"bomb.{suffix}"
+    Image.new("L", (300, 200)).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
-    with pytest.raises(ValueError, match=r"bomb\.png has more pixels than is safe to open: .*60000 pixels"):
-        open_image(path)
-
-
-def png_header(width: int, height: int) -> bytes:
-    """Return the beginning of a PNG file that claims to have this size, without its checksum."""
-    file = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(file, "PNG")
-    return file.getvalue()[:16] + width.to_bytes(4) + height.to_bytes(4) + file.getvalue()[24:]
-
-
-def jpeg_header(width: int, height: int) -> bytes:
-    """Return the beginning of a JPEG file that claims to have this size."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    data = bytearray(file.getvalue())
-    frame = data.index(b"\xff\xc0")
-    data[frame + 5 : frame + 9] = height.to_bytes(2) + width.to_bytes(2)
-    return bytes(data)
-
-
-@pytest.mark.parametrize("make", [png_header, jpeg_header])
-def test_decompression_bombs_are_refused_before_decoding(tmp_path, monkeypatch, make):
-    path = tmp_path / "bomb.jpg"
-    content = make(60_000, 50_000)
-    path.write_bytes(content if make is jpeg_header else with_checksum(content))
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("it was decoded"))
-    for read in (open_image, CaptionerImageProcessor()):
-        with pytest.raises(ValueError, match=r"bomb\.jpg has more pixels than is safe to open: .*3000000000 pix") as e:
-            read(path)
-        assert "\n" not in str(e.value)
-
-
-def with_checksum(png: bytes) -> bytes:
-    """Return the beginning of a PNG file with the right checksum of its header."""
-    return png[:29] + zlib.crc32(png[12:29]).to_bytes(4) + png[33:]
+    with pytest.raises(ValueError, match=rf"bomb\.{suffix} has more pixels than is safe to open: .*60000 pix") as e:
+        read(path)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize(

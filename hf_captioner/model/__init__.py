@@ -3,13 +3,7 @@
 Importing this package registers them with transformers.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-)
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_captioner import CaptionerConfig
@@ -23,13 +17,9 @@ AutoModel.register(CaptionerConfig, CaptionerModel)
 AutoModelForImageTextToText.register(CaptionerConfig, CaptionerModel)
 # The same class for both backends of transformers: with "pil" alone, every load would warn of a fallback.
 AutoImageProcessor.register(
-    CaptionerConfig,
-    image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor},
+    CaptionerConfig, image_processor_classes={"torchvision": CaptionerImageProcessor, "pil": CaptionerImageProcessor}
 )
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 PIPELINE_REGISTRY.register_pipeline(
-    "image-captioning",
-    pipeline_class=ImageCaptioningPipeline,
-    pt_model=AutoModelForImageTextToText,
-    type="multimodal",
+    "image-captioning", pipeline_class=ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
 )

@@ -150,19 +150,12 @@ def _bpe_trainer(**kwargs: Any) -> BpeTrainer:
 
 @dataclass(frozen=True)
 class Kind:
-    """Kind of tokenizer that `build_tokenizer` can build.
-
-    Args:
-        untrained: Function that returns a new tokenizer without a vocabulary.
-        trainer: Function that returns a trainer from the settings of `build_tokenizer`.
-        alphabet_size: Number of ids besides the special tokens that the tokenizer has before training.
-        vocab_size: Maximum number of ids by default.
-    """
+    """Kind of tokenizer that `build_tokenizer` can build."""
 
     untrained: Callable[[], Tokenizer]
     trainer: Callable[..., Any]
-    alphabet_size: int
-    vocab_size: int
+    alphabet_size: int  # number of ids before training, without special tokens
+    vocab_size: int  # maximum number of ids by default
 
 
 TOKENIZERS = {

@@ -194,7 +194,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
     def read(
         self, sources: Sequence[Any], open_source: Callable[[Any], OpenedImage] | None = None
     ) -> tuple[Tensor, list[Size]]:
-        """Read pixel values and sizes of images. Pipeline, training and evaluation all read images with this method.
+        """Read pixel values `(B, 3, H, W)` of images, and their full sizes. Pipeline, training and evaluation use it.
 
         The pixel values are those of timm's evaluation transform, but for small differences from decoding large JPEG
         files at reduced size (see `images.REDUCTION_GAP`) and from faster filters (see `_resize_and_crop`).
@@ -202,12 +202,6 @@ class CaptionerImageProcessor(BaseImageProcessor):
         Args:
             sources: B images of any kind that `open_source` reads.
             open_source: Function that opens one of them, by means of `open`, which is the default.
-
-        Returns:
-            Pixel values `(B, 3, H, W)`, float32, and width and height of each upright image at full size.
-
-        Raises:
-            ValueError: An image is not readable; see `open_image` for its other errors.
         """
         transform = PixelTransform(
             self.resized_size,
@@ -221,22 +215,12 @@ class CaptionerImageProcessor(BaseImageProcessor):
         sizes = write_pixels(pixel_values.numpy(), map(open_source or self.open, sources), transform)
         return pixel_values, sizes
 
-    def open(self, source: ImageSource | OpenedImage) -> OpenedImage:
-        """Open an image for `read`: a large JPEG file may be decoded at reduced size.
-
-        An image that has been opened with this method before is returned as it is.
-
-        Raises:
-            ValueError: The image is not readable; see `open_image` for its other errors.
-        """
-        return source if isinstance(source, OpenedImage) else open_as_used(source, self.resized_size)
+    def open(self, source: ImageSource) -> OpenedImage:
+        """Open an image for `read`: a large JPEG file may be decoded at reduced size. For errors see `open_image`."""
+        return open_as_used(source, self.resized_size)
 
     def _empty(self, num_images: int) -> Tensor:
-        """Return an uninitialised tensor for the pixel values `(B, 3, H, W)` of B images.
-
-        In a worker process of a DataLoader it is allocated in shared memory, into which the batch would otherwise be
-        copied.
-        """
+        """Return an uninitialised tensor `(B, 3, H, W)`, in a DataLoader's worker in the shared memory of batches."""
         shape = (num_images, 3, self.size["height"], self.size["width"])
         if get_worker_info() is None:
             return torch.empty(shape)

@@ -34,13 +34,7 @@ def captioning_loss(
     It is the cross-entropy, plus the doubly stochastic term if its weight is not 0, plus the REINFORCE and entropy
     terms if the attention samples cells. Such an attention's baseline is updated.
 
-    Args:
-        output: Output of the decoder.
-        labels: `(N, T)`.
-        decoder: The decoder, whose `attention` has the weights of the terms for sampled cells and the baseline.
-        config: Configuration with the weights of the other terms.
-        num_items_in_batch: See `CaptionerModel.forward`.
-        num_captions: See `CaptionerModel.forward`.
+    Labels are `(N, T)`; `num_items_in_batch` and `num_captions` are those of `CaptionerModel.forward`.
     """
     if output.packed is None:
         loss = cross_entropy(output.logits, labels, config.label_smoothing, num_items_in_batch)

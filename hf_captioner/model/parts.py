@@ -10,34 +10,14 @@ from .registry import Registry
 
 
 def find_part(registry: Registry, name: str, packages: Mapping[str, str] | None) -> Any:
-    """Return the class or function that builds a part.
-
-    Args:
-        registry: Registry of the kind of part.
-        name: Name of the part in it.
-        packages: `CaptionerConfig.packages`. If the part is missing, the error names the package that provided it.
-
-    Raises:
-        ValueError: There is no such part, two packages claim its name, or it cannot be imported.
-    """
+    """Return the class of a part; if it is missing, the error names the package in `CaptionerConfig.packages`."""
     return registry.get(name, (packages or {}).get(f"{registry.kind}/{name}"))
 
 
 def build_part(
-    registry: Registry,
-    name: str,
-    packages: Mapping[str, str] | None,
-    kwargs: Mapping[str, Any] | None,
-    **sizes: Any,
+    registry: Registry, name: str, packages: Mapping[str, str] | None, kwargs: Mapping[str, Any] | None, **sizes: Any
 ) -> Any:
-    """Build a part.
-
-    Args:
-        registry: Registry of the kind of part.
-        name: Name of the part in it.
-        packages: `CaptionerConfig.packages`, see `find_part`.
-        kwargs: Arguments from the user, which must be among the part's other arguments.
-        sizes: Arguments that follow from the configuration.
+    """Build a part from sizes that follow from the configuration and from arguments `kwargs` of the user.
 
     Raises:
         ValueError: The part does not take one of the user's arguments, or cannot be found.

@@ -15,7 +15,7 @@ from transformers import Pipeline
 from transformers.generation.utils import GenerateOutput
 
 from .captions import caption_words
-from .images import ImageSource, OpenedImage
+from .images import ImageSource
 
 Result = dict[str, Any]
 
@@ -122,7 +122,7 @@ class ImageCaptioningPipeline(Pipeline):
         forward = {name: value for name, value in wanted.items() if value is not None}
         return {}, {**forward, **generate_kwargs, **kwargs}, {}
 
-    def preprocess(self, image: ImageSource | OpenedImage) -> dict[str, Tensor]:
+    def preprocess(self, image: ImageSource) -> dict[str, Tensor]:
         """Return `pixel_values` `(1, 3, H, W)` of an image and its `image_size` `(1, 2)`, width and height."""
         pixel_values, sizes = self.processor.image_processor.read([image])
         return {"pixel_values": pixel_values.to(self.dtype), "image_size": torch.tensor(sizes)}

@@ -94,12 +94,7 @@ class PixelTransform:
     resize: Resize = resize_and_crop
 
     def visible_part(self, opened: OpenedImage, width: int, height: int) -> tuple[np.ndarray, int, int]:
-        """Resize an image and return the part of it that lies in a centre crop of this width and height.
-
-        Returns:
-            Pixels of the part, `(H, W, 3)`, uint8, and its left and top edge in the crop. It is smaller than the crop
-            if the resized image is.
-        """
+        """Resize an image; return the pixels of it in a centre crop of this size, and their left and top edge there."""
         resized = self.resized_size(*opened.size)
         left, top = crop_start(resized[0], width), crop_start(resized[1], height)
         part = max(left, 0), max(top, 0), min(left + width, resized[0]), min(top + height, resized[1])

@@ -140,21 +140,17 @@ class CaptionerProcessor(ProcessorMixin):
 
 
 def _padded_length(ids: Sequence[Sequence[int]], padding: bool | str, max_length: int | None) -> int:
-    """Return T of the labels for captions with these ids; for the arguments see `CaptionerProcessor.__call__`.
-
-    Raises:
-        ValueError: The captions cannot be padded to one length with these arguments.
-    """
-    lengths = {len(caption_ids) for caption_ids in ids}
+    """Return T of the labels for captions with these ids, or raise ValueError if they do not fit."""
+    longest = max(map(len, ids))
     if padding == "max_length":
-        if max_length is None or max_length < max(lengths):
+        if max_length is None or max_length < longest:
             raise ValueError(
-                f"padding is 'max_length', and max_length is {max_length}, but a caption has {max(lengths)} ids; give "
+                f"padding is 'max_length', and max_length is {max_length}, but a caption has {longest} ids; give "
                 "a larger max_length, or truncation=True."
             )
         return max_length
-    if padding not in (True, False, "longest", "do_not_pad"):
+    if padding not in (True, False, "longest"):
         raise ValueError(f"padding is {padding!r}; choose from True, 'longest', 'max_length' and False.")
-    if padding in (False, "do_not_pad") and len(lengths) > 1:
+    if not padding and longest > min(map(len, ids)):
         raise ValueError("The captions differ in length and padding is False; use padding=True.")
-    return max(lengths)
+    return longest
