@@ -108,7 +108,7 @@ class HubServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one request. The methods in `ROUTES` get the request's body and the groups of the path's pattern."""
+    """Handler of HTTP requests to the Hub. The methods in `ROUTES` get the request's body and the groups of the path's pattern."""
 
     hub: HubServer
     protocol_version = "HTTP/1.1"

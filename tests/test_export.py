@@ -171,7 +171,7 @@ def test_every_attention_with_every_decoder(
     attention: str,
     decoder: str,
 ) -> None:
-    """Use an encoder that is quick to trace; another test covers encoders."""
+    """Compare captions of model and export for pairs of attention and decoder, with an encoder that is quick to trace."""
     model = tiny_model(seed=3, scale=6, attention_type=attention, decoder_type=decoder, deep_output=True)
     model.encoder.part = Patches(model.encoder.part)
     assert_equal_captions(model, processor, photos[:3], tmp_path / "onnx")

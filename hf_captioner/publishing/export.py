@@ -175,21 +175,21 @@ def _write_program(folder: Path) -> None:
 
 
 class _EncoderGraph(nn.Module):
-    """What `encoder.onnx` computes: pixels `(B, 3, H, W)` to the fields of a `Memory` and first states `(B, 1, D)`."""
+    """Module exported as `encoder.onnx`: from pixels to everything that is computed once per image."""
 
     def __init__(self, model: CaptionerModel) -> None:
         super().__init__()
         self.encoder, self.decoder = model.encoder.part, model.decoder
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Return cells, keys and mean of the memory, then the tensors of the first state."""
+        """Encode pixels; return the fields of a `Memory` and the decoder's first state, tensors `(B, 1, D)`."""
         memory: Memory = self.decoder.prepare(self.encoder(pixel_values))
         state = self.decoder.initial_state(memory, 1)
         return memory.cells, memory.keys, memory.mean, *(tensor.unsqueeze(1) for tensor in state)
 
 
 class _DecoderGraph(nn.Module):
-    """What `decoder.onnx` computes: one step of the decoder for K captions of each image."""
+    """Module exported as `decoder.onnx`: one step of the decoder for K captions of each image."""
 
     def __init__(self, model: CaptionerModel) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _DecoderGraph(nn.Module):
     def forward(
         self, words: Tensor, cells: Tensor, keys: Tensor, mean: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """Read words `(B, K)`, given the fields of a `Memory` and the state before, tensors `(B, K, D)`.
+        """Read one word of each caption, `(B, K)`, given the fields of a `Memory` and the decoder's state `(B, K, D)`.
 
         Returns:
             Log-probabilities of the next word `(B, K, V)`, attention weights `(B, K, P)`, and the state after.
@@ -211,7 +211,7 @@ class _DecoderGraph(nn.Module):
 
 @torch.no_grad()
 def _export_graphs(model: CaptionerModel, folder: Path, pixel_values: Tensor, words: Tensor) -> None:
-    """Trace the encoder and the decoder with these inputs and write `encoder.onnx` and `decoder.onnx`."""
+    """Trace the encoder and the decoder with example pixels and words, and write `encoder.onnx` and `decoder.onnx`."""
     if not hasattr(model.decoder, "initial_state"):
         raise ValueError(f"The decoder {model.config.decoder_type!r} has no initial_state, which exporting needs.")
     encoder, decoder = _EncoderGraph(model), _DecoderGraph(model)
@@ -247,7 +247,7 @@ def _random_inputs(
 
 
 def _encoded(encoder: nn.Module, pixel_values: Tensor, words: Tensor) -> tuple[Any, ...]:
-    """Return cells, keys, mean, and the first state repeated for each caption of `words`, `(B, K, D)`."""
+    """Encode pixels; return the fields of a `Memory`, and the decoder's first state for each caption of `words`."""
     # Contiguous, because torch would trace the strides of a view (such as tokens without the first), and ONNX has none.
     cells, keys, mean, *state = (tensor.contiguous() for tensor in encoder(pixel_values))
     return cells, keys, mean, tuple(tensor.repeat(1, words.shape[1], 1) for tensor in state)

@@ -33,7 +33,7 @@ PATH_FIELDS = ("dataset", "encoder_weights", "word_vectors")
 
 @dataclass(frozen=True)
 class CardDetails:
-    """What the author of a captioner says about it in its model card; `card_details` explains the fields.
+    """Details in a model card that its author gives or the training recipe holds; `card_details` explains the fields.
 
     The recipe holds no paths. The image source is the data set whose validation images the card shows, as the recipe
     names it: it may be a path, and is not published.

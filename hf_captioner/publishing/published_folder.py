@@ -63,7 +63,7 @@ def write_published_folder(
 
 
 def _add_code(folder: Path) -> None:
-    """Copy the travelling modules, and name their classes in the JSON files for transformers' Auto classes."""
+    """Copy the model's code to a folder, and name its classes in the JSON files for transformers' Auto classes."""
     for name in TRAVELLING:
         module = MODEL_FOLDER / f"{name}.py"
         for file in (module, *map(Path, get_relative_import_files(module))):
