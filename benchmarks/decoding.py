@@ -96,21 +96,25 @@ class TutorialSearch(TutorialDecoder):
         return max(finished)[1]
 
 
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line's arguments."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--batch_size", type=int, default=32)
+    add("--num_beams", type=int, default=5)
+    add("--num_words", type=float, default=13.0, help="words after which END is likelier than all others")
+    add("--spread", type=float, default=2.5, help="standard deviation of that number over images")
+    add("--max_words", type=int, default=30, help="most words of a caption, END included")
+    add("--hidden_size", type=int, default=512)
+    add("--vocab_size", type=int, default=2539)
+    add("--repeats", type=int, default=5)
+    add("--out", type=Path, help="write the result to this file")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Time the programs in turns."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--num_beams", type=int, default=5)
-    parser.add_argument(
-        "--num_words", type=float, default=13.0, help="words after which END is likelier than all others"
-    )
-    parser.add_argument("--spread", type=float, default=2.5, help="standard deviation of that number over images")
-    parser.add_argument("--max_words", type=int, default=30, help="most words of a caption, END included")
-    parser.add_argument("--hidden_size", type=int, default=512)
-    parser.add_argument("--vocab_size", type=int, default=2539)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the result to this file")
-    arguments = parser.parse_args()
+    arguments = parse_arguments()
     torch.manual_seed(0)
     size, vocab_size, max_words = arguments.hidden_size, arguments.vocab_size, arguments.max_words
     model = EndingModel.from_encoder(
