@@ -48,8 +48,13 @@ def main(argv: Sequence[str]) -> None:
         raise ValueError(f"{len(arguments.systems)} systems are given; give one to score or two to compare.")
     accelerator = build_accelerator()
     with accelerator.local_main_process_first():
-        splits = load_captions(arguments.dataset, format=arguments.dataset_format, skip_broken=arguments.skip_broken)
-    split = pick_split(splits, arguments.split, arguments.dataset)
+        splits = load_captions(
+            arguments.dataset,
+            None if arguments.training_split else arguments.split,
+            format=arguments.dataset_format,
+            skip_broken=arguments.skip_broken,
+        )
+    split = pick_split(splits, arguments.split, arguments.dataset) if arguments.training_split else splits
     rows = split if arguments.max_images is None else split.select(range(min(arguments.max_images, len(split))))
     rows = check_captions(rows, skip_broken=arguments.skip_broken)
     rows = undecoded(drop_broken_images(rows) if arguments.skip_broken else rows)
