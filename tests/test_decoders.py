@@ -63,20 +63,6 @@ def test_siblings_are_read_like_other_captions(name: str, attention: str, num_la
     assert torch.allclose(strangers.logits, alone.logits) == works_alone
 
 
-def test_captions_and_images_may_leave_between_words() -> None:
-    """As in a beam search, where the number of beams changes after the first word and finished images are dropped."""
-    decoder, (ids, cells) = build("top_down", "adaptive"), inputs()
-    memory = decoder.prepare(cells)
-    whole = decoder(ids, memory)
-    first = decoder(ids[::K, :2], memory, tuple(part[::K] for part in decoder.initial_state(memory, K)))
-    images = torch.tensor([2, 0])
-    kept = tuple(part[images].repeat_interleave(K, 0) for part in first.state)
-    words = ids.unflatten(0, (B, K))[images].flatten(0, 1)
-    words[:, :2] = words[::K, :2].repeat_interleave(K, 0)
-    later = decoder(words[:, 2:], memory.take(images), kept)
-    assert torch.allclose(later.logits.unflatten(0, (2, K))[:, 0], whole.logits.unflatten(0, (B, K))[images, 0, 2:])
-
-
 def read_plainly(decoder: RecurrentDecoder, ids: Tensor, cells: Tensor) -> list[Tensor]:
     """Read captions word by word with `step`; return logits, weights and hidden states."""
     memory = decoder.prepare(cells)
@@ -286,27 +272,6 @@ def test_initial_state_comes_from_the_mean_cell() -> None:
     assert hidden.shape == cell.shape == (B * K, D)
     assert torch.equal(hidden[0], hidden[1]) and not torch.allclose(hidden[0], hidden[2])
     assert torch.allclose(hidden, shuffled)
-
-
-def test_reordering_moves_states_and_leaves_memory() -> None:
-    decoder, (ids, cells) = build(), inputs()
-    memory = decoder.prepare(cells)
-    cache = RecurrentCache(memory, decoder(ids, memory).state, T)
-    before = [part.clone() for part in cache.state]
-    order = torch.tensor([1, 1, 2, 3, 5, 4])
-    cache.reorder_cache(order)
-    assert cache.memory is memory and cache.get_seq_length() == T
-    for old, new in zip(before, cache.state, strict=True):
-        assert torch.equal(new, old[order])
-
-
-def test_memory_of_some_images() -> None:
-    decoder, (_, cells) = build(attention="multi_head"), inputs()
-    images = torch.tensor([2, 0])
-    some, own = decoder.prepare(cells).take(images), decoder.prepare(cells[images])
-    assert isinstance(some, Memory)
-    for name in ("cells", "keys", "mean"):
-        assert torch.allclose(getattr(some, name), getattr(own, name)), name
 
 
 def test_parameters_of_the_first_checkpoints_keep_their_names() -> None:

@@ -21,7 +21,7 @@ from hf_captioner.model.objectives import (
     moving_average,
     reinforce,
 )
-from hf_captioner.testing.captioner import check_captions, check_learning, check_reload
+from hf_captioner.testing.captioner import LABELS, check_captions, check_learning, check_reload
 
 Build = Callable[..., CaptionerModel]
 
@@ -46,14 +46,6 @@ MIXES = [
     for encoder, attention, (decoder, kwargs) in product(ENCODERS, ATTENTIONS.names(), DECODER_KWARGS)
     if not kwargs or (encoder, attention) == ("NCHW", "additive")
 ]
-
-LABELS = torch.tensor(
-    [
-        [[5, 9, 12, 7, 3], [8, 3, -100, -100, -100]],
-        [[6, 6, 3, -100, -100], [-100, -100, -100, -100, -100]],
-        [[10, 3, -100, -100, -100], [5, 11, 14, 3, -100]],
-    ]
-)
 
 
 @pytest.fixture(scope="module")

@@ -87,13 +87,7 @@ class AdditiveAttention(nn.Module):
 
 
 class ReLUAttention(AdditiveAttention):
-    """Additive attention with a ReLU in place of tanh, `e = v · max(0, W_a a + W_h h)`.
-
-    Args:
-        query_size: D, width of a query, the decoder's state.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of the hidden layer.
-    """
+    """Additive attention with a ReLU in place of tanh, `e = v · max(0, W_a a + W_h h)`."""
 
     def keys(self, memory: Tensor) -> Tensor:
         """Compute what depends on the images alone, `W_a a`: `(B, P, C) -> (B, P, A)`."""
@@ -107,13 +101,7 @@ class ReLUAttention(AdditiveAttention):
 
 
 class DotAttention(nn.Module):
-    """Attention by the scaled dot product of projected queries and cells (Luong et al. 2015; Vaswani et al. 2017).
-
-    Args:
-        query_size: D, width of a query, the decoder's state.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of the projections.
-    """
+    """Attention by the scaled dot product of projected queries and cells (Luong et al. 2015; Vaswani et al. 2017)."""
 
     sums_cells = True
 
@@ -146,9 +134,7 @@ class MultiHeadAttention(nn.Module):
     Departure: no dropout on the weights.
 
     Args:
-        query_size: D, width of a query, the decoder's state.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of all heads together.
+        query_size, memory_size, attention_size: D, C and A, width of all heads together; see `AdditiveAttention`.
         num_heads: H, number of heads, which must divide A.
 
     Raises:
@@ -192,11 +178,6 @@ class AdaptiveAttention(AdditiveAttention):
     Departures: the decoder decides when to look and where the context goes, so with `lstm` and `gru` the model looks
     before the LSTM, and with `top_down` after the attention LSTM; cells keep their own size C, to which the sentinel
     is projected.
-
-    Args:
-        query_size: D, width of a query, the decoder's state and of the sentinel.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of the hidden layer.
     """
 
     uses_sentinel = True
@@ -229,9 +210,7 @@ class HardAttention(AdditiveAttention):
     batches; here it is decided for each word.
 
     Args:
-        query_size: D, width of a query, the decoder's state.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of the hidden layer.
+        query_size, memory_size, attention_size: D, C and A; see `AdditiveAttention`.
         expected_rate: Probability in [0, 1] of taking the expected context for a word in training.
         reinforce_weight: Weight λ_r >= 0 of the REINFORCE term. At 1 the gradient is that of the bound on the
             likelihood.

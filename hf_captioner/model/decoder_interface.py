@@ -158,8 +158,8 @@ def run_decoder(
     Args:
         decoder: The decoder.
         input_ids: Words to read, `(N, T)`.
-        memory: Memory of the images, from the decoder's `prepare`.
-        state: State after the words before; None at the start.
+        memory: What the decoder's `prepare` returned.
+        state: What the decoder returned for the words before; None at the start.
         lengths: How many words of each caption to read, `(N,)`. A decoder that takes it skips the padding and returns
             zeros there; for others, the zeros are filled in here.
         siblings: Beams that continue the same caption. A decoder that takes it computes for each group only once what

@@ -32,18 +32,15 @@ class LSTMDecoder(RecurrentDecoder):
 
     layer_type = LSTMLayer
 
-    def build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build an LSTM that reads words and contexts, and those above it."""
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
         self.step_to_lstm = LSTMLayer(memory_size, hidden_size, bias=False)
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def layers(self) -> list[RecurrentLayer]:
-        """Return all LSTMs, the lowest first."""
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.step_to_lstm, *self.upper_lstms]  # type: ignore[list-item]
 
-    def word_to_gates(self, words: Tensor) -> Tensor:
-        """Compute what words bring to the gates of the lowest LSTM, `(..., E) -> (..., 4D)`."""
+    def _word_to_gates(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
 
 
@@ -66,22 +63,19 @@ class GRUDecoder(RecurrentDecoder):
 
     layer_type = GRULayer
 
-    def build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build a GRU that reads words and contexts, and those above it."""
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_gru = nn.Linear(embedding_size, 3 * hidden_size)
         self.step_to_gru = GRULayer(memory_size, hidden_size, bias=False)
         self.upper_grus = nn.ModuleList(GRULayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def layers(self) -> list[RecurrentLayer]:
-        """Return all GRUs, the lowest first."""
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.step_to_gru, *self.upper_grus]  # type: ignore[list-item]
 
-    def word_to_gates(self, words: Tensor) -> Tensor:
-        """Compute what words bring to the gates of the lowest GRU, `(..., E) -> (..., 3D)`."""
+    def _word_to_gates(self, words: Tensor) -> Tensor:
         return self.word_to_gru(words)
 
 
-class SpatialDecoder(RecurrentDecoder):
+class SpatialDecoder(LSTMDecoder):
     """LSTM that reads words alone; its h after the word chooses where to look (Lu et al. 2017, sec. 2.2).
 
     The next word comes from h and the context together. As the context never enters the LSTM, the map shown beside a
@@ -92,33 +86,25 @@ class SpatialDecoder(RecurrentDecoder):
     `gate=False`.
     """
 
-    layer_type = LSTMLayer
-
-    def build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build an LSTM that reads words, those above it, and the map of contexts to the width of h."""
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
         self.lstm = LSTMLayer(0, hidden_size, bias=False)
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
         self.context_to_hidden = nn.Linear(memory_size, hidden_size)
 
-    def layers(self) -> list[RecurrentLayer]:
-        """Return all LSTMs, the lowest first."""
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.lstm, *self.upper_lstms]  # type: ignore[list-item]
-
-    def word_to_gates(self, words: Tensor) -> Tensor:
-        """Compute what words bring to the gates of the lowest LSTM, `(..., E) -> (..., 4D)`."""
-        return self.word_to_lstm(words)
 
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Read one word of each caption, then look; see `RecurrentDecoder.step`."""
-        state = stack([layer.step for layer in self.layers()])([], state, self.word_to_gates(words))
+        state = stack([layer.step for layer in self._layers()])([], state, self._word_to_gates(words))
         hidden, cell = state[-2:]
         context, weights, *log_probs = self.attend(hidden, cell, words, memory)
         return state, (hidden + self.context_to_hidden(context), context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
         """Return `step` as a function that is to be called for all words of a batch."""
-        lowest, *upper = self.layers()
+        lowest, *upper = self._layers()
         read = stack([lowest.unroll(siblings), *(layer.unroll() for layer in upper)])
         attend = self.unrolled_attend()
 
@@ -131,7 +117,7 @@ class SpatialDecoder(RecurrentDecoder):
         return step
 
 
-class TopDownDecoder(RecurrentDecoder):
+class TopDownDecoder(LSTMDecoder):
     """Two LSTMs, one that looks and one that speaks (Anderson et al. 2018, sec. 3.2).
 
     The attention LSTM reads the language LSTM's last h, the mean cell and the word (eq. 2); its h chooses where to
@@ -142,38 +128,31 @@ class TopDownDecoder(RecurrentDecoder):
     output: for it, build with `gate=False`.
     """
 
-    layer_type = LSTMLayer
     layers_below = 1
 
-    def build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build the attention LSTM, the language LSTM and those above it."""
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
         self.mean_to_lstm = nn.Linear(memory_size, 4 * hidden_size, bias=False)
         self.attention_lstm = LSTMLayer(hidden_size, hidden_size, bias=False)
         self.language_lstm = LSTMLayer(memory_size + hidden_size, hidden_size)
         self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
-    def layers(self) -> list[RecurrentLayer]:
-        """Return the language LSTM and those above it, the lowest first."""
+    def _layers(self) -> list[RecurrentLayer]:
         return [self.language_lstm, *self.upper_lstms]  # type: ignore[list-item]
-
-    def word_to_gates(self, words: Tensor) -> Tensor:
-        """Compute what words bring to the gates of the attention LSTM, `(..., E) -> (..., 4D)`."""
-        return self.word_to_lstm(words)
 
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Look, then speak, for one word of each caption; see `RecurrentDecoder.step`."""
-        gate_input = self.word_to_gates(words) + self.mean_to_lstm(memory.mean).unsqueeze(1)
+        gate_input = self._word_to_gates(words) + self.mean_to_lstm(memory.mean).unsqueeze(1)
         query, cell = self.attention_lstm.step([state[-2]], state[:2], gate_input)
         context, weights, *log_probs = self.attend(query, cell, words, memory)
-        spoken = stack([layer.step for layer in self.layers()])([context, query], state[2:], None)
+        spoken = stack([layer.step for layer in self._layers()])([context, query], state[2:], None)
         return (query, cell, *spoken), (spoken[-2], context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
         """Return `step` as a function that is to be called for all words of a batch."""
         projected, weight = self.project_cells(self.language_lstm, memory, num_rows)
         attend, look = self.unrolled_attend(projected), self.attention_lstm.unroll(siblings)
-        speak = stack([self.language_lstm.unroll(weight=weight), *(layer.unroll() for layer in self.layers()[1:])])
+        speak = stack([self.language_lstm.unroll(weight=weight), *(layer.unroll() for layer in self._layers()[1:])])
         mean_gates = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
         def step(words: Tensor, gate_input: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:

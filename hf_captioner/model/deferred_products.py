@@ -43,15 +43,15 @@ class DeferredProduct:
         output: Tensor = _DeferredStep.apply(step.to(self.constant.dtype), self.operand, self, is_first)
         return output
 
-    def product(self, step: Tensor) -> Tensor:
+    def _product(self, step: Tensor) -> Tensor:
         """Return the product of a step's input and the operand."""
         raise NotImplementedError
 
-    def input_gradient(self, grad: Tensor) -> Tensor:
+    def _input_gradient(self, grad: Tensor) -> Tensor:
         """Return the gradient of a step's input from the gradient of its product."""
         raise NotImplementedError
 
-    def operand_gradient(self) -> Tensor:
+    def _operand_gradient(self) -> Tensor:
         """Return the gradient of the operand from all steps."""
         raise NotImplementedError
 
@@ -73,18 +73,15 @@ class DeferredLinear(DeferredProduct):
         if self.siblings is None:
             return super().__call__(step)
         groups = step.flatten(0, 1)[self.siblings.first].to(self.constant.dtype)
-        return self.product(groups)[self.siblings.group].unflatten(0, step.shape[:2])
+        return self._product(groups)[self.siblings.group].unflatten(0, step.shape[:2])
 
-    def product(self, step: Tensor) -> Tensor:
-        """Return the linear map of a step's input."""
+    def _product(self, step: Tensor) -> Tensor:
         return functional.linear(step, self.constant)
 
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """Return the gradient of a step's input, `(b, k, out) -> (b, k, in)`."""
+    def _input_gradient(self, grad: Tensor) -> Tensor:
         return grad @ self.constant
 
-    def operand_gradient(self) -> Tensor:
-        """Return the gradient of the weight from all steps."""
+    def _operand_gradient(self) -> Tensor:
         inputs, grads = (torch.cat([part.flatten(0, 1) for part in parts]) for parts in zip(*self.steps, strict=True))
         return grads.T @ inputs  # (out, R) @ (R, in)
 
@@ -96,16 +93,13 @@ class DeferredSum(DeferredProduct):
         values: What is summed, `(B, P, X)`. A step may leave out the last images.
     """
 
-    def product(self, step: Tensor) -> Tensor:
-        """Return the sums with a step's weights."""
+    def _product(self, step: Tensor) -> Tensor:
         return step @ self.constant[: len(step)]
 
-    def input_gradient(self, grad: Tensor) -> Tensor:
-        """Return the gradient of a step's weights, `(b, k, X) -> (b, k, P)`."""
+    def _input_gradient(self, grad: Tensor) -> Tensor:
         return grad @ self.constant[: len(grad)].transpose(1, 2)
 
-    def operand_gradient(self) -> Tensor:
-        """Return the gradient of the values from all steps."""
+    def _operand_gradient(self) -> Tensor:
         num_images, num_rows = len(self.constant), sum(step.shape[1] for step, _ in self.steps)
         weights = self.constant.new_empty(num_images, num_rows, self.constant.shape[1])
         grads = self.constant.new_empty(num_images, num_rows, self.constant.shape[2])
@@ -126,7 +120,7 @@ class _DeferredStep(torch.autograd.Function):
     def forward(ctx: Any, step: Tensor, operand: Tensor, deferred: DeferredProduct, is_first: bool) -> Tensor:
         ctx.save_for_backward(step)
         ctx.deferred, ctx.is_first = deferred, is_first
-        return deferred.product(step)
+        return deferred._product(step)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -136,6 +130,6 @@ class _DeferredStep(torch.autograd.Function):
             deferred.steps.append((*ctx.saved_tensors, grad))
         operand_gradient = None
         if ctx.is_first and deferred.steps:
-            operand_gradient = deferred.operand_gradient()
+            operand_gradient = deferred._operand_gradient()
             deferred.steps.clear()
-        return deferred.input_gradient(grad), operand_gradient, None, None
+        return deferred._input_gradient(grad), operand_gradient, None, None

@@ -19,15 +19,18 @@ from torch.nn import functional
 from .decoder_interface import Siblings, State
 from .deferred_products import DeferredLinear
 
+Inputs = Sequence[Tensor]
+
 # Arguments: the inputs (b, k, ·), which are concatenated; the state before, tensors (b, k, D); and, in place of the
 # layer's bias, what is already known of the gates' pre-activations (b, k, gates), or None. Returns the state after.
-Step = Callable[[Sequence[Tensor], State, Tensor | None], State]
+Step = Callable[[Inputs, State, Tensor | None], State]
 
 Product = Callable[[Tensor], Tensor]  # with a weight, (b, k, in) -> (b, k, out)
+Products = Sequence[Product]
 
 
 class RecurrentLayer(nn.Linear):
-    """One linear map from the inputs and h to all gates; a subclass says in `update` what becomes of the gates.
+    """One linear map from the inputs and h to all gates; a subclass says in `_update` what becomes of the gates.
 
     Args:
         input_size: X.
@@ -41,17 +44,15 @@ class RecurrentLayer(nn.Linear):
     def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
         super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
 
-    def update(
-        self, products: Sequence[Product], inputs: Sequence[Tensor], state: State, gate_input: Tensor | None
-    ) -> State:
-        """Compute the state after a step, with given products in place of those with `split(weight)`."""
+    def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
+        """Compute the state after a step, with given products in place of those with `_split(weight)`."""
         raise NotImplementedError
 
-    def split(self, weight: Tensor) -> Sequence[Tensor]:
-        """Split a weight `(gates, ·)` into those of the products that `update` needs. By default it is one product."""
+    def _split(self, weight: Tensor) -> Sequence[Tensor]:
+        """Split a weight `(gates, ·)` into those of the products that `_update` needs. By default it is one product."""
         return [weight]
 
-    def step(self, inputs: Sequence[Tensor], state: State, gate_input: Tensor | None = None) -> State:
+    def step(self, inputs: Inputs, state: State, gate_input: Tensor | None = None) -> State:
         """Take one step.
 
         Args:
@@ -59,8 +60,8 @@ class RecurrentLayer(nn.Linear):
             state: Tensors `(b, k, D)`.
             gate_input: What is already known of the gates' pre-activations, `(b, k, gates)`, in place of the bias.
         """
-        products = [partial(functional.linear, weight=part) for part in self.split(self.weight)]
-        return self.update(products, inputs, state, gate_input)
+        products = [partial(functional.linear, weight=part) for part in self._split(self.weight)]
+        return self._update(products, inputs, state, gate_input)
 
     def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
         """Return `step` as a function that is to be called for every word of a batch.
@@ -69,10 +70,10 @@ class RecurrentLayer(nn.Linear):
             siblings: Groups of captions whose inputs and state are the same. Not for training.
             weight: Weight `(gates, ·)` of h and of those inputs that do not come with `gate_input`; by default, all.
         """
-        first, *rest = self.split(self.weight if weight is None else weight)
+        first, *rest = self._split(self.weight if weight is None else weight)
         # Later products depend on the gates, and so on the word, which differs between siblings.
         products = [DeferredLinear(first, siblings), *map(DeferredLinear, rest)]
-        return partial(self.update, products)
+        return partial(self._update, products)
 
 
 class LSTMLayer(RecurrentLayer):
@@ -85,10 +86,7 @@ class LSTMLayer(RecurrentLayer):
     num_states = 2
     num_gates = 4
 
-    def update(
-        self, products: Sequence[Product], inputs: Sequence[Tensor], state: State, gate_input: Tensor | None
-    ) -> State:
-        """Compute h and c after a step."""
+    def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         (to_gates,), (hidden, cell) = products, state
         gates = (self.bias if gate_input is None else gate_input) + to_gates(torch.cat([*inputs, hidden], -1))
         admit, forget, emit, new = gates.chunk(4, -1)
@@ -106,14 +104,10 @@ class GRULayer(RecurrentLayer):
     num_states = 1
     num_gates = 3
 
-    def split(self, weight: Tensor) -> Sequence[Tensor]:
-        """Split the weight into that of the gates and that of the new content."""
+    def _split(self, weight: Tensor) -> Sequence[Tensor]:
         return weight.split(self._sizes)
 
-    def update(
-        self, products: Sequence[Product], inputs: Sequence[Tensor], state: State, gate_input: Tensor | None
-    ) -> State:
-        """Compute h after a step."""
+    def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         (to_gates, to_new), (hidden,) = products, state
         gates, new = (self.bias if gate_input is None else gate_input).split(self._sizes, -1)
         reset, keep = torch.sigmoid(gates + to_gates(torch.cat([*inputs, hidden], -1))).chunk(2, -1)
@@ -140,17 +134,17 @@ class Sentinel(nn.Linear):
     def __init__(self, embedding_size: int, hidden_size: int) -> None:
         super().__init__(embedding_size + hidden_size, hidden_size)
 
-    def update(self, product: Product, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    def _update(self, product: Product, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
         """Compute the sentinel, with a given product in place of that with the weight."""
         return torch.sigmoid(self.bias + product(torch.cat([word, hidden], -1))) * torch.tanh(cell)
 
     def step(self, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
         """Compute the sentinel `(b, k, D)` from x `(b, k, E)`, h and c `(b, k, D)`."""
-        return self.update(partial(functional.linear, weight=self.weight), word, hidden, cell)
+        return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell)
 
     def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return `step` as a function that is to be called for every word of a batch."""
-        return partial(self.update, DeferredLinear(self.weight))
+        return partial(self._update, DeferredLinear(self.weight))
 
 
 class Dropout(nn.Dropout):
@@ -171,7 +165,7 @@ def stack(steps: Sequence[Step]) -> Step:
     and `gate_input` are those of the lowest.
     """
 
-    def step(inputs: Sequence[Tensor], state: State, gate_input: Tensor | None) -> State:
+    def step(inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         num_states = len(state) // len(steps)
         states: list[Tensor] = []
         for index, step_of_layer in enumerate(steps):

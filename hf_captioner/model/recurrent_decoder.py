@@ -98,7 +98,7 @@ class RecurrentDecoder(nn.Module):
         self._num_states = (self.layers_below + num_layers) * self.layer_type.num_states
         self.memory_to_state = nn.Linear(memory_size, self._num_states * hidden_size)
         self.state_to_gate = nn.Linear(hidden_size, memory_size if self.gates_channels else 1) if gate else None
-        self.build_layers(embedding_size, hidden_size, memory_size, num_layers)
+        self._build_layers(embedding_size, hidden_size, memory_size, num_layers)
         self.step_to_output = nn.Linear(hidden_size + memory_size, embedding_size) if deep_output else None
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
         uses_sentinel = getattr(attention, "uses_sentinel", False)
@@ -107,15 +107,15 @@ class RecurrentDecoder(nn.Module):
         self.embedding_dropout = Dropout(embedding_dropout)
         self.output_dropout = Dropout(output_dropout)
 
-    def build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build the modules that `layers` and `word_to_gates` use."""
+    def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
+        """Build the modules that `_layers` and `_word_to_gates` use."""
         raise NotImplementedError
 
-    def layers(self) -> list[RecurrentLayer]:
+    def _layers(self) -> list[RecurrentLayer]:
         """Return the stacked layers that words are predicted from, the lowest first."""
         raise NotImplementedError
 
-    def word_to_gates(self, words: Tensor) -> Tensor:
+    def _word_to_gates(self, words: Tensor) -> Tensor:
         """Compute what words bring to the gates of the layer that reads them, `(..., E) -> (..., gates)`."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class RecurrentDecoder(nn.Module):
             the attention samples, log-probabilities `(B, K)`.
         """
         context, weights, *log_probs = self.attend(state[self._top], state[-1], words, memory)
-        state = stack([layer.step for layer in self.layers()])([context], state, self.word_to_gates(words))
+        state = stack([layer.step for layer in self._layers()])([context], state, self._word_to_gates(words))
         return state, (state[self._top], context, weights, *log_probs)
 
     def attend(
@@ -156,14 +156,14 @@ class RecurrentDecoder(nn.Module):
         memory: Memory,
         sentinel_step: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, ...]:
-        """Look at the images, and scale the context by the gate β.
+        """Attend to the images, and scale the context by the gate β.
 
         Args:
             query: Hidden states that choose where to look, `(B, K, D)`.
             cell: Memory cells that a sentinel is computed from, `(B, K, D)`.
             words: Word embeddings, `(B, K, E)`.
             memory: Memory of the B images.
-            sentinel_step: What computes the sentinel, by default `self.sentinel.step`.
+            sentinel_step: Function that computes the sentinel, by default `self.sentinel.step`.
 
         Returns:
             Contexts, weights and, if the attention samples, log-probabilities.
@@ -245,11 +245,11 @@ class RecurrentDecoder(nn.Module):
         has_dropout = self.training and self.embedding_dropout.p > 0
         if has_dropout or ids.device.type != "cpu" or torch.compiler.is_exporting():
             words = self.embedding_dropout(self.embedding(ids))
-            return words, self.word_to_gates(words)
+            return words, self._word_to_gates(words)
         found, index = ids.unique(return_inverse=True)
         words = self.embedding(found)
         # `functional.embedding` adds up gradients faster than indexing.
-        return functional.embedding(index, words), functional.embedding(index, self.word_to_gates(words))
+        return functional.embedding(index, words), functional.embedding(index, self._word_to_gates(words))
 
     def _read(
         self,
@@ -262,8 +262,7 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[list[Tensor], State]:
         """Read words `(R, E)` with gate inputs `(R, gates)`, block by block of (b, k) captions.
 
-        Returns:
-            The parts of a `StepOutput` of all steps one after the other, `(R, ·)`; and the state after.
+        Return the parts of a `StepOutput`, each of all steps one after the other, `(R, ·)`; and the state after.
         """
         sizes = [b * k for b, k in blocks]
         is_one_word = len(sizes) == 1  # then sizes may be symbols of an exported graph, which must not be compared
@@ -282,12 +281,9 @@ class RecurrentDecoder(nn.Module):
     def _read_and_sample(
         self, ids: Tensor, memory: Memory, state: State, blocks: list[tuple[int, int]], sampling: float
     ) -> tuple[Tensor, list[Tensor], State]:
-        """Read words `(R,)` with scheduled sampling: some are drawn from what was predicted at the step before.
+        """Read words `(R,)` with scheduled sampling; return the embeddings that were read, and what `_read` returns.
 
-        Departure: no gradient passes through the draw, and no output dropout disturbs it.
-
-        Returns:
-            Embeddings of the words that were read, `(R, E)`; and what `_read` returns.
+        Departure: no gradient passes through the draw of a word, and no output dropout disturbs it.
         """
         words: list[Tensor] = []
         steps: list[StepOutput] = []
@@ -306,14 +302,9 @@ class RecurrentDecoder(nn.Module):
 
     @torch.no_grad()
     def _sample(self, ids: Tensor, words: Tensor, hidden: Tensor, contexts: Tensor, sampling: float) -> Tensor:
-        """Replace some of the words `(b, k)` by words drawn from what was predicted at the step before.
+        """Replace words `(b, k)`, each with probability `sampling`, by words drawn from the prediction before them.
 
-        Args:
-            ids: Words of the captions, `(b, k)`.
-            words: Embeddings of the words before, `(b', k', E)`; captions that ended there are left out here.
-            hidden: Hidden states after them, `(b', k', D)`.
-            contexts: Contexts, `(b', k', C)`.
-            sampling: Probability of replacing a word.
+        That is computed from the step before: its words `(b', k', E)`, hidden states and contexts, of b' >= b images.
         """
         b, k = ids.shape
         features = self.features(*(part[:b, :k] for part in (words, hidden, contexts)))
@@ -330,7 +321,7 @@ class RecurrentDecoder(nn.Module):
             num_rows: R, the number of words that will be read; 0 if unknown.
             siblings: Beams that continue the same caption.
         """
-        lowest, *upper = self.layers()
+        lowest, *upper = self._layers()
         projected, weight = self.project_cells(lowest, memory, num_rows)
         attend = self.unrolled_attend(projected)
         # A sentinel brings the word into the context, so siblings no longer share it.

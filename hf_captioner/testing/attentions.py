@@ -1,7 +1,5 @@
 """The check of attentions."""
 
-# B: images, K: captions of an image, P: image cells, C: channels of a cell, D: query
-
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """The check that encoders, attentions and decoders share: the part inside a captioner."""
 
-# B: images, K: captions of an image, P: image cells, C: channels of a cell, T: words
-
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -16,14 +14,21 @@ from ..model.configuration_captioner import CaptionerConfig
 from ..model.encoder_model import CaptionerEncoderOutput
 from ..model.modeling_captioner import CaptionerModel
 from ..model.registry import Registry
-from .rules import A, B, D, E, K, P, V, noise, require, require_close
+from .rules import A, B, D, E, P, V, noise, require, require_close
 
 # The encoder's name matters to checks of encoders alone: in the others the captioner is given cells.
 TINY: dict[str, Any] = {
     **{"hidden_size": D, "attention_size": A, "embedding_size": E, "vocab_size": V, "output_dropout": 0.0},
     "encoder_name": "test_resnet",
 }
-LABELS = (((5, 9, 12, 7, 3), (8, 3)), ((6, 6, 3), ()), ((10, 3), (5, 11, 14, 3)))  # K captions of B images
+# K captions of B images; -100 is padding.
+LABELS = torch.tensor(
+    [
+        [[5, 9, 12, 7, 3], [8, 3, -100, -100, -100]],
+        [[6, 6, 3, -100, -100], [-100, -100, -100, -100, -100]],
+        [[10, 3, -100, -100, -100], [5, 11, 14, 3, -100]],
+    ]
+)
 
 
 def check_captioner(
@@ -58,15 +63,6 @@ def check_captioner(
         check_reload(model, inputs)
 
 
-def _labels() -> Tensor:
-    """Return `LABELS` as a tensor `(B, K, T)`, padded with -100."""
-    labels = torch.full((B, K, max(len(words) for row in LABELS for words in row)), -100)
-    for image, row in enumerate(LABELS):
-        for caption, words in enumerate(row):
-            labels[image, caption, : len(words)] = torch.tensor(words)
-    return labels
-
-
 def check_learning(model: CaptionerModel, trained: nn.Module, inputs: dict[str, Tensor], all_parameters: bool) -> None:
     """Check that the loss and the gradients of the trained module are finite in single and in half precision."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -74,7 +70,7 @@ def check_learning(model: CaptionerModel, trained: nn.Module, inputs: dict[str, 
         precision = "bfloat16" if half else "float32"
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = model.train()(**inputs, labels=_labels()).loss
+            loss = model.train()(**inputs, labels=LABELS).loss
         require(bool(torch.isfinite(loss)), f"the loss is finite in {precision}", loss.item())
         loss.backward()
         for name, parameter in trained.named_parameters():
@@ -112,7 +108,7 @@ def check_reload(model: CaptionerModel, inputs: dict[str, Tensor]) -> None:
         model.save_pretrained(folder)
         reloaded = CaptionerModel.from_pretrained(folder).eval()
     # Run both before their buffers are compared: some are made when the first image is seen.
-    logits, expected = (each(**inputs, labels=_labels()).logits for each in (reloaded, model))
+    logits, expected = (each(**inputs, labels=LABELS).logits for each in (reloaded, model))
     for kind in ("parameters", "buffers"):
         mine, theirs = (dict(getattr(each, f"named_{kind}")()) for each in (model, reloaded))
         require(mine.keys() == theirs.keys(), f"a reloaded part has the same {kind}")

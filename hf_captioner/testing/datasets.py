@@ -11,14 +11,9 @@ from ..errors import first_line
 from ..model.processing_captioner import CaptionerProcessor
 from .rules import require
 
-# Pixels of 32 x 32, as small as a processor takes them.
 DATA_CONFIG = {
-    "input_size": (3, 32, 32),
-    "interpolation": "bilinear",
-    "crop_pct": 1.0,
-    "crop_mode": "center",
-    "mean": (0.5,) * 3,
-    "std": (0.5,) * 3,
+    **{"input_size": (3, 32, 32), "interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"},
+    **{"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)},
 }
 
 

@@ -1,7 +1,5 @@
 """The check of decoders."""
 
-# B: images, K: captions of an image, N = B·K, T: words, V: vocabulary, P: image cells, C: channels of a cell, D: state
-
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -55,9 +53,7 @@ def check_decoder(part: Callable[..., nn.Module], **kwargs: Any) -> None:
             attention=attention,
             gate=gate,
             deep_output=deep_output,
-            memory_dropout=0.0,
-            embedding_dropout=0.0,
-            output_dropout=0.0,
+            **dict.fromkeys(("memory_dropout", "embedding_dropout", "output_dropout"), 0.0),
             **kwargs,
         )
         try:
@@ -74,8 +70,7 @@ def check_decoder(part: Callable[..., nn.Module], **kwargs: Any) -> None:
         _check_gradients(decoder, ids, cells)
         output = DecoderOutput(*decoder.train()(ids, decoder.prepare(cells)))
         if hasattr(attention, "reinforce_weight"):
-            rule = "log_probs of an attention that samples are (N, T)"
-            require_shape(output.log_probs, (B * K, T), rule)
+            require_shape(output.log_probs, (B * K, T), "log_probs of an attention that samples are (N, T)")
     check_captioner(DECODERS, part, kwargs)
 
 

@@ -1,7 +1,5 @@
 """The check of encoders."""
 
-# B: images, P: image cells (rows x columns of the grid), C: channels of a cell, H, W: pixels
-
 from __future__ import annotations
 
 from collections.abc import Callable
