@@ -39,7 +39,7 @@ def test_keeps_its_contract(name: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("size", [1, 8, 40])
 def test_additive_scores_equal_plain_ones_in_every_precision(dtype: torch.dtype, size: float) -> None:
-    """The larger sizes are those at which exponentials could overflow."""
+    """At the larger sizes of query and memory, exponentials could overflow."""
     attention = build("additive").to(dtype)
     generator = torch.Generator().manual_seed(2)
     query = (size * torch.randn(B, K, D, dtype=torch.double, generator=generator)).to(dtype)

@@ -152,7 +152,7 @@ class ThreeArguments(nn.Module):
 
 
 def test_decoder_of_three_arguments_trains_and_captions_like_one_with_more(tiny_model: Callable[..., Any]) -> None:
-    """What it doesn't take is not passed to it: lengths in training, siblings in a beam search."""
+    """The model passes it neither `lengths` in training nor `siblings` in a beam search."""
     expected = tiny_model(scale=3)
     with DECODERS.temporarily("three", ThreeArguments) as name:
         model = tiny_model(scale=3, decoder_type=name)
@@ -275,7 +275,7 @@ def test_initial_state_comes_from_the_mean_cell() -> None:
 
 
 def test_parameters_of_the_first_checkpoints_keep_their_names() -> None:
-    """Otherwise captioners saved with the first versions could not be loaded."""
+    """With other names, captioners saved by the first versions could not be loaded."""
     names = {name.removesuffix(".weight") for name in build(deep_output=True).state_dict() if "bias" not in name}
     attention = {f"attention.{name}" for name in ("memory_to_key", "query_to_key", "key_to_score")}
     assert names == attention | {

@@ -9,8 +9,8 @@ from hf_captioner import CaptionerModel
 from hf_captioner.model.encoders import PooledTimmEncoder, TimmEncoder
 from hf_captioner.testing import check_encoder
 
-# Name, arguments, image size and grid of an architecture of each kind: features (B, C, H, W), (B, H, W, C), tokens with and
-# without prefix tokens, and blurred pooling.
+# Name, arguments, image size and grid of an architecture for each layout of features: (B, C, H, W), (B, H, W, C), and
+# tokens with and without prefix tokens. The last one has blurred pooling.
 ARCHITECTURES = [
     ("test_resnet", {}, (64, 96), (2, 3)),
     ("test_efficientnet", {}, (64, 64), (2, 2)),
@@ -109,7 +109,7 @@ def test_grid_lies_where_its_cells_look(
 
 
 def test_changed_pixels_change_the_cells_whose_boxes_hold_them() -> None:
-    """The centre of mass of the change in cells lies at the changed pixels, on average over positions in a cell."""
+    """On average, the change in the cells has its centre of mass at the changed pixels, wherever in a cell these are."""
     torch.manual_seed(0)
     encoder = TimmEncoder("resnet18", channels=(8, 16, 32, 64), zero_init_last=False).eval()
     height, width = 256, 320

@@ -66,7 +66,7 @@ def cells(model: CaptionerModel, pixel_values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def test_captions_read_together_equal_captions_read_alone_word_by_word(model: CaptionerModel, cells: Tensor) -> None:
-    """This holds only if packing, the handling of several captions per image and the carried state are all right."""
+    """Packing, several captions per image and the carried state must all be right for this to hold."""
     model, cells = deepcopy(model).double(), cells.double()  # so that rounding is not mistaken for an error
     output = model(cells=cells, labels=LABELS)
     weights = output.cross_attentions[0]
