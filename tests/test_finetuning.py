@@ -1,4 +1,4 @@
-"""Objectives and parts of a training beyond the plain one: scheduled sampling, tied words, a trained encoder."""
+"""Scheduled sampling, tied word embeddings, training of the encoder, and augmentation."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def captions_of(model: CaptionerModel, num_images: int) -> Tensor:
     return labels
 
 
-def test_sampling_probability_by_hand() -> None:
+def test_sampling_probability_has_known_values() -> None:
     assert sampling_probability(0.5, 0.4, "linear") == pytest.approx(0.2)
     assert sampling_probability(0.5, 0.75, "exponential") == pytest.approx(1 - 0.25**0.5)
     assert sampling_probability(0.5, 0.4, "inverse_sigmoid") == pytest.approx(0.2)
@@ -43,8 +43,10 @@ def test_sampling_probability_by_hand() -> None:
 
 @pytest.mark.parametrize("decoder_type", ["lstm", "gru", "spatial", "top_down"])
 @pytest.mark.parametrize("deep_output", [False, True])
-def test_sampling_reads_what_the_decoder_drew(tiny_model: TinyModel, decoder_type: str, deep_output: bool) -> None:
-    """Read again with the words that were drawn, the same model gives the same scores and gradients."""
+def test_scheduled_sampling_reads_the_sampled_words(
+    tiny_model: TinyModel, decoder_type: str, deep_output: bool
+) -> None:
+    """Teacher forcing with the words that were sampled gives the same logits and gradients."""
     model = tiny_model(decoder_type=decoder_type, deep_output=deep_output, doubly_stochastic_weight=0.0)
     cells = torch.randn(2, 16, model.encoder.part.hidden_size)
     labels = captions_of(model, 2)
@@ -68,12 +70,12 @@ def test_sampling_reads_what_the_decoder_drew(tiny_model: TinyModel, decoder_typ
     assert torch.allclose(plain.logits.view_as(sampled.logits), sampled.logits, atol=1e-5)
     loss = functional.cross_entropy(plain.logits.flatten(0, 1), words.flatten(), ignore_index=-100)
     expected = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for found, wanted in zip(gradients, expected, strict=True):
-        assert (found is None) == (wanted is None)
-        assert found is None or torch.allclose(found, wanted, atol=1e-5)
+    for found, correct in zip(gradients, expected, strict=True):
+        assert (found is None) == (correct is None)
+        assert found is None or torch.allclose(found, correct, atol=1e-5)
 
 
-def test_a_word_drawn_is_one_the_decoder_finds_likely(tiny_model: TinyModel) -> None:
+def test_sampled_words_follow_the_probabilities_of_the_decoder(tiny_model: TinyModel) -> None:
     model = tiny_model()
     with torch.no_grad():
         model.decoder.output.bias[7] = 50.0
@@ -86,7 +88,7 @@ def test_a_word_drawn_is_one_the_decoder_finds_likely(tiny_model: TinyModel) -> 
 
 
 @pytest.mark.parametrize("deep_output", [False, True])
-def test_tied_words_stay_tied(tiny_model: TinyModel, deep_output: bool, tmp_path: Path) -> None:
+def test_tied_word_embeddings_stay_tied(tiny_model: TinyModel, deep_output: bool, tmp_path: Path) -> None:
     sizes = {"embedding_size": 24} if deep_output else {"embedding_size": 32, "hidden_size": 32}
     model = tiny_model(tie_word_embeddings=True, deep_output=deep_output, **sizes)
     assert model.decoder.output.weight is model.decoder.embedding.weight
@@ -94,13 +96,13 @@ def test_tied_words_stay_tied(tiny_model: TinyModel, deep_output: bool, tmp_path
     again = CaptionerModel.from_pretrained(tmp_path)
     assert again.decoder.output.weight is again.decoder.embedding.weight
     assert torch.equal(again.decoder.output.weight, model.decoder.output.weight)
-    loose = tiny_model(deep_output=deep_output, **sizes)
-    assert loose.decoder.output.weight is not loose.decoder.embedding.weight
+    untied = tiny_model(deep_output=deep_output, **sizes)
+    assert untied.decoder.output.weight is not untied.decoder.embedding.weight
     with pytest.raises(ValueError, match=r"embedding_size is 16, and the last layer reads 32"):
         tiny_model(tie_word_embeddings=True)
 
 
-def test_an_encoder_is_trained_from_a_stage_on(tiny_model: TinyModel) -> None:
+def test_encoder_is_trained_from_a_stage_on(tiny_model: TinyModel) -> None:
     model = tiny_model()
     model.unfreeze_encoder(from_stage=3)
     model.train()
@@ -122,7 +124,7 @@ def test_an_encoder_is_trained_from_a_stage_on(tiny_model: TinyModel) -> None:
     assert not model.train().encoder.training
 
 
-def test_checkpointing_gives_the_same_gradients(tiny_model: TinyModel) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: TinyModel) -> None:
     gradients = []
     for is_on in (False, True):
         model = tiny_model(output_dropout=0.0)
@@ -136,7 +138,7 @@ def test_checkpointing_gives_the_same_gradients(tiny_model: TinyModel) -> None:
     assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(*gradients, strict=True))
 
 
-def test_images_are_augmented_by_their_draw(processor: CaptionerProcessor, photos: list[Image.Image]) -> None:
+def test_the_draw_of_a_row_decides_its_augmentation(processor: CaptionerProcessor, photos: list[Image.Image]) -> None:
     collator = CaptionCollator(processor, augment=True)
     row: dict[str, Any] = {"captions": ["a man"], "image_id": "x", "image": {"bytes": _png(photos[0]), "path": None}}
 

@@ -1,3 +1,5 @@
+"""Rewards of sampled captions, and the objective that trains on them."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -18,7 +20,7 @@ CAPTIONS = [
 ]
 
 
-def test_a_reward_is_cider_with_the_end_as_a_word() -> None:
+def test_a_reward_is_cider_d_with_end_as_a_word() -> None:
     reward = CaptionReward(CAPTIONS)
     tokens = [[(*caption.lower().rstrip(".").split(), END) for caption in row] for row in CAPTIONS]
     cider = CiderD(tokens)
@@ -30,7 +32,7 @@ def test_a_reward_is_cider_with_the_end_as_a_word() -> None:
     assert found.max() > 0
 
 
-def test_breaking_off_costs() -> None:
+def test_a_caption_without_an_end_gets_less() -> None:
     reward = CaptionReward(CAPTIONS)
     whole, broken = reward([2], [["a man climbs a rock", "a man climbs a rock"]], torch.tensor([[True, False]]))[0]
     assert whole > broken > 0
@@ -46,7 +48,7 @@ def test_rewards_are_mixed_by_weight() -> None:
     assert torch.allclose(mixed, 2 * cider + 0.5 * bleu)
 
 
-def test_the_baseline_is_the_mean_of_the_others() -> None:
+def test_baseline_is_the_mean_of_the_other_samples() -> None:
     rewards = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.0, 3.0]])
     assert leave_one_out_mean(rewards).tolist() == [[4.0, 3.5, 1.5], [1.5, 1.5, 0.0]]
 
@@ -59,7 +61,7 @@ def test_self_critical_by_hand() -> None:
 
 
 def test_expected_gradient_is_that_of_the_expected_reward() -> None:
-    """Over all captions of two words, each as likely as the model finds it."""
+    """The expectation is exact: over all captions of two words, by their probabilities."""
     torch.manual_seed(0)
     table = torch.randn(3, 3, dtype=torch.double, requires_grad=True)  # log p of a word after a word, word 0 first
     words = torch.cartesian_prod(torch.arange(3), torch.arange(3))  # (9, 2)
@@ -91,7 +93,7 @@ def test_samples_are_labels(
     assert torch.equal(likeliest[:, 0], likeliest[:, 1])
 
 
-def test_what_is_rewarded_becomes_more_frequent(
+def test_rewarded_words_become_more_frequent(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
 ) -> None:
     model = tiny_model(seed=0)
@@ -114,13 +116,17 @@ def test_what_is_rewarded_becomes_more_frequent(
     assert sum(means[-5:]) / 5 > 5 * (sum(means[:5]) / 5 + 0.1)
 
 
-def test_the_likelihood_of_peoples_captions_is_added_by_weight(
+def test_likelihood_of_reference_captions_is_added_by_weight(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
 ) -> None:
-    """In one pass over captions of both kinds, the loss of two."""
+    """One pass over sampled and reference captions gives the sum of both losses."""
     model = tiny_model(seed=2, scale=2, output_dropout=0.0, label_smoothing=0.1)
-    peoples = processor(text=[["a dog runs"], ["two small children jump over a bench"]])["labels"]  # (2, 1, T)
-    batch = {"labels": peoples, "pixel_values": processor(images=photos[:2])["pixel_values"], "index": torch.arange(2)}
+    references = processor(text=[["a dog runs"], ["two small children jump over a bench"]])["labels"]  # (2, 1, T)
+    batch = {
+        "labels": references,
+        "pixel_values": processor(images=photos[:2])["pixel_values"],
+        "index": torch.arange(2),
+    }
     settings = {"num_samples": 3, "top_k": 0, "max_length": 6}
     reward = CaptionReward(CAPTIONS[:2])
     torch.manual_seed(0)
@@ -128,33 +134,37 @@ def test_the_likelihood_of_peoples_captions_is_added_by_weight(
     prepared = objective.prepare(batch, 0.0)
     prepared["rewards"] = torch.tensor([[1.0, 2.0, 6.0], [0.0, 0.5, 3.0]])
     prepared["advantages"] = torch.tensor([[-1.0, 0.5, 4.0], [-0.5, 1.0, 2.0]])
-    drawn, inputs = prepared["labels"], {"pixel_values": batch["pixel_values"]}
+    sampled, inputs = prepared["labels"], {"pixel_values": batch["pixel_values"]}
     model.eval()
     rewarded = self_critical(
-        model(**inputs, labels=drawn).logits.flatten(0, 1),
-        drawn.flatten(0, 1),
+        model(**inputs, labels=sampled).logits.flatten(0, 1),
+        sampled.flatten(0, 1),
         prepared["advantages"].flatten(),
         40,
     )
-    likely = cross_entropy(model(**inputs, labels=peoples).logits.flatten(0, 1), peoples.flatten(0, 1), 0.1, 40)
-    model.freeze_encoder()  # whose batch norms would see only these images
-    loss, figure = objective.loss(model, prepared, num_items_in_batch=40, num_captions=6)
-    assert torch.allclose(loss, rewarded + 0.25 * likely, atol=1e-5) and abs(likely) > 1 and abs(rewarded) > 0.01
-    assert figure.item() == pytest.approx(12.5 / 6)
+    likelihood = cross_entropy(
+        model(**inputs, labels=references).logits.flatten(0, 1), references.flatten(0, 1), 0.1, 40
+    )
+    model.freeze_encoder()  # its batch norms would see only these images
+    loss, metric = objective.loss(model, prepared, num_items_in_batch=40, num_captions=6)
+    assert (
+        torch.allclose(loss, rewarded + 0.25 * likelihood, atol=1e-5) and abs(likelihood) > 1 and abs(rewarded) > 0.01
+    )
+    assert metric.item() == pytest.approx(12.5 / 6)
     with pytest.raises(ValueError, match="reward_likelihood_weight is -1"):
         Rewards(model, processor, reward, **settings, likelihood_weight=-1)
     without = Rewards(model, processor, reward, **settings)
-    loss, _ = without.loss(model, {name: prepared[name] for name in prepared if name != "peoples"}, 40, 6)
+    loss, _ = without.loss(model, {name: prepared[name] for name in prepared if name != "reference_labels"}, 40, 6)
     assert torch.allclose(loss, rewarded, atol=1e-5)
 
 
 @pytest.mark.parametrize("baseline", ["others", "greedy"])
-def test_rewards_are_held_against_a_baseline(
+def test_advantages_are_rewards_less_the_baseline(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list, baseline: str
 ) -> None:
     model = tiny_model(seed=2, scale=2)
     reward = CaptionReward(CAPTIONS[:2])
-    reward._reward = lambda caption, ended, references: len(caption) + 100.0 * ended  # whatever tells captions apart
+    reward._reward = lambda caption, ended, references: len(caption) + 100.0 * ended  # differs between captions
     objective = Rewards(model, processor, reward, num_samples=3, top_k=0, max_length=6, baseline=baseline)
     pixel_values = processor(images=photos[:2])["pixel_values"]
     batch = {"labels": torch.zeros(2, 1, 1), "index": torch.arange(2), "pixel_values": pixel_values}
@@ -176,7 +186,7 @@ def test_rewards_are_held_against_a_baseline(
     assert torch.allclose(prepared["advantages"], rewards - expected)
 
 
-def test_settings_of_a_baseline_that_cannot_be(
+def test_impossible_settings_of_a_baseline_are_refused(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor
 ) -> None:
     for given, message in [
@@ -188,7 +198,7 @@ def test_settings_of_a_baseline_that_cannot_be(
             Rewards(tiny_model(), processor, CaptionReward(CAPTIONS), top_k=0, max_length=6, **given)
 
 
-def test_gradients_of_rewards_are_taken_with_dropout(
+def test_gradients_of_rewards_are_computed_with_dropout(
     tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
 ) -> None:
     model = tiny_model(seed=2, scale=2, output_dropout=0.5)

@@ -1,3 +1,5 @@
+"""Word vectors of text files as initial embeddings."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -12,7 +14,7 @@ VOCABULARY = {"<unk>": 0, "dog": 1, "runs": 2, "cat": 3}
 
 
 @pytest.mark.parametrize("header", ["", "4 3\n"], ids=["GloVe", "word2vec"])
-def test_words_that_are_there_get_their_vectors(tmp_path: Path, header: str) -> None:
+def test_known_words_get_their_vectors(tmp_path: Path, header: str) -> None:
     file = tmp_path / "vectors.txt"
     file.write_text(f"{header}the 1 2 3\ncat 4 5e-1 -6\nat name 1 1 1\ndog 7 8 9 \n")
     embedding = nn.Embedding(4, 3)
@@ -31,7 +33,7 @@ def test_words_that_are_there_get_their_vectors(tmp_path: Path, header: str) -> 
         ("chien 1 2 3\n", "has none of the 4 words"),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_unusable_files_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "vectors.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_word_vectors(tmp_path / "vectors.txt", nn.Embedding(4, 3), VOCABULARY)
