@@ -32,7 +32,7 @@ def plain_scores(query: Tensor, key: Tensor, vector: Tensor) -> Tensor:
 
 
 class Exponential(torch.autograd.Function):
-    """`exp(2x)`, for `AdditiveScores`, which returns gradients of x in place of those of the exponential."""
+    """The function `exp(2x)`, whose backward pass is given gradients of x itself, as `AdditiveScores` returns them."""
 
     @staticmethod
     def forward(ctx: Any, logarithm: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def _exponential(logarithm: Tensor) -> Tensor:
 
 
 class AdditiveScores(torch.autograd.Function):
-    """`plain_scores` of h, `exp(2a)` from `Exponential`, and v.
+    """Scores of additive attention, equal to `plain_scores(h, a, v)`, from h, `Exponential` of a, and v.
 
     The hidden layer (B, K, P, A) is by far the largest tensor of a step, and its tanh would take longer than all
     matrix products of a decoding step but one. As `tanh x = 1 - 2r` with `r = 1 / s` and `s = 1 + exp(2a) exp(2h)`,

@@ -111,7 +111,7 @@ class DotAttention(nn.Module):
         self.query_to_key = nn.Linear(query_size, attention_size)
 
     def keys(self, memory: Tensor) -> Tensor:
-        """Compute what depends on the images alone, projected cells by 1/sqrt(A): `(B, P, C) -> (B, A, P)`."""
+        """Compute what depends on the images alone, projected cells times 1/sqrt(A): `(B, P, C) -> (B, A, P)`."""
         keys = self.memory_to_key(memory).transpose(1, 2)  # (B, A, P)
         return keys / math.sqrt(keys.shape[1])
 

@@ -90,7 +90,7 @@ class DecoderOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class Siblings:
-    """Groups of beams that continue the same caption, whose state is therefore the same.
+    """Groups of beams that continue the same caption; the beams of a group have the same state.
 
     Args:
         first: Index of one caption of each group, `(G,)`.
@@ -197,12 +197,12 @@ def optional_arguments(decoder: nn.Module) -> frozenset[str]:
 
 @cache
 def _parameters(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of a function's parameters; remembered, since it is asked for at every word."""
+    """Return the names of a function's parameters, cached because they are needed at every word."""
     return frozenset(inspect.signature(function).parameters)
 
 
 def check_fit(decoder: nn.Module, attention: nn.Module) -> None:
-    """Check that a decoder gives its attention what that asks for.
+    """Check that a decoder supports what its attention asks for.
 
     Raises:
         ValueError: The attention asks for a sentinel, or samples, and the decoder does not say that it supports that.

@@ -11,7 +11,7 @@ from .decoder_interface import Memory, State
 
 
 class FullOrder:
-    """Read word t of every caption before word t + 1 of any, padding included.
+    """Order that reads word t of every caption before word t + 1 of any, padding included.
 
     Row `t · N + n` is word t of caption n. At every step, captions fill a block (B, K).
 
@@ -39,16 +39,16 @@ class FullOrder:
         return words.T.flatten()
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Leave out the rows that belong to no word, `(R, X) -> (words, X)`."""
+        """Keep the rows that belong to a word, here all of them, `(R, X) -> (words, X)`."""
         return rows
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Put what was computed for each word back where the word stood, `(words, X) -> (N, T, X)`."""
+        """Put the results for each word back into the order of the captions, `(words, X) -> (N, T, X)`."""
         return rows.unflatten(0, (self.num_words, -1)).transpose(0, 1)
 
 
 class PackedOrder(FullOrder):
-    """Read word t of every caption that has one before word t + 1 of any, and no padding.
+    """Order that reads word t of every caption before word t + 1 of any, and leaves out the padding.
 
     It resembles `torch.nn.utils.rnn.pack_padded_sequence`, for images with several captions each. Images are sorted by
     their longest caption, and the captions of an image by length, so that the captions that still run at step t fill
@@ -105,11 +105,11 @@ class PackedOrder(FullOrder):
         return words.flatten()[self.inputs]
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Return the row of each word, without those of captions that were over, `(R, X) -> (words, X)`."""
+        """Keep the rows that belong to a word, none of captions that were over, `(R, X) -> (words, X)`."""
         return rows.index_select(0, self.rows)
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Put what was computed for each word back where the word stood, `(words, X) -> (N, T, X)`, zero elsewhere."""
+        """Put the results for each word back, `(words, X) -> (N, T, X)`, with zeros where a caption is over."""
         num_words = self.captions.numel() * self.num_words
         values = rows.new_zeros(num_words, *rows.shape[1:]).index_copy_(0, self.words, rows)
         return values.unflatten(0, (-1, self.num_words))

@@ -45,15 +45,15 @@ class RecurrentLayer(nn.Linear):
         super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
 
     def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
-        """Compute the state after a step, with given products in place of those with `_split(weight)`."""
+        """Compute the layer's state after one step, given functions that multiply by its weights."""
         raise NotImplementedError
 
     def _split(self, weight: Tensor) -> Sequence[Tensor]:
-        """Split a weight `(gates, ·)` into those of the products that `_update` needs. By default it is one product."""
+        """Split the layer's weight `(gates, ·)` into one for each of its products; by default there is one product."""
         return [weight]
 
     def step(self, inputs: Inputs, state: State, gate_input: Tensor | None = None) -> State:
-        """Take one step.
+        """Compute the layer's state after one step, plainly.
 
         Args:
             inputs: Tensors `(b, k, ·)`, X wide together.
@@ -135,7 +135,7 @@ class Sentinel(nn.Linear):
         super().__init__(embedding_size + hidden_size, hidden_size)
 
     def _update(self, product: Product, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
-        """Compute the sentinel, with a given product in place of that with the weight."""
+        """Compute the sentinel, given a function that multiplies by its weight."""
         return torch.sigmoid(self.bias + product(torch.cat([word, hidden], -1))) * torch.tanh(cell)
 
     def step(self, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class Dropout(nn.Dropout):
 
 
 def stack(steps: Sequence[Step]) -> Step:
-    """Return the step of layers on top of each other, from the steps of the single ones, the lowest first.
+    """Return the step of layers on top of each other, given the step of each layer, the lowest first.
 
     Each layer reads the new h of the layer below. The state holds the states of all layers, from the lowest up; inputs
     and `gate_input` are those of the lowest.

@@ -112,11 +112,11 @@ class RecurrentDecoder(nn.Module):
         raise NotImplementedError
 
     def _layers(self) -> list[RecurrentLayer]:
-        """Return the stacked layers that words are predicted from, the lowest first."""
+        """Return the stacked layers, the lowest first; words are predicted from the h of the uppermost."""
         raise NotImplementedError
 
     def _word_to_gates(self, words: Tensor) -> Tensor:
-        """Compute what words bring to the gates of the layer that reads them, `(..., E) -> (..., gates)`."""
+        """Compute the part of the gates' pre-activations that comes from words, `(..., E) -> (..., gates)`."""
         raise NotImplementedError
 
     def prepare(self, cells: Tensor) -> Memory:
@@ -175,14 +175,14 @@ class RecurrentDecoder(nn.Module):
         return context, weights, *log_probs
 
     def features(self, words: Tensor, hidden: Tensor, contexts: Tensor) -> Tensor:
-        """Compute what the last linear layer predicts the next word from, each argument `(R, ·)`."""
+        """Compute the input of the last linear layer from words, hidden states and contexts, each `(R, ·)`."""
         if self.step_to_output is None:
             return hidden
         return torch.tanh(words + self.step_to_output(torch.cat([hidden, contexts], -1)))
 
     @property
     def _top(self) -> int:
-        """Index in the state of the top layer's h."""
+        """Index of the top layer's h in the state."""
         return -self.layer_type.num_states
 
     def forward(
@@ -233,11 +233,11 @@ class RecurrentDecoder(nn.Module):
 
     @property
     def _draws_cells(self) -> bool:
-        """Whether the attention samples cells now."""
+        """Whether the attention draws cells at random now, as hard attention does in training."""
         return self.training and hasattr(self.attention, "reinforce_weight")
 
     def _embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Embed words `(R,)`: return embeddings `(R, E)` and what they bring to the gates, `(R, gates)`.
+        """Embed words `(R,)`; return embeddings `(R, E)` and their part of the gates' pre-activations, `(R, gates)`.
 
         Captions use the same few words, so on CPUs both are computed once for each distinct word. This is not possible
         if dropout changes each embedding differently; and an accelerator would have to wait for the number of words.

@@ -120,7 +120,7 @@ class Registry:
         return None
 
     def _claims(self, name: str) -> list[str]:
-        """Return where a name leads: to one origin, unless nobody claims the name or several do."""
+        """Return the origins that claim a name: one, or none if it is unknown, or several if they conflict."""
         builtin = [self._builtins[name]] if name in self._builtins else []
         plugins = self._plugins().get(name, [])
         return builtin + [f"{point.value} of {point.dist.name if point.dist else 'no package'}" for point in plugins]

@@ -18,7 +18,7 @@ Attend = Callable[..., tuple[Tensor, ...]]  # query, memory and perhaps a sentin
 
 @seeded
 def check_attention(part: Callable[..., nn.Module], **kwargs: Any) -> None:
-    """Check the contract of attentions, `model/attentions.py`.
+    """Check that an attention keeps the contract in `model/attentions.py`.
 
     Args:
         part: The class or function that `ATTENTIONS` would hold.

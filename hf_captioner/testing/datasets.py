@@ -18,7 +18,7 @@ DATA_CONFIG = {
 
 
 def check_dataset(part: Callable[..., Any], **kwargs: Any) -> None:
-    """Check the contract of data sets, `data/datasets.py`.
+    """Check that a data set keeps the contract in `data/datasets.py`.
 
     Every row is read, so give arguments that keep the data set small if the part has some.
 

@@ -30,7 +30,7 @@ SETTINGS = (("additive", True, True), ("adaptive", False, False), ("hard", True,
 
 @seeded
 def check_decoder(part: Callable[..., nn.Module], **kwargs: Any) -> None:
-    """Check the contract of decoders, `model/decoder_interface.py`.
+    """Check that a decoder keeps the contract in `model/decoder_interface.py`.
 
     Attentions that ask for a sentinel, or sample, are among those that the decoder is tried with if it supports them,
     and each optional argument is tried that its `forward` names.
@@ -163,7 +163,7 @@ def _check_optional_arguments(decoder: Any, ids: Tensor, cells: Tensor) -> None:
 
 
 def _read_sampled(decoder: Any, ids: Tensor, memory: Memory) -> Tensor:
-    """Return the logits of captions all of whose words but the first are drawn, each time with the same seed."""
+    """Return the logits of captions whose words but the first are drawn by the decoder, with a fixed seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return run_decoder(decoder, ids, memory, sampling=1.0).logits

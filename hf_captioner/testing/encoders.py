@@ -22,7 +22,7 @@ def check_encoder(
     image_size: tuple[int, int] | None = None,
     **kwargs: Any,
 ) -> None:
-    """Check the contract of encoders, `model/encoders.py`.
+    """Check that an encoder keeps the contract in `model/encoders.py`.
 
     Args:
         part: The class or function that `ENCODERS` would hold.
@@ -71,7 +71,7 @@ def _grid_size(encoder: Any, height: int, width: int) -> tuple[int, int]:
 
 
 def _check_cells(encoder: Any, pixels: Tensor, rows: int, columns: int) -> None:
-    """Check the shape and order of cells, and that each image's depend on that image alone."""
+    """Check the shape and order of cells, and that the cells of an image depend on it alone."""
     cells = encoder(pixels)
     rule = "cells are (B, P, C): rows x columns of grid_size, hidden_size wide"
     require_shape(cells, (B, rows * columns, encoder.hidden_size), rule)

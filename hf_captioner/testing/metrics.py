@@ -20,7 +20,7 @@ REFERENCES = [
 
 
 def check_metric(part: Callable[[], Any], **kwargs: Any) -> None:
-    """Check the contract of metrics, `metrics/__init__.py`.
+    """Check that a metric keeps the contract in `metrics/__init__.py`.
 
     Args:
         part: The class that `METRICS` would hold.
@@ -31,7 +31,7 @@ def check_metric(part: Callable[[], Any], **kwargs: Any) -> None:
     """
 
     def compute(metric: Any, order: Sequence[int] = range(len(PREDICTIONS))) -> dict[str, Any]:
-        """Compute the metric of the captions of some images, in some order."""
+        """Compute the metric for some of the images, in the given order."""
         captions = [PREDICTIONS[i] for i in order], [list(REFERENCES[i]) for i in order]
         before = deepcopy(captions)
         scores: dict[str, Any] = metric.compute(predictions=captions[0], references=captions[1], **kwargs)
