@@ -47,9 +47,11 @@ def end_bonus(num_words: int, length: Tensor) -> Tensor:
 class EndingModel(CaptionerModel):
     """A captioner that ends the captions of each image at about the length that stands in the image's cells."""
 
+    neutral_end: float  # logit of END at which it is as likely as all other words together
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the captioner's output, with a bonus on the logit of END."""
-        output = super().forward(*args, **kwargs)
+        output: Any = super().forward(*args, **kwargs)
         length = output.cache.memory.cells[:, 0, 0]
         length = length.repeat_interleave(len(output.logits) // len(length))  # of each beam
         output.logits[:, -1, END] = self.neutral_end + end_bonus(output.cache.length - 1, length)
@@ -117,7 +119,7 @@ def main() -> None:
     arguments = parse_arguments()
     torch.manual_seed(0)
     size, vocab_size, max_words = arguments.hidden_size, arguments.vocab_size, arguments.max_words
-    model = EndingModel.from_encoder(
+    model: Any = EndingModel.from_encoder(
         "mobilenetv2_100", pretrained=False, vocab_size=vocab_size, hidden_size=size, attention_size=size,
         embedding_size=size,
     ).eval()  # fmt: skip
