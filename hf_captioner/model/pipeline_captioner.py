@@ -103,7 +103,7 @@ class ImageCaptioningPipeline(Pipeline):
             dataset = Subset(cast(Dataset[ImageSource], images), range(len(images)))
             return list(super().__call__(dataset, **kwargs))
         if isinstance(images, Iterable) and not hasattr(images, "__len__"):
-            images = (image for image in images)
+            images = (image for image in images)  # the base class streams generators only
         return super().__call__(images, **kwargs)
 
     def _sanitize_parameters(
