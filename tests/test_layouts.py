@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +82,26 @@ def test_batches_from_a_stream(tmp_path: Path, processor: CaptionerProcessor) ->
     batches = list(DataLoader(stream, batch_size=10, num_workers=2, collate_fn=CaptionCollator(processor)))
     assert sum(len(batch["labels"]) for batch in batches) == 80
     assert all(batch["pixel_values"].shape == (10, 3, 64, 64) for batch in batches)
+
+
+@pytest.mark.slow
+def test_training_and_evaluation_on_tar_shards_with_a_broken_image(tmp_path: Path) -> None:
+    photos = list(make_photos())
+    photos[3] = replace(photos[3], content=photos[3].content[:1000])
+    webdataset(tmp_path / "shards", photos)
+
+    def run(command: str, *arguments: object) -> str:
+        data = ["--dataset", tmp_path / "shards", "--dataset_format", "webdataset", "--skip_broken"]
+        program = [sys.executable, "-m", "hf_captioner", command, *map(str, [*arguments, *data])]
+        env = {**os.environ, "HF_HOME": str(tmp_path / "home")}
+        result = subprocess.run(program, capture_output=True, text=True, env=env)
+        assert result.returncode == 0, result.stderr[-2000:]
+        return result.stdout + result.stderr
+
+    sizes = {"hidden_size": 16, "embedding_size": 16, "attention_size": 16, "epochs": 1, "num_beams": 1}
+    tiny = [word for name, value in sizes.items() for word in (f"--{name}", value)]
+    output = run("train", "--output_dir", tmp_path / "out", *tiny, "--min_count", 2)
+    assert output.count("read as WebDataset's tar shards") == 1
+    assert f"Left out: Image '{photos[3].stem}' can't be read" in output and "79 images to train on, 10 to" in output
+    output = run("evaluate", tmp_path / "out", "--split", "test", "--num_beams", 1)
+    assert "test, 10 images" in output and output.count("read as WebDataset's tar shards") == 1
