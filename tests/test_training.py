@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections import Counter
 from itertools import chain
@@ -19,6 +20,7 @@ from processes import Program
 from tiny_run import Tiny
 from torch.utils.data import DataLoader
 
+from hf_captioner import CaptionerModel
 from hf_captioner.data.loading import StepSampler
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.model.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
@@ -254,3 +256,12 @@ def test_sharded_training_is_refused(name: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType[name])
     with pytest.raises(ValueError, match=rf"configured for {name}\. .* trained by DDP: .* transformers' Trainer"):
         build_accelerator("no", 1)
+
+
+def test_the_plain_loop_trains_and_saves(tmp_path: Path) -> None:
+    arguments = ["--output_dir", tmp_path / "captioner", "--num_images", 64, "--epochs", 2]
+    output = Program("examples/plain_loop.py", arguments, tmp_path / "output.txt").finish()
+    losses = [float(loss) for loss in re.findall(r"epoch \d/2: loss (\S+)", output)]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert output.count("(reference: ") == 5 and re.search(r"BLEU-4 \d\.\d+, CIDEr \d+\.\d+", output)
+    assert CaptionerModel.from_pretrained(tmp_path / "captioner").config.vocab_size > 20

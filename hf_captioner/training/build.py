@@ -29,7 +29,7 @@ from .checkpoints import Checkpoint, Checkpoints
 from .recipe import Recipe
 from .rewards import CaptionReward, Rewards
 from .run import Run
-from .stages import EncoderTraining, Likelihood, Optimization, Stage
+from .stages import EncoderTraining, Likelihood, Objective, Optimization, Stage
 from .tracking import tracker_names
 from .word_vectors import load_word_vectors
 
@@ -52,11 +52,7 @@ class TrainingData:
 
 
 def prepare_accelerator(recipe: Recipe) -> Accelerator:
-    """Build the accelerator that a recipe asks for, with its trackers.
-
-    Raises:
-        ValueError: Accelerate is configured for more than DDP, or a tracker is not installed.
-    """
+    """Build the accelerator that a recipe asks for, with its trackers."""
     return build_accelerator(
         recipe.optimization.mixed_precision,
         recipe.run.num_threads,
@@ -97,11 +93,7 @@ def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> Checkpoint | No
 
 
 def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
-    """Load and check the training and validation splits.
-
-    Raises:
-        ValueError: The data set is unknown or lacks a split, or something is broken and `skip_broken` is not given.
-    """
+    """Load the training and validation splits, and refuse or skip what is broken, as the recipe has it."""
     options = recipe.data
     with accelerator.local_main_process_first():
         dataset = load_captions(
@@ -123,14 +115,11 @@ def _checked(recipe: Recipe, rows: Dataset) -> Dataset:
 
 
 def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
-    """Build a new captioner, its weights drawn by the recipe's seed, and its processor.
+    """Build a new captioner, with random weights by the recipe's seed, and its processor.
 
     Args:
         recipe: Recipe of the training.
-        captions: Captions of each training image, which make the vocabulary.
-
-    Raises:
-        ValueError: A part is unknown, an option has no such value, or word vectors are given for BPE.
+        captions: Captions of each training image, whose words become the vocabulary.
     """
     options, decoding = recipe.model, recipe.decoding
     if options.word_vectors is not None and recipe.data.tokenizer != "words":
@@ -189,35 +178,26 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
 def build_stages(
     recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, captions: Sequence[Sequence[str]]
 ) -> list[Stage]:
-    """Build the stages: likelihood of the captions, fine-tuning of the encoder if asked for, rewards if asked for.
-
-    Args:
-        recipe: Recipe of the training.
-        model: The captioner, which samples the captions to be rewarded.
-        processor: Processor of the captioner.
-        captions: Reference captions of each training image.
-    """
+    """Build the stages: likelihood of the captions, fine-tuning of the encoder if asked for, rewards if asked for."""
     options, optimization = recipe.stages, recipe.optimization
     freeze_batch_norm = optimization.freeze_batch_norm
     if freeze_batch_norm is None:
         freeze_batch_norm = recipe.model.pretrained
 
-    def trained_encoder(learning_rate: float) -> EncoderTraining:
-        """Train the encoder, by default at the decoder's learning rate."""
-        learning_rate = optimization.encoder_learning_rate or learning_rate
-        return EncoderTraining(learning_rate, optimization.encoder_from_stage, freeze_batch_norm)
-
-    def encoder(learning_rate: float) -> EncoderTraining | None:
-        """Train the encoder unless the recipe freezes it."""
-        return None if optimization.freeze_encoder else trained_encoder(learning_rate)
+    def stage(name: str, epochs: int, learning_rate: float, objective: Objective, *, finetunes: bool = False) -> Stage:
+        """Build a stage that trains the encoder if it fine-tunes, or if the recipe does not freeze the encoder."""
+        encoder_rate = optimization.encoder_learning_rate or learning_rate
+        encoder = EncoderTraining(encoder_rate, optimization.encoder_from_stage, freeze_batch_norm)
+        is_frozen = optimization.freeze_encoder and not finetunes
+        return Stage(name, epochs, learning_rate, objective, None if is_frozen else encoder)
 
     likelihood = Likelihood(options.scheduled_sampling, options.scheduled_sampling_course)
-    rate = options.learning_rate
-    stages = [Stage("Epoch", options.epochs, rate, likelihood, encoder(rate))]
+    stages = [stage("Epoch", options.epochs, options.learning_rate, likelihood)]
     if options.finetune_epochs:
         likelihood = Likelihood(options.scheduled_sampling, "constant")
-        rate = options.finetune_learning_rate
-        stages.append(Stage("Encoder", options.finetune_epochs, rate, likelihood, trained_encoder(rate)))
+        stages.append(
+            stage("Encoder", options.finetune_epochs, options.finetune_learning_rate, likelihood, finetunes=True)
+        )
     if options.reward_epochs:
         rewards = Rewards(
             model,
@@ -229,8 +209,7 @@ def build_stages(
             max_length=recipe.data.max_words + 1,
             likelihood_weight=options.reward_likelihood_weight,
         )
-        rate = options.reward_learning_rate
-        stages.append(Stage("Rewards", options.reward_epochs, rate, rewards, encoder(rate)))
+        stages.append(stage("Rewards", options.reward_epochs, options.reward_learning_rate, rewards))
     return stages
 
 
@@ -244,16 +223,7 @@ def build_run(
     checkpoint: Checkpoint | None = None,
     interruption: Interruption | None = None,
 ) -> Run:
-    """Build the run of a training, at its beginning or where a checkpoint left it.
-
-    Args:
-        recipe: Recipe of the training.
-        model: The captioner; moved to the accelerator's device.
-        processor: Processor of the captioner.
-        data: Data to train on.
-        accelerator: Accelerator of all processes.
-        checkpoint: Checkpoint to resume from; None to begin.
-        interruption: Source of requests to stop.
+    """Build the run of a training, at its beginning or where a checkpoint left it; move the model to its device.
 
     Raises:
         ValueError: An option has no such value, or the checkpoint is of a run with other settings.

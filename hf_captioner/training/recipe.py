@@ -41,9 +41,7 @@ class DataOptions:
     augment: bool = option(False, "Crop images a little and vary their colours, where no cells are cached.")
     cache_cells: bool = option(True, "Keep the image cells of a frozen encoder on disk.")
     cache_dir: str | None = option(None, "Folder for these cells (default: beside the Hub's cache).")
-    num_workers: int | None = option(
-        None, "Processes that read images; by default one per core, at most 8, and none where cells are cached."
-    )
+    num_workers: int | None = option(None, "Processes that read images; by default one per core, at most 8.")
 
 
 @dataclass(frozen=True)
@@ -52,14 +50,10 @@ class ModelOptions:
 
     encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
     encoder_name: str = option("test_resnet", "Architecture of that encoder, for timm one such as resnet101.")
-    encoder_kwargs: str = option(
-        "{output_stride: 16}", "Further arguments of the encoder, for timm those of timm.create_model, as YAML."
-    )
+    encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of the encoder, as YAML.")
     pretrained: bool = option(False, "Start from timm's weights for the encoder.")
     encoder_weights: str | None = option(None, "Safetensors file with these weights, instead of the Hub.")
-    data_config: str = option(
-        "{input_size: [3, 96, 96], crop_pct: 1.0}", "What differs from timm's preprocessing for this encoder, as YAML."
-    )
+    data_config: str = option("{input_size: [3, 96, 96], crop_pct: 1.0}", "Changes to timm's preprocessing, as YAML.")
     attention_type: str = option("additive", "Name among the attentions.")
     attention_size: int = option(256, "Width of the attention's hidden layer.")
     attention_kwargs: str = option("{}", "Further arguments of the attention, as YAML, such as {num_heads: 4}.")
@@ -93,12 +87,10 @@ class OptimizationOptions:
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
     freeze_encoder: bool = option(False, "Train the decoder only, except in finetune_epochs.")
     encoder_learning_rate: float | None = option(
-        None, "Highest learning rate of the encoder; the decoder's by default."
+        None, "Highest learning rate of the encoder; by default the decoder's."
     )
     encoder_from_stage: int = option(0, "First stage of the encoder to train; 0 is the stem.")
-    freeze_batch_norm: bool | None = option(
-        None, "Keep the encoder's batch norms as they are; by default where it starts from trained weights."
-    )
+    freeze_batch_norm: bool | None = option(None, "Keep the encoder's batch norms; by default if it is pretrained.")
     gradient_checkpointing: bool = option(False, "Recompute the encoder's activations: less memory, a third slower.")
 
 
@@ -108,9 +100,7 @@ class StageOptions:
 
     epochs: int = option(4, "Passes over the training images.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
-    scheduled_sampling: float = option(
-        0.0, "Probability, by the end, of reading a word that the model sampled instead of the caption's."
-    )
+    scheduled_sampling: float = option(0.0, "Highest probability of reading a sampled word instead of the caption's.")
     scheduled_sampling_course: Literal["linear", "exponential", "inverse_sigmoid", "constant"] = option(
         "linear", "How that probability rises from 0."
     )
@@ -262,12 +252,7 @@ def _build_parser(prog: str | None, description: str | None) -> CommandParser:
 
 
 def _argument_settings(option: Any, hint: Any) -> dict[str, Any]:
-    """Return argparse's settings for a field.
-
-    Args:
-        option: Field of one of the dataclasses above.
-        hint: Its type: `str`, `int`, `float` or `bool`, one of these or None, or a `Literal` of strings.
-    """
+    """Return argparse's settings for a field of type str, int, float, bool, one of these or None, or Literal."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     choices = get_args(hint) if get_origin(hint) is Literal else None
@@ -283,15 +268,10 @@ def _argument_settings(option: Any, hint: Any) -> dict[str, Any]:
 
 
 def _parse_bool(text: str) -> bool:
-    """Parse the value of a switch.
-
-    Raises:
-        argparse.ArgumentTypeError: The value is neither true nor false.
-    """
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
+    """Parse the value of a switch: true or false."""
+    if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return values[text.lower()]
+    return text.lower() == "true"
 
 
 def recipes() -> dict[str, str]:
@@ -335,8 +315,5 @@ def _as_arguments(recipe: Mapping[str, Any]) -> list[str]:
 def _with_suggestions(unknown: Iterable[str], known: Iterable[str]) -> str:
     """Return unknown names for a message, each with the known name that is most like it, if one is."""
     known = list(known)
-    words = []
-    for name in unknown:
-        close = difflib.get_close_matches(name, known, n=1)
-        words.append(f"{name} (did you mean {close[0]}?)" if close else name)
-    return ", ".join(words)
+    suggestions = {name: difflib.get_close_matches(name, known, n=1) for name in unknown}
+    return ", ".join(f"{name} (did you mean {close[0]}?)" if close else name for name, close in suggestions.items())

@@ -28,14 +28,7 @@ HOW_TO_RESUME = "Go on with the same command and --resume."
 
 @dataclass
 class EpochTotals:
-    """Totals over the optimizer steps of an epoch that are done.
-
-    Args:
-        metric: Sum of the objective's metric.
-        num_captions: Number of captions trained on, by all processes.
-        seconds: Time spent.
-        learning_rate: Learning rate of the last step, of the decoder.
-    """
+    """Totals over the steps of an epoch that are done, on all processes, and the learning rate of the last step."""
 
     metric: float = 0.0
     num_captions: float = 0.0
@@ -87,13 +80,7 @@ def _rename(values: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
 
 @dataclass
 class PreparedStage:
-    """The objects that Accelerate prepared for the current stage.
-
-    Args:
-        model: The captioner as Accelerate wraps it, to be called for the loss.
-        optimizer: Optimizer of its trained parameters.
-        scheduler: Learning-rate scheduler of the optimizer.
-    """
+    """The captioner as Accelerate wraps it for the current stage, its optimizer and its learning-rate scheduler."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

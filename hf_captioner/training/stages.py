@@ -14,16 +14,12 @@ from ..model.objectives import sampling_probability
 
 
 class Objective(Protocol):
-    """The quantity that a stage minimises.
-
-    Attributes:
-        metric: Name of the value that the progress bar and the log show, such as `"loss"`.
-    """
+    """The quantity that a stage minimises; `metric` names the value that the progress bar and the log show of it."""
 
     metric: str
 
     def prepare(self, batch: Batch, progress: float) -> Batch:
-        """Prepare a batch for `loss`, without gradients.
+        """Prepare a batch of `CaptionCollator` for `loss`, without gradients.
 
         Args:
             batch: Batch of `CaptionCollator`.
@@ -36,7 +32,7 @@ class Objective(Protocol):
     def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
         """Compute the contributions of a prepared batch to the loss and to the metric of its optimizer step.
 
-        The contributions of all batches of a step, on all processes, add up to the loss and the metric of the step.
+        The contributions of all batches of the step, on all processes, add up to its loss and its metric.
 
         Args:
             model: The captioner as Accelerate wraps it.
