@@ -1,8 +1,8 @@
-"""Memory and time of fine-tuning a whole encoder with gradient checkpointing.
+"""Memory and time of fine-tuning a whole encoder, with and without gradient checkpointing.
 
     python benchmarks/finetuning.py --out benchmarks/results/finetuning.json
 
-A few steps on random images; the peak is that of the whole process, libraries and optimizer included.
+A few steps on random images. The peak memory is that of the whole process, with libraries and optimizer.
 """
 
 from __future__ import annotations

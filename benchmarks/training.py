@@ -1,29 +1,28 @@
-"""How fast a decoder is trained on cached cells, as ratios within one run.
+"""Speed of training a decoder on cached cells, compared with a tutorial's code and with a matrix product.
 
     python benchmarks/training.py --data ../shared/flickr8k --out benchmarks/results/training.json
 
-A step of Show, Attend and Tell on 16 images with 5 captions each: keys, and what the cells bring to the LSTM's gates,
-computed once an image, the input-to-hidden product of all words at once and once for each word that occurs, padding
-left out, gradients of recurrent weights in one product. Captions are those of images of a data set, chosen at random;
-without one, words are drawn evenly from the vocabulary, so that few occur twice. Next to the same model written as
-tutorials do,
+Each measurement is an optimizer step of Show, Attend and Tell on 16 images with 5 captions each. The package computes
+the attention's keys and the cells' part of the LSTM's gates once per image, the input product once per different word,
+leaves out padding, and computes the gradient of recurrent weights in one product. Captions are those of random images
+of a data set. Without `--data`, words are drawn evenly from the vocabulary, so that few occur twice.
 
-- `tutorial`: the captions of the batch are rows, the cells copied for each, and the projection of all cells computed
-  again for every word; rows are sorted by length, and captions that are over are left out;
-- `tutorial_padded`: every caption read to the length of the longest;
-- `tutorial_by_caption`: each caption a batch of its own, gradients added up over all of them;
-- `tutorial_hoisted`: as `tutorial`, but with the projection computed once, for each caption's copy of the cells;
+The same model is measured as tutorials write it:
 
-and to a product of two square matrices, which is what the machine can do.
+- `tutorial`: each caption is a row with its own copy of the cells, and the projection of the cells is computed for
+  every word. Rows are sorted by length, and finished captions are left out.
+- `tutorial_padded`: every caption is read to the length of the longest.
+- `tutorial_by_caption`: each caption is a batch of its own, and gradients are added up.
+- `tutorial_hoisted`: as `tutorial`, with the projection computed once per caption.
 
-FLOP are counted from the sizes, two for each multiplication with its addition, of matrix products alone; backward
-counts twice forward, but what comes from the cells needs no gradient for them. `flop` are those of the model as it is
-written down (see `flop_of_step`), whoever computes it, and `share_of_product` goes by them; `flop_done` are those that
-ours spends, which are fewer (see `flop_of_ours`), not counting rows of captions that are over, and counting the first
-step, which an image's captions share, for each of them.
+The speed of the machine is that of a product of two square matrices.
 
-`float32` is what the bars are about. In `bfloat16_products` the same programs, the tutorial and the square product
-among them, run after `torch.set_float32_matmul_precision("medium")`: ratios are between things of one precision alone.
+FLOPs are those of matrix products, two per multiplication with its addition. Backward counts twice forward, except
+that cells need no gradient. `flop` counts the model as it is defined (`flop_of_step`), and `share_of_product` relates
+it to the machine's speed. `flop_done` counts what the package computes, which is less (`flop_of_ours`). It does not
+count rows of finished captions, and it counts the first step, which an image's captions share, for each of them.
+
+`bfloat16_products` repeats all measurements after `torch.set_float32_matmul_precision("medium")`.
 """
 
 from __future__ import annotations
@@ -46,12 +45,12 @@ PAD, IGNORED = 1, -100
 
 
 class TutorialTraining(TutorialDecoder):
-    """Words that are known read step by step."""
+    """The tutorial's decoder, trained with teacher forcing."""
 
     def forward(
         self, cells: Tensor, labels: Tensor, leaves_out: bool = True, is_hoisted: bool = False, reduction: str = "mean"
     ) -> Tensor:
-        """The loss of captions `(N, T)`, one a row of cells `(N, P, C)`."""
+        """Compute the loss of captions `(N, T)`, each with its row of cells `(N, P, C)`."""
         lengths, order = (labels != IGNORED).sum(1).sort(descending=True)
         cells, labels = cells[order], labels[order]
         labels = labels[:, : int(lengths[0])]
@@ -73,16 +72,16 @@ class TutorialTraining(TutorialDecoder):
 
 
 def flop_of_step(num_images: int, num_words: int, size: int, vocab_size: int) -> dict[str, float]:
-    """Multiplications and additions of a step's matrix products, forward and backward.
+    """Count the FLOPs of a step's matrix products, forward and backward.
 
-    Of a word: the gates from the word, the context and h; the query's projection; the sum of the cells, whose backward
-    is a product for the weights alone; and the scores of all words. Of an image: the keys and the first state, with no
-    gradient for the cells. Softmax, tanh and the additive score are not counted.
+    Per word: the gates from the word, the context and the hidden state; the projection of the query; the context,
+    whose backward is a product for the weights alone; and the logits. Per image: the keys and the first state, without
+    a gradient for the cells. Softmax, tanh and the additive score are not counted.
     """
     with_both = (
         4 * size * (size + C + size)  # gates
         + size * size  # query
-        + size * vocab_size  # scores of words
+        + size * vocab_size  # logits
     )
     word = 2 * 3 * with_both + 2 * 2 * P * C
     image = 2 * 2 * (P * C * size + C * 2 * size)
@@ -90,7 +89,7 @@ def flop_of_step(num_images: int, num_words: int, size: int, vocab_size: int) ->
 
 
 def flop_of_ours(num_images: int, num_words: int, num_different: int, size: int, vocab_size: int) -> float:
-    """As `flop_of_step`, but for the gates: once a different word, and once a cell, forward and for the weights."""
+    """Count the FLOPs of the package: the gates take one product per different word and one per cell."""
     saved = 2 * 3 * 4 * size * C + 2 * 2 * P * C  # of a word
     repeated = 2 * 3 * 4 * size * size * (num_words - num_different)
     added = 2 * 3 * P * 4 * size  # of a word: sums of 4·size numbers a cell
@@ -100,14 +99,14 @@ def flop_of_ours(num_images: int, num_words: int, num_different: int, size: int,
 
 
 def drawn_labels(num_images: int, num_captions: int, vocab_size: int) -> Tensor:
-    """Labels `(B, K, T)` as long as Flickr8k's captions: about 12 words with <end>, from 5 to 25."""
+    """Draw labels `(B, K, T)` with the lengths of Flickr8k's captions: about 12 words with <end>, from 5 to 25."""
     lengths = (torch.randn(num_images, num_captions) * 3.7 + 11.8).round().clamp(5, 25).int()
     labels = torch.randint(4, vocab_size, (num_images, num_captions, int(lengths.max())))
     return labels.masked_fill(torch.arange(labels.shape[2]) >= lengths.unsqueeze(2), IGNORED)
 
 
 def labels_of(data: str, num_images: int, num_captions: int) -> tuple[Tensor, int]:
-    """Labels `(B, K, T)` of images drawn from the training split of a data set, and the size of its vocabulary."""
+    """Return labels `(B, K, T)` of random images of a training split, and the size of its vocabulary."""
     captions = load_captions(data, report=lambda _: None)["train"]["captions"][:]
     tokenizer = build_tokenizer(caption for row in captions for caption in row)
     processor = CaptionerProcessor(CaptionerImageProcessor(), tokenizer)
@@ -116,9 +115,9 @@ def labels_of(data: str, num_images: int, num_captions: int) -> tuple[Tensor, in
 
 
 def main() -> None:
-    """Time them in turns."""
+    """Measure all programs in turns."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", help="a data set whose captions to take (default: draw words)")
+    parser.add_argument("--data", help="data set with the captions (default: draw words)")
     parser.add_argument("--num_images", type=int, default=16)
     parser.add_argument("--num_captions", type=int, default=5)
     parser.add_argument("--size", type=int, default=512)
