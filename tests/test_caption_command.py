@@ -153,7 +153,9 @@ def test_captions_appear_at_once_and_ctrl_c_ends_in_one_line(
     # Ten animations take a while, and ten lines do not fill the buffer of a pipe.
     options = ["--batch_size", "1", "--attention", tmp_path, "--attention_format", "gif"]
     command = [sys.executable, "-m", "hf_captioner", "caption", captioner_folder, *photo_files * 2, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True, env=environment) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith(str(photo_files[0]))
         os.kill(process.pid, signal.SIGINT)
