@@ -75,11 +75,11 @@ def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = logg
     return dataset if len(kept) == len(dataset) else dataset.select(kept)
 
 
-def undecoded(dataset: AnyDataset) -> AnyDataset:
+def undecoded(dataset: AnyDataset, column: str = "image") -> AnyDataset:
     """Return the same rows with each image as its file, `{"bytes": …, "path": …}`, for `open_row` to open later."""
     from datasets import Image as ImageFeature
 
-    return dataset.cast_column("image", ImageFeature(decode=False))
+    return dataset.cast_column(column, ImageFeature(decode=False))
 
 
 def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -> Image:

@@ -37,12 +37,6 @@ class Layout:
 def load_layout(path: str, damage: Damage, *, format: str | None = None, streaming: bool = False) -> Splits:
     """Load all splits of a folder or file by the first layout that recognises it, and report which one that was.
 
-    Args:
-        path: Path of a folder, or of a file in it.
-        damage: Everything worth knowing is reported here.
-        format: Key of the layout to use; None for the first that fits.
-        streaming: Whether to return `IterableDataset`s.
-
     Raises:
         ValueError: No layout fits, or not the one that `format` names, or something is broken.
     """
@@ -63,17 +57,13 @@ def load_layout(path: str, damage: Damage, *, format: str | None = None, streami
     more = f" and {len(files) - 1} more" if len(files) > 1 else ""
     others = [other for other in evidence if not {*evidence[other]} & {*files}]
     choice = f"; other formats that fit: {', '.join(others)}" if others else ""
+    # A stream does not know its number of images.
+    sizes = [f"{name} {len(rows)} images" if hasattr(rows, "__len__") else name for name, rows in splits.items()]
     damage.report(
         f"{path}: read as {LAYOUTS[name].description} (format {name}), recognised by {files[0]}{more}{choice}. "
-        f"{_describe_sizes(splits)}"
+        f"{', '.join(sizes)}."
     )
     return splits
-
-
-def _describe_sizes(splits: Splits) -> str:
-    """Return the names of splits with their numbers of images, which a stream does not know."""
-    sizes = {name: f" {len(rows)} images" if hasattr(rows, "__len__") else "" for name, rows in splits.items()}
-    return ", ".join(f"{name}{size}" for name, size in sizes.items()) + "."
 
 
 def _by_name(*patterns: str) -> Recognize:

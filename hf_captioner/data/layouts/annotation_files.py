@@ -22,25 +22,16 @@ from .splits import canonical_split, split_in_path
 
 @dataclass(frozen=True)
 class Record:
-    """Captions of an image that are listed in one place of a file.
+    """Captions of an image that are listed in one place of a file."""
 
-    Args:
-        image: Path of the image file, relative to `folder`.
-        captions: The captions.
-        location: File and line of this record, for errors.
-        folder: Folder of the file, relative to the data set's folder.
-        image_id: Id of the image; None to use its file name.
-        split: Split of the image; None if the file does not say.
-        number: Number of the caption, or 0 for all captions of an image; no two records of an image have the same
-            one. None for a file that lists captions without numbers.
-    """
-
-    image: str
+    image: str  # path of the image file, relative to `folder`
     captions: list[str]
-    location: str
-    folder: str = ""
-    image_id: str | None = None
-    split: str | None = None
+    location: str  # file and line of this record, for errors
+    folder: str = ""  # folder of the file, relative to the data set's folder
+    image_id: str | None = None  # None to use the image's file name
+    split: str | None = None  # None if the file does not say
+    # Number of the caption, or 0 for all captions of an image: no two records of an image have the same one. None for a
+    # file that lists captions without numbers.
     number: int | None = None
 
 
@@ -143,7 +134,13 @@ def _table_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tupl
             location = f"{file}, line {number}"
             with damage.skipping():
                 if line.strip():
-                    yield location, _json_object(line, location)
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as e:
+                        raise ValueError(f"{location}, is not JSON: {e.msg} at character {e.pos + 1}.") from e
+                    if not isinstance(row, dict):
+                        raise ValueError(f"{location}, is no JSON object.")
+                    yield location, row
     else:
         lines = (line for _, line in text_lines(folder, file, damage))
         header = next(lines, "")
@@ -175,11 +172,7 @@ def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple
 
 
 def read_json(folder: ImageFolder, file: str) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: The file is not JSON, or not UTF-8.
-    """
+    """Return the content of a JSON file, or raise a ValueError if it is not JSON, or not UTF-8."""
     content = (folder.root / file).read_bytes()
     try:
         return json.loads(content.decode("utf-8-sig"))
@@ -201,17 +194,6 @@ def _decode(text: bytes, location: str) -> str:
             f"{location}, is not UTF-8 (byte 0x{text[e.start]:02x} at {e.start + 1}); if it is Latin-1, convert the "
             "file: iconv -f latin1 -t utf-8."
         ) from e
-
-
-def _json_object(line: str, location: str) -> dict[str, Any]:
-    """Parse a line as a JSON object, or raise a ValueError."""
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{location}, is not JSON: {e.msg} at character {e.pos + 1}.") from e
-    if not isinstance(row, dict):
-        raise ValueError(f"{location}, is no JSON object.")
-    return row
 
 
 def _list_field(content: Any, name: str, file: str) -> list[dict[str, Any]]:

@@ -21,17 +21,11 @@ IMAGE_NAME = rf"[^\t#|]+?\.(?:{'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)
 
 
 class LineFormat(NamedTuple):
-    """Form of the lines of a file: each is a head, which names the image, and a caption.
+    """Form of the lines of a file: each is a head, which names the image, and a caption."""
 
-    Args:
-        first_line: Pattern by which the form is recognised in a file's first line.
-        head: Pattern of a head, with the groups `image` and, where captions are numbered, `number`.
-        is_csv: Whether captions that contain commas are in quotes.
-    """
-
-    first_line: str
-    head: str
-    is_csv: bool = False
+    first_line: str  # pattern by which the form is recognised in a file's first line
+    head: str  # pattern of a head, with the groups `image` and, where captions are numbered, `number`
+    is_csv: bool = False  # whether captions that contain commas are in quotes
 
 
 # In the order in which they are tried.
@@ -90,16 +84,10 @@ def _repair_lines(
 
 
 def split_line(line: str, head: re.Pattern[str], known_names: set[str]) -> tuple[str, list[tuple[dict[str, str], str]]]:
-    """Split a line at its heads. An intact line has one head, at its start.
+    """Split a line at its heads, of which an intact line has one, at its start.
 
-    Args:
-        line: A line without surrounding spaces.
-        head: Pattern of a head, with a group `image`.
-        known_names: Names of images that stand at the start of a line somewhere in the file.
-
-    Returns:
-        The text before the first head, which continues the caption of the line before, and the pairs of a head's groups
-        with the caption behind it.
+    Return the text before the first head, which continues the caption of the line before, and the pairs of a head's
+    groups with the caption behind it. `known_names` are those at the start of a line somewhere in the file.
     """
     heads, starts, ends = [], [], []
     for match in head.finditer(line):

@@ -31,12 +31,7 @@ class Damage:
         self._repairs: dict[str, list[str]] = {}
 
     def repaired(self, kind: str, name: str) -> None:
-        """Record damage that the reader repaired; `report_repairs` reports all cases of one kind in a line.
-
-        Args:
-            kind: Description of the damage and of its repair.
-            name: File, line or image that was damaged.
-        """
+        """Record damage of some kind that was repaired in the named file, line or image; see `report_repairs`."""
         self._repairs.setdefault(kind, []).append(name)
 
     def report_repairs(self) -> None:
@@ -46,11 +41,7 @@ class Damage:
         self._repairs.clear()
 
     def broken(self, problem: str) -> None:
-        """Report something unusable, which the reader then leaves out, or refuse it by an error.
-
-        Raises:
-            ValueError: `skip_broken` is False.
-        """
+        """Report something unusable, which the reader then leaves out; raise a ValueError if `skip_broken` is False."""
         if not self.skip_broken:
             raise ValueError(f"{problem} Mend it, or go on without it with --skip_broken (skip_broken=True).")
         self.report(f"Left out: {problem}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .annotation_files import Record
 from .damage import Damage
 from .image_folder import ImageFolder
-from .splits import Splits, assign_splits, missing_splits, missing_splits_message
+from .splits import Splits, assign_splits, missing_splits
 from .stored_tables import row_features
 
 if TYPE_CHECKING:
@@ -22,14 +22,7 @@ Rows = dict[tuple[str | None, str], dict[str, Any]]  # by split, None if files n
 def read_listing(
     read_records: ReadRecords, folder: ImageFolder, files: list[str], damage: Damage, streaming: bool
 ) -> Splits:
-    """Read files that list captions of images in the same folder.
-
-    Args:
-        read_records: Reader of the files, one of those in `annotation_files.py` and `caption_lines.py`.
-        folder: Folder of the data set.
-        files: Files to read.
-        damage: What is wrong with them is reported here.
-        streaming: Whether to return `IterableDataset`s.
+    """Read files that list captions of images in the same folder, by a reader such as those in `annotation_files.py`.
 
     Raises:
         ValueError: Something is broken, or none of the listed images is there.
@@ -82,9 +75,7 @@ def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record
 def _divide(folder: ImageFolder, rows: Rows, damage: Damage) -> Mapping[str, list[dict[str, Any]]]:
     """Divide rows into splits, those that are missing included, and give images their absolute paths."""
     present: set[str | None] = {split for split, _ in rows if split is not None} or {None}
-    missing = missing_splits(present)
-    if missing:
-        damage.report(missing_splits_message(missing))
+    missing = missing_splits(present, damage.report)
     source = "train" if "train" in present else None  # the split from whose images missing ones are made
     candidates = [name for split, name in rows if missing and split == source]
     assigned = dict(zip(candidates, assign_splits(candidates, missing), strict=True))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,32 +40,23 @@ def split_in_path(path: str) -> str | None:
     return None
 
 
-def missing_splits(present: Collection[str | None]) -> list[str]:
-    """Return the splits that must be made from training images.
+def missing_splits(present: Collection[str | None], report: Callable[[str], None]) -> list[str]:
+    """Return the splits that must be made from training images, and report them in a line.
 
     These are none if there is a validation split; otherwise validation, and test unless it is there.
     """
     if "validation" in present or not {"train", None} & set(present):
         return []
-    return [name for name in TENTHS if name not in present]
-
-
-def missing_splits_message(missing: Collection[str]) -> str:
-    """Return a line that says which splits were made, and from what."""
-    subject = "each is" if len(missing) > 1 else "it is"
-    return (
-        f"There is no {' and no '.join(missing)} split: {subject} made of a tenth of the training images, chosen by a "
-        "digest of each image, so always the same ones."
+    missing = [name for name in TENTHS if name not in present]
+    report(
+        f"There is no {' and no '.join(missing)} split: {'each' if len(missing) > 1 else 'it'} is made of a tenth of "
+        "the training images, chosen by a digest of each image, so always the same ones."
     )
+    return missing
 
 
 def assign_split(image: str | bytes, missing: Collection[str]) -> str:
-    """Assign a training image to one of the missing splits or to `train`.
-
-    Args:
-        image: Id or bytes of the image. Its digest alone decides, so other images have no influence.
-        missing: Splits to make.
-    """
+    """Assign a training image to one of the missing splits or to `train`, by the digest of its id or bytes alone."""
     return next((name for name in missing if TENTHS[name] == int.from_bytes(_short_digest(image), "big") % 10), "train")
 
 
@@ -108,12 +99,9 @@ class Leak(NamedTuple):
 
 
 def find_leaks(splits: Mapping[str, Dataset]) -> list[Leak]:
-    """Find images that are in two splits, by their bytes and by their file names.
+    """Find images that are in two splits of undecoded rows, by their bytes and by their file names.
 
     Files of different sizes differ, so only files of equal size are read.
-
-    Args:
-        splits: Undecoded rows of each split.
     """
     files = {name: _ImageFiles(dataset) for name, dataset in splits.items()}
     leaks = []

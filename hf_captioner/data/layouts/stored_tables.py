@@ -6,18 +6,11 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from ..rows import undecoded
 from .caption_columns import IMAGE_COLUMNS, Columns, captions_in_row, find_columns
 from .damage import Damage
 from .image_folder import ImageFolder
-from .splits import (
-    assign_split,
-    assign_splits,
-    canonical_split,
-    image_digest,
-    missing_splits,
-    missing_splits_message,
-    split_in_path,
-)
+from .splits import assign_split, assign_splits, canonical_split, image_digest, missing_splits, split_in_path
 
 if TYPE_CHECKING:
     from datasets import Dataset, Features, IterableDataset
@@ -86,12 +79,7 @@ def read_hub(path: str, damage: Damage, streaming: bool) -> Mapping[str, AnyData
 def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -> dict[str, AnyDataset]:
     """Bring splits to the columns `image`, `captions` and `image_id`, and make missing splits.
 
-    Rows of one caption each are gathered into one row per image, except in a stream.
-
-    Args:
-        splits: Splits as they were read.
-        source: Path or id of the data set, for errors.
-        damage: What is wrong with the data set is reported here.
+    Rows of one caption each are gathered into one row per image, except in a stream. Errors name the `source`.
     """
     from datasets import Dataset
 
@@ -100,9 +88,7 @@ def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -
     columns = find_columns(_column_names(first), source)
     if len(splits) == 1 and columns.split is not None:
         splits = _divide_by_column(first, columns.image, columns.split)
-    missing = missing_splits(splits)
-    if missing:
-        damage.report(missing_splits_message(missing))
+    missing = missing_splits(splits, damage.report)
     # Training images are divided between train and the missing splits.
     divided = ("train", *missing) if missing else ()
     if not isinstance(first, Dataset):
@@ -130,13 +116,6 @@ def _column_names(dataset: AnyDataset) -> list[str]:
     return dataset.column_names or dataset._resolve_features().column_names
 
 
-def _undecoded(dataset: AnyDataset, column: str) -> AnyDataset:
-    """Return the data set with the images of a column as their files' bytes and paths."""
-    from datasets import Image as ImageFeature
-
-    return dataset.cast_column(column, ImageFeature(decode=False))
-
-
 def _standardize_stream(
     dataset: IterableDataset, split: str, columns: Columns, missing: Sequence[str]
 ) -> IterableDataset:
@@ -150,7 +129,7 @@ def _standardize_stream(
         return assign_split(image_digest(image).hex(), missing) == split
 
     other_columns = list({*_column_names(dataset)} - row_features().keys())
-    dataset = _undecoded(dataset, columns.image)
+    dataset = undecoded(dataset, columns.image)
     dataset = dataset.map(standardize_row, with_indices=True, remove_columns=other_columns)
     if missing:
         dataset = dataset.filter(is_in_split, input_columns="image")
@@ -192,22 +171,21 @@ def _divide_by_column(dataset: AnyDataset, image_column: str, split_column: str)
     def is_in_split(value: Any, *, name: str) -> bool:
         return canonical_split(str(value)) == name
 
-    undecoded = _undecoded(dataset, image_column)  # or filter would decode images and encode them anew
+    dataset = undecoded(dataset, image_column)  # or filter would decode images and encode them anew
     return {
-        name: undecoded.filter(partial(is_in_split, name=name), input_columns=split_column).remove_columns(split_column)
+        name: dataset.filter(partial(is_in_split, name=name), input_columns=split_column).remove_columns(split_column)
         for name in dict.fromkeys(values)
     }
 
 
 def _image_digests(dataset: Dataset) -> list[str]:
     """Return the digest of each image's bytes; `datasets` keeps them in its cache."""
-    images = _undecoded(dataset.select_columns("image"), "image")
-    return images.map(_digest_row, remove_columns="image", desc="Reading images")["digest"][:]
 
+    def digest_row(row: dict[str, Any]) -> dict[str, str]:
+        return {"digest": image_digest(row["image"]).hex()}
 
-def _digest_row(row: dict[str, Any]) -> dict[str, str]:
-    """Return the digest of a row's image as a new row, for `Dataset.map`."""
-    return {"digest": image_digest(row["image"]).hex()}
+    images = undecoded(dataset.select_columns("image"))
+    return images.map(digest_row, remove_columns="image", desc="Reading images")["digest"][:]
 
 
 def _select_assigned(dataset: Dataset, split: str, missing: Sequence[str]) -> Dataset:

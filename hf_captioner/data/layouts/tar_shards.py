@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .caption_columns import ID_COLUMNS, IMAGE_SUFFIXES, captions_in_row
 from .damage import Damage
 from .image_folder import ImageFolder
-from .splits import Splits, assign_split, missing_splits, missing_splits_message, split_in_path
+from .splits import Splits, assign_split, missing_splits, split_in_path
 from .stored_tables import row_features
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
     shards: dict[str, list[str]] = {}
     for file in files:
         shards.setdefault(split_in_path(file) or "train", []).append(str(folder.root / file))
-    missing = missing_splits(shards)
-    if missing:
-        damage.report(missing_splits_message(missing))
+    missing = missing_splits(shards, damage.report)
     report_once = cache(damage.report)  # splits that are made read the same shards
     splits: dict[str, Dataset | IterableDataset] = {}
     for name in [*shards, *missing]:
@@ -57,7 +55,7 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
         splits[name] = Dataset.from_generator(
             _cached_tar_rows,
             features=row_features(),
-            gen_kwargs={**arguments, "file_stamps": tuple(map(_file_stamp, paths))},
+            gen_kwargs={**arguments, "file_stamps": tuple(map(file_stamp, paths))},
             split=NamedSplit(name),
         )
     return splits
@@ -68,7 +66,7 @@ def _cached_tar_rows(file_stamps: tuple[str, ...], **arguments: Any) -> Iterable
     return tar_rows(**arguments, report=lambda line: None)
 
 
-def _file_stamp(path: str) -> str:
+def file_stamp(path: str) -> str:
     """Return the size and the time of change of a file."""
     status = os.stat(path)
     return f"{status.st_size} {status.st_mtime_ns}"
