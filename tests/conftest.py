@@ -109,6 +109,25 @@ def photo_files(photos: list[Image.Image], tmp_path_factory: pytest.TempPathFact
     return files
 
 
+@pytest.fixture(scope="session")
+def model(tiny_model: Callable[..., CaptionerModel]) -> CaptionerModel:
+    """Return a captioner whose captions differ from image to image and in length."""
+    return tiny_model(seed=2, scale=8)
+
+
+@pytest.fixture(scope="session")
+def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
+    """Return `photos` as the encoder takes them."""
+    return processor(images=photos)["pixel_values"]
+
+
+@pytest.fixture(scope="session")
+def cells(model: CaptionerModel, pixel_values: torch.Tensor) -> torch.Tensor:
+    """Return the image cells that `model` computes of `photos`."""
+    with torch.no_grad():
+        return model.encoder(pixel_values).last_hidden_state
+
+
 def _shared(name: str) -> Path:
     """Return a path in ../shared, or skip the test if there is none."""
     path = SHARED / name

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from reference_search import Model, Settings, Words, all_captions, beam_search, diverse_beam_search
+from torch import Tensor
 from transformers import TextStreamer
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
@@ -23,26 +23,10 @@ from hf_captioner.model.guided_decoding import diverse_beam_search as diverse
 
 Build = Callable[..., CaptionerModel]
 START, END = 2, 3
+DIVERSE, CONSTRAINED = {"custom_generate": diverse}, {"custom_generate": constrained_beam_search}
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model: Build) -> CaptionerModel:
-    """A captioner whose captions differ from image to image and in length."""
-    return tiny_model(seed=2, scale=8)
-
-
-@pytest.fixture(scope="module")
-def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> torch.Tensor:
-    return processor(images=photos)["pixel_values"]
-
-
-@pytest.fixture(scope="module")
-def cells(model: CaptionerModel, pixel_values: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return model.encoder(pixel_values).last_hidden_state
-
-
-def read_by(model: CaptionerModel, cells: torch.Tensor, forbidden: tuple[int, ...] = (0,)) -> Model:
+def read_by(model: CaptionerModel, cells: Tensor, forbidden: tuple[int, ...] = (0,)) -> Model:
     """Return a function from words to log p of each next word, which reads the words anew at every call."""
 
     @cache
@@ -56,43 +40,33 @@ def read_by(model: CaptionerModel, cells: torch.Tensor, forbidden: tuple[int, ..
     return lambda words: list(log_probs(words))
 
 
-def generate(model: CaptionerModel, cells: torch.Tensor, **kwargs: Any) -> Any:
-    return model.generate(
-        encoder_outputs=CaptionerEncoderOutput.of(cells), **{"return_dict_in_generate": True, **kwargs}
-    )
+def generate(model: CaptionerModel, cells: Tensor, **kwargs: Any) -> Any:
+    return model.generate(encoder_outputs=CaptionerEncoderOutput.of(cells), return_dict_in_generate=True, **kwargs)
 
 
-def generate_by_transformers(
-    monkeypatch: pytest.MonkeyPatch, model: CaptionerModel, cells: torch.Tensor, **kwargs: Any
-) -> Any:
+def by_transformers(patch: pytest.MonkeyPatch, model: CaptionerModel, cells: Tensor, **kwargs: Any) -> Any:
     """Generate by transformers' own beam search."""
-    with monkeypatch.context() as patch:
-        patch.setattr(modeling_captioner, "can_drop_images", lambda *_: False)
+    with patch.context() as patched:
+        patched.setattr(modeling_captioner, "can_drop_images", lambda *_: False)
         return generate(model, cells, output_scores=True, **kwargs)
 
 
-def trimmed(sequence: torch.Tensor) -> Words:
+def trimmed(sequence: Tensor) -> Words:
     """Return the words of a sequence up to its end token."""
     words = tuple(sequence.tolist())
     return words[: words.index(END) + 1] if END in words else words
 
 
-GRID = list(itertools.product((2, 3, 5), (-1.0, 0.0, 0.7, 2.0), (True, False, "never"), (4, 9)))
-
-
 def test_beam_search_equals_a_reference_and_transformers(
-    model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No sequence differs, whatever the number of beams, the length penalty, early stopping and the longest caption."""
     readers = [read_by(model, image) for image in cells]
-    for num_beams, length_penalty, early_stopping, max_length in GRID:
-        settings = Settings(num_beams, max_length, length_penalty, early_stopping)
-        kwargs = {
-            "num_beams": num_beams, "length_penalty": length_penalty, "early_stopping": early_stopping,
-            "max_length": max_length, "num_return_sequences": num_beams,
-        }  # fmt: skip
+    names = ("num_beams", "max_length", "length_penalty", "early_stopping")
+    for values in itertools.product((2, 3, 5), (4, 9), (-1.0, 0.0, 0.7, 2.0), (True, False, "never")):
+        settings, kwargs = Settings(*values), dict(zip(names, values, strict=True), num_return_sequences=values[0])
         ours = generate(model, cells, **kwargs)
-        theirs = generate_by_transformers(monkeypatch, model, cells, **kwargs)
+        theirs = by_transformers(monkeypatch, model, cells, **kwargs)
         assert torch.equal(ours.sequences, theirs.sequences), settings
         assert torch.equal(ours.beam_indices, theirs.beam_indices.long()), settings
         assert torch.allclose(ours.sequences_scores, theirs.sequences_scores, atol=1e-5), settings
@@ -104,24 +78,20 @@ def test_beam_search_equals_a_reference_and_transformers(
 @pytest.mark.parametrize(
     "kwargs",
     [
-        {"no_repeat_ngram_size": 1},
-        {"repetition_penalty": 1.7},
-        {"bad_words_ids": [[9], [5, 6], [7, END]]},
-        {"min_length": 11},
-        {"suppress_tokens": [0, 4, 9]},
+        {"no_repeat_ngram_size": 1}, {"repetition_penalty": 1.7}, {"bad_words_ids": [[9], [5, 6], [7, END]]},
+        {"min_length": 11}, {"suppress_tokens": [0, 4, 9]}, {"max_new_tokens": 6},
         {"decoder_input_ids": torch.tensor([[START, 5, 8]]).expand(5, -1)},
-        {"max_new_tokens": 6},
     ],
     ids=lambda kwargs: next(iter(kwargs)),
-)
+)  # fmt: skip
 def test_settings_act_as_in_transformers(
-    model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any]
+    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any]
 ) -> None:
     plain_kwargs = {"max_length": 13, "num_beams": 3, "num_return_sequences": 2}
     kwargs = plain_kwargs | kwargs | ({"max_length": None} if "max_new_tokens" in kwargs else {})
     ours = generate(model, cells, **kwargs)
     assert "sequences_scores" in ours  # which transformers' own search returns only if asked for scores
-    assert torch.equal(ours.sequences, generate_by_transformers(monkeypatch, model, cells, **kwargs).sequences)
+    assert torch.equal(ours.sequences, by_transformers(monkeypatch, model, cells, **kwargs).sequences)
     plain = generate(model, cells, **plain_kwargs)
     assert not torch.equal(ours.sequences, plain.sequences), "the setting must have an effect"
 
@@ -129,20 +99,17 @@ def test_settings_act_as_in_transformers(
 def test_beam_search_with_enough_beams_finds_the_best_caption_of_all(tiny_model: Build) -> None:
     model = tiny_model(seed=5, scale=4, vocab_size=6)
     cells = torch.randn(3, 16, model.encoder.part.hidden_size, generator=torch.Generator().manual_seed(0))
+    kwargs = {"num_beams": 6**4, "max_length": 5, "early_stopping": "never", "num_return_sequences": 10}
     for length_penalty in (0.0, 1.0):
+        found = generate(model, cells, length_penalty=length_penalty, **kwargs).sequences.unflatten(0, (-1, 10))
         settings = Settings(6**4, 5, length_penalty, "never")
-        output = generate(
-            model, cells, num_beams=settings.num_beams, max_length=5, length_penalty=length_penalty,
-            early_stopping="never", num_return_sequences=10,
-        )  # fmt: skip
-        for number, image in enumerate(cells):
+        for image, sequences in zip(cells, found, strict=True):
             everything = sorted(all_captions(read_by(model, image), (START,), settings), reverse=True)
             assert len(everything) == 5 + sum(4**n for n in (1, 2)) + 4**3 * 5 - 4  # no caption is left out
-            found = output.sequences[10 * number : 10 * (number + 1)]
-            assert [trimmed(sequence) for sequence in found] == [words for _, words in everything[:10]]
+            assert [trimmed(sequence) for sequence in sequences] == [words for _, words in everything[:10]]
 
 
-def test_finished_images_are_dropped_from_the_batch(model: CaptionerModel, cells: torch.Tensor) -> None:
+def test_finished_images_are_dropped_from_the_batch(model: CaptionerModel, cells: Tensor) -> None:
     many, kwargs = cells.repeat(3, 1, 1), {"num_beams": 4, "max_length": 20, "early_stopping": True}
     rows_read: list[int] = []
     handle = model.decoder.register_forward_pre_hook(lambda module, args: rows_read.append(len(args[0])))
@@ -151,33 +118,29 @@ def test_finished_images_are_dropped_from_the_batch(model: CaptionerModel, cells
     assert rows_read[0] == len(many)  # the beams of an image begin alike, so one of them is read
     assert rows_read[1] == len(many) * 4
     assert rows_read[-1] < len(many) * 4
-    alone = [trimmed(generate(model, image[None], **kwargs).sequences[0]) for image in many]
-    assert len(set(map(len, alone))) > 1, "captions of equal length would show nothing"
-    assert [trimmed(sequence) for sequence in output.sequences] == alone
+    assert len({len(trimmed(sequence)) for sequence in output.sequences}) > 1, "equal lengths would show nothing"
 
 
 @pytest.mark.parametrize(
     "kwargs",
     [
         {"num_beams": 1},
-        {"num_beams": 4},
+        {"num_beams": 4, "early_stopping": True},
         {"num_beams": 4, "num_return_sequences": 3, "length_penalty": 0.0},
-        {"num_beams": 6, "custom_generate": diverse, "num_beam_groups": 3, "diversity_penalty": 2.0},
-        {"num_beams": 6, "custom_generate": constrained_beam_search, "force_words_ids": [[7], [9, 10]]},
+        {"num_beams": 6, **DIVERSE, "num_beam_groups": 3, "diversity_penalty": 2.0},
+        {"num_beams": 6, **CONSTRAINED, "force_words_ids": [[7], [9, 10]]},
     ],
     ids=["greedy", "beam", "returned", "diverse", "constrained"],
 )
-def test_batch_equals_one_by_one(model: CaptionerModel, cells: torch.Tensor, kwargs: dict[str, Any]) -> None:
+def test_batch_equals_one_by_one(model: CaptionerModel, cells: Tensor, kwargs: dict[str, Any]) -> None:
     batch = generate(model, cells, max_length=14, **kwargs).sequences
-    count = kwargs.get("num_return_sequences", 1)
-    for number, image in enumerate(cells):
+    for image, expected in zip(cells, batch.unflatten(0, (len(cells), -1)), strict=True):
         alone = generate(model, image[None], max_length=14, **kwargs).sequences
-        expected = batch[count * number : count * (number + 1)]
         assert [trimmed(sequence) for sequence in alone] == [trimmed(sequence) for sequence in expected]
 
 
 def test_checking_for_finished_images_less_often_changes_no_caption(
-    model: CaptionerModel, cells: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On accelerators the search checks every few steps only; here the CPU is made to do so."""
     kwargs = {"num_beams": 3, "num_return_sequences": 2, "max_length": 20}
@@ -187,7 +150,7 @@ def test_checking_for_finished_images_less_often_changes_no_caption(
 
 
 def test_outputs_of_every_step_and_streamers_come_from_transformers(
-    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, capsys: pytest.CaptureFixture[str]
+    model: CaptionerModel, cells: Tensor, processor: CaptionerProcessor, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = generate(model, cells, num_beams=3, max_length=9, output_scores=True, output_attentions=True)
     assert len(full.scores) == len(full.cross_attentions) >= full.sequences.shape[1] - 1
@@ -199,7 +162,7 @@ def test_outputs_of_every_step_and_streamers_come_from_transformers(
 
 
 def test_bad_endings_are_saved_with_a_model(
-    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, tmp_path: Path
+    model: CaptionerModel, cells: Tensor, processor: CaptionerProcessor, tmp_path: Path
 ) -> None:
     def last_words(model: CaptionerModel) -> set[int]:
         """Return the words that captions, made of words and no special tokens, end in."""
@@ -216,7 +179,7 @@ def test_bad_endings_are_saved_with_a_model(
     assert not ends & last_words(CaptionerModel.from_pretrained(tmp_path).eval())
 
 
-def test_prefix_allowed_tokens_fn_restricts_the_words_of_each_image(model: CaptionerModel, cells: torch.Tensor) -> None:
+def test_prefix_allowed_tokens_fn_restricts_the_words_of_each_image(model: CaptionerModel, cells: Tensor) -> None:
     """The function gets the image that a caption belongs to, also after other images are finished."""
     allowed = {image: [END, *range(4 + 2 * image, 6 + 2 * image)] for image in range(len(cells))}
     kwargs = {"num_beams": 3, "max_length": 10, "prefix_allowed_tokens_fn": lambda image, words: allowed[image]}
@@ -224,7 +187,7 @@ def test_prefix_allowed_tokens_fn_restricts_the_words_of_each_image(model: Capti
         assert set(trimmed(sequence)[1:]) <= set(allowed[image])
 
 
-def test_words_are_sampled_with_their_probabilities(model: CaptionerModel, cells: torch.Tensor) -> None:
+def test_words_are_sampled_with_their_probabilities(model: CaptionerModel, cells: Tensor) -> None:
     torch.manual_seed(0)
     count = 4000
     kwargs = {"do_sample": True, "num_beams": 1, "top_k": 0, "max_length": 2, "num_return_sequences": count}
@@ -237,34 +200,31 @@ def test_words_are_sampled_with_their_probabilities(model: CaptionerModel, cells
 @pytest.mark.parametrize("penalty", [0.0, 0.5, 3.0])
 @pytest.mark.parametrize(("num_beams", "num_groups"), [(4, 1), (4, 2), (6, 3)])
 def test_diverse_beam_search_equals_a_reference(
-    model: CaptionerModel, cells: torch.Tensor, num_beams: int, num_groups: int, penalty: float
+    model: CaptionerModel, cells: Tensor, num_beams: int, num_groups: int, penalty: float
 ) -> None:
-    settings = Settings(num_beams, 9, early_stopping="never")
-    output = generate(
-        model, cells, num_beams=num_beams, max_length=9, num_return_sequences=num_beams, early_stopping="never",
-        length_penalty=1.0, custom_generate=diverse, num_beam_groups=num_groups, diversity_penalty=penalty,
-    )  # fmt: skip
-    found = output.sequences.unflatten(0, (-1, num_beams))
-    for image, sequences in zip(cells, found, strict=True):
+    settings, count = Settings(num_beams, 9, early_stopping="never"), {"num_return_sequences": num_beams}
+    kwargs = {"num_beams": num_beams, "max_length": 9, "early_stopping": "never", "length_penalty": 1.0, **count}
+    guided = {**DIVERSE, "num_beam_groups": num_groups, "diversity_penalty": penalty}
+    found = generate(model, cells, **kwargs, **guided).sequences
+    for image, sequences in zip(cells, found.unflatten(0, (-1, num_beams)), strict=True):
         groups = diverse_beam_search(read_by(model, image), (START,), settings, num_groups, penalty)
         expected = sorted((caption for group in groups for caption in group), key=lambda caption: -caption[0])
         assert sorted(trimmed(sequence) for sequence in sequences) == sorted(words for _, words in expected)
     if num_groups == 1:
-        plain = generate(model, cells, num_beams=num_beams, max_length=9, num_return_sequences=num_beams,
-                         early_stopping="never")  # fmt: skip
-        assert torch.equal(output.sequences, plain.sequences)
+        assert torch.equal(found, generate(model, cells, **kwargs).sequences)
 
 
-def test_every_group_returns_a_caption_before_any_returns_a_second(model: CaptionerModel, cells: torch.Tensor) -> None:
+def test_every_group_returns_a_caption_before_any_returns_a_second(model: CaptionerModel, cells: Tensor) -> None:
     kwargs = {"num_beams": 6, "max_length": 9, "num_return_sequences": 3}
-    guided = {"custom_generate": diverse, "num_beam_groups": 3, "diversity_penalty": 3.0}
+    guided = {**DIVERSE, "num_beam_groups": 3, "diversity_penalty": 3.0}
     output = generate(model, cells, **kwargs, **guided)
     scores = output.sequences_scores.unflatten(0, (-1, 3))
     assert (scores.diff(dim=1) <= 0).all()
-    first_words = output.sequences[:, 1].unflatten(0, (-1, 3))
-    plain_words = generate(model, cells, **kwargs).sequences[:, 1].unflatten(0, (-1, 3))
-    distinct = [len(set(words.tolist())) for words in first_words]
-    assert sum(distinct) > sum(len(set(words.tolist())) for words in plain_words)
+    distinct, plain_distinct = (
+        sum(len(set(words.tolist())) for words in each.sequences[:, 1].unflatten(0, (-1, 3)))
+        for each in (output, generate(model, cells, **kwargs))
+    )
+    assert distinct > plain_distinct
 
 
 def holds(words: Words, constraint: list[Any]) -> bool:
@@ -273,34 +233,26 @@ def holds(words: Words, constraint: list[Any]) -> bool:
     return any(words[start : start + len(phrase)] == tuple(phrase) for phrase in phrases for start in range(len(words)))
 
 
-def test_constrained_search_with_enough_beams_finds_the_best_caption_that_meets_the_constraints(
-    tiny_model: Build,
-) -> None:
+def test_constrained_search_with_enough_beams_finds_the_best_captions_meeting_them(tiny_model: Build) -> None:
     model = tiny_model(seed=5, scale=4, vocab_size=7)
     cells = torch.randn(3, 16, model.encoder.part.hidden_size, generator=torch.Generator().manual_seed(0))
     settings = Settings(7**3, 5, 1.0, "never")
     everything = [list(all_captions(read_by(model, image), (START,), settings)) for image in cells]
+    kwargs = {"num_beams": 7**3, "max_length": 5, "length_penalty": 1.0, "early_stopping": "never", **CONSTRAINED}
     for constraints in ([[4]], [[5], [6]], [[4, 5]], [[4, 4]], [[[5, 6], [4]]], [[5], [[4, 6], [1]]]):
-        output = generate(
-            model, cells, num_beams=settings.num_beams, max_length=5, length_penalty=1.0, early_stopping="never",
-            custom_generate=constrained_beam_search, force_words_ids=constraints, num_return_sequences=3,
-        )  # fmt: skip
-        for number, captions in enumerate(everything):
+        output = generate(model, cells, force_words_ids=constraints, num_return_sequences=3, **kwargs)
+        for captions, found in zip(everything, output.sequences.unflatten(0, (-1, 3)), strict=True):
             meeting = [c for c in captions if all(holds(c[1], constraint) for constraint in constraints)]
             expected = sorted(meeting, reverse=True)[:3]
-            found = output.sequences[3 * number : 3 * (number + 1)]
             assert [trimmed(sequence) for sequence in found] == [words for _, words in expected], constraints
 
 
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
 @pytest.mark.parametrize("constraints", [[[5]], [[5], [11]], [[5, 6, 7]], [[[5, 6], [12]], [9]], [[5, 5], [5, 6]]])
 def test_few_beams_meet_every_constraint(
-    model: CaptionerModel, cells: torch.Tensor, num_beams: int, constraints: list[Any]
+    model: CaptionerModel, cells: Tensor, num_beams: int, constraints: list[Any]
 ) -> None:
-    output = generate(
-        model, cells, num_beams=num_beams, max_length=12, custom_generate=constrained_beam_search,
-        force_words_ids=constraints,
-    )  # fmt: skip
+    output = generate(model, cells, num_beams=num_beams, max_length=12, force_words_ids=constraints, **CONSTRAINED)
     for sequence in output.sequences:
         assert all(holds(trimmed(sequence), constraint) for constraint in constraints), (sequence, constraints)
 
@@ -308,30 +260,24 @@ def test_few_beams_meet_every_constraint(
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"custom_generate": diverse, "num_beams": 4, "num_beam_groups": 3}, "must divide num_beams=4"),
-        ({"custom_generate": diverse, "num_beams": 4, "diversity_penalty": -1.0}, "must not be negative"),
-        ({"custom_generate": diverse, "num_beams": 1}, "at least 2"),
-        ({"custom_generate": constrained_beam_search, "num_beams": 4}, "0 constraints"),
-        ({"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[]]}, "a list of word ids"),
-        (
-            {"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[5, 6, 7]], "max_length": 4},
-            "room for 3",
-        ),
-        (
-            {"custom_generate": constrained_beam_search, "num_beams": 4, "force_words_ids": [[5]],
-             "bad_words_ids": [[5]]},
-            "stop forbidding these words",
-        ),
+        ({**DIVERSE, "num_beam_groups": 3}, "must divide num_beams=4"),
+        ({**DIVERSE, "diversity_penalty": -1.0}, "must not be negative"),
+        ({**DIVERSE, "num_beams": 1}, "at least 2"),
+        (CONSTRAINED, "0 constraints"),
+        ({**CONSTRAINED, "force_words_ids": [[]]}, "a list of word ids"),
+        ({**CONSTRAINED, "force_words_ids": [[5, 6, 7]], "max_length": 4}, "room for 3"),
+        ({**CONSTRAINED, "force_words_ids": [[5]], "bad_words_ids": [[5]]}, "stop forbidding these words"),
     ],
-)  # fmt: skip
-def test_errors(model: CaptionerModel, cells: torch.Tensor, kwargs: dict[str, Any], message: str) -> None:
+)
+def test_errors(model: CaptionerModel, cells: Tensor, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        generate(model, cells, **{"max_length": 9, **kwargs})
+        generate(model, cells, **{"max_length": 9, "num_beams": 4, **kwargs})
 
 
 def test_a_score_is_the_sum_over_words_read_one_by_one(
-    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, pixel_values: torch.Tensor
-) -> None:
+    model: CaptionerModel, cells: Tensor, processor: CaptionerProcessor, pixel_values: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     captions = processor(text=["a black dog", "two small children in the snow", "the woman"])["labels"]
     output = model.score(cells=cells, captions=captions)
     assert output.scores.shape == (5, 3) and output.word_scores.shape == (5, *captions.shape)
@@ -345,14 +291,8 @@ def test_a_score_is_the_sum_over_words_read_one_by_one(
     own = captions.expand(5, -1, -1).clone()
     assert torch.allclose(model.score(pixel_values, own).scores, output.scores, atol=1e-4)
 
-
-def test_scores_do_not_depend_on_how_many_captions_are_scored_at_once(
-    model: CaptionerModel, cells: torch.Tensor, processor: CaptionerProcessor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    captions = processor(text=["a black dog", "two small children in the snow", "the woman"])["labels"]
-    expected = model.score(cells=cells, captions=captions).scores
-    monkeypatch.setattr(modeling_captioner, "SCORED_AT_ONCE", 1)
-    assert torch.allclose(model.score(cells=cells, captions=captions).scores, expected, atol=1e-5)
+    monkeypatch.setattr(modeling_captioner, "SCORED_AT_ONCE", 1)  # caption by caption
+    assert torch.allclose(model.score(cells=cells, captions=captions).scores, output.scores, atol=1e-5)
     with pytest.raises(ValueError, match=r"captions have shape None"):
         model.score(cells=cells)
     with pytest.raises(ValueError, match=r"\(5, K, T\)"):
