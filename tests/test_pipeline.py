@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from PIL import Image
 from transformers import pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from hf_captioner import CaptionerModel, CaptionerProcessor, ImageCaptioningPipeline
+from hf_captioner import CaptionerProcessor, ImageCaptioningPipeline
 from hf_captioner.data.rows import read_pixels
 from hf_captioner.model.captions import build_tokenizer, caption_words
 from hf_captioner.model.pipeline_captioner import caption_attentions
@@ -46,68 +45,24 @@ def pixel_values(processor: CaptionerProcessor, photos: list[Image.Image]) -> to
     return processor(images=photos)["pixel_values"]
 
 
-def read_again(model: CaptionerModel, pixel_values: torch.Tensor, sequences: torch.Tensor) -> Any:
-    """Return the model's output for captions that are given, `<start>` included."""
-    with torch.no_grad():
-        return model(pixel_values, decoder_input_ids=sequences[:, :-1], output_attentions=True)
-
-
-def words_of(sequences: torch.Tensor) -> torch.Tensor:
-    """Return `(N, T)`, which of the ids after `<start>` belong to a caption, `<end>` included."""
-    ended = (sequences[:, 1:] == 3).long().cumsum(1)
-    return (ended == 0) | ((ended == 1) & (sequences[:, 1:] == 3))
-
-
-@pytest.mark.parametrize("decoding", DECODINGS)
-def test_maps_are_those_of_feeding_the_caption_to_the_model(
-    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, decoding: dict[str, Any]
-) -> None:
-    torch.manual_seed(0)
-    output = captioner.model.generate(
-        pixel_values=pixel_values, return_dict_in_generate=True, output_attentions=True, **decoding
-    )
-    maps = caption_attentions(output, (4, 4))
-    expected = read_again(captioner.model, pixel_values, output.sequences).cross_attentions[0].squeeze(1)
-    words = words_of(output.sequences)
-    assert maps.shape == (*words.shape, 4, 4)
-    torch.testing.assert_close(maps.flatten(2)[words], expected[words], atol=1e-5, rtol=0)
-
-
-def test_without_realignment_maps_of_beam_search_would_differ(
-    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor
-) -> None:
-    output = captioner.model.generate(pixel_values=pixel_values, return_dict_in_generate=True, output_attentions=True)
-    first_beams = torch.stack([step[0][::5, 0, -1] for step in output.cross_attentions], dim=1)
-    maps = caption_attentions(output, (4, 4)).flatten(2)
-    words = words_of(output.sequences)
-    assert (first_beams[:, : maps.shape[1]] - maps)[words].abs().max() > 1e-2
-
-
-def known_output(beam_indices: list[list[int]] | None) -> Any:
-    """Return an output of `generate()` with two beams, three words and 2x2 cells.
-
-    The attention of beam n at step t is on cell (n + t) % 4.
-    """
+@pytest.mark.parametrize(
+    ("beam_indices", "cells"),
+    [
+        (None, [[0, 1, 2], [1, 2, 3]]),
+        ([[0, 1, 0], [1, 0, 1]], [[0, 2, 2], [1, 1, 3]]),
+        ([[1, 1, 0], [1, 0, -1]], [[1, 2, 2], [1, 1, 2]]),  # both from beam 1; the second ended after two words
+    ],
+)
+def test_known_maps_follow_the_beams(beam_indices, cells):
+    """The attention of beam n at step t is on cell (n + t) % 4, for two beams, three words and 2x2 cells."""
     steps = [torch.eye(4)[[(beam + t) % 4 for beam in range(2)]].view(2, 1, 1, 4) for t in range(3)]
     output = types.SimpleNamespace(cross_attentions=[(step,) for step in steps])
     if beam_indices is not None:
         output.beam_indices = torch.tensor(beam_indices)
-    return output
+    assert caption_attentions(output, (2, 2)).flatten(2).argmax(-1).tolist() == cells
 
 
-def attended_cells(output: Any) -> list[list[int]]:
-    """Return the cell with the largest weight for each word of each caption."""
-    return caption_attentions(output, (2, 2)).flatten(2).argmax(-1).tolist()
-
-
-def test_known_maps_follow_the_beams() -> None:
-    assert attended_cells(known_output(None)) == [[0, 1, 2], [1, 2, 3]]
-    assert attended_cells(known_output([[0, 1, 0], [1, 0, 1]])) == [[0, 2, 2], [1, 1, 3]]
-    # Both captions came from beam 1; the second ended after two words.
-    assert attended_cells(known_output([[1, 1, 0], [1, 0, -1]])) == [[1, 2, 2], [1, 1, 2]]
-
-
-def test_maps_sum_to_one_also_if_weights_do_not() -> None:
+def test_maps_sum_to_one_also_if_weights_do_not():
     weights = torch.tensor([[0.1, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0], [1e-6, 0.0, 0.0, 3e-6]]).half()
     output = types.SimpleNamespace(cross_attentions=[(weights[None, None],)])
     maps = caption_attentions(output, (2, 2))[0].flatten(1)
@@ -117,35 +72,36 @@ def test_maps_sum_to_one_also_if_weights_do_not() -> None:
 
 
 @pytest.mark.parametrize("decoding", DECODINGS)
-def test_result(
-    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, photos: list[Image.Image], decoding: dict[str, Any]
-) -> None:
-    pixel_values, photo = pixel_values[4:], photos[4]
-    torch.manual_seed(0)
-    sequences = captioner.model.generate(pixel_values=pixel_values, **decoding)
-    expected = read_again(captioner.model, pixel_values, sequences)
-    maps = expected.cross_attentions[0].unflatten(3, (4, 4)).squeeze(1)  # (N, T, 4, 4)
+def test_results_are_those_of_feeding_the_captions_to_the_model(captioner, pixel_values, photos, decoding):
+    wanted = {"return_dict_in_generate": True, "output_attentions": True}
+    for images in (pixel_values, pixel_values[4:]):
+        torch.manual_seed(0)
+        output = captioner.model.generate(pixel_values=images, **wanted, **decoding)
+        sequences = output.sequences
+        with torch.no_grad():
+            expected = captioner.model(images, decoder_input_ids=sequences[:, :-1], output_attentions=True)
+        maps = expected.cross_attentions[0].unflatten(3, (4, 4)).squeeze(1)  # (N, T, 4, 4)
+        ends = sequences[:, 1:] == 3
+        words = ends.cumsum(1) - ends.long() == 0  # (N, T), all up to <end>
+        torch.testing.assert_close(caption_attentions(output, (4, 4))[words], maps[words], atol=1e-5, rtol=0)
     scores = expected.logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (N, T)
     ordinary = sequences[:, 1:] > 3  # this random model also generates <start> and <pad> within a caption
 
     torch.manual_seed(0)
-    captions = captioner(photo, return_scores=True, return_attentions=True, **decoding)
+    captions = captioner(photos[4], return_scores=True, return_attentions=True, **decoding)
     assert len(captions) == decoding.get("num_return_sequences", 1)
+    grid_box = captioner.model.encoder.part.grid_box(64, 64)
+    assert grid_box != (0, 0, 64, 64)
+    box = captioner.processor.image_processor.visible_box(*photos[4].size, grid_box)
     for n, (caption, text) in enumerate(zip(captions, captioner.processor.batch_decode(sequences), strict=True)):
-        assert caption["generated_text"] == " ".join(caption["words"]) == text
+        assert caption["generated_text"] == " ".join(caption["words"]) == text and caption["box"] == box
         assert caption["word_scores"] == pytest.approx(scores[n, ordinary[n]].tolist(), abs=1e-4)
-        assert caption["score"] == pytest.approx(scores[n, words_of(sequences)[n]].mean().item(), abs=1e-4)
+        assert caption["score"] == pytest.approx(scores[n, words[n]].mean().item(), abs=1e-4)
         np.testing.assert_allclose(caption["attentions"], maps[n, ordinary[n]], atol=1e-5)
         np.testing.assert_allclose(caption["attentions"].sum((1, 2)), 1, atol=1e-5)
-        size, encoder = captioner.processor.image_processor.size, captioner.model.encoder.part
-        grid_box = encoder.grid_box(size["height"], size["width"])
-        assert grid_box != (0, 0, size["width"], size["height"])
-        assert caption["box"] == captioner.processor.image_processor.visible_box(*photo.size, grid_box)
 
 
-def test_score_is_what_beam_search_ranks_by(
-    captioner: ImageCaptioningPipeline, pixel_values: torch.Tensor, photos: list[Image.Image]
-) -> None:
+def test_score_is_what_beam_search_ranks_by(captioner, pixel_values, photos):
     output = captioner.model.generate(pixel_values=pixel_values, return_dict_in_generate=True, output_scores=True)
     captions = [result[0] for result in captioner(photos, batch_size=5, return_scores=True)]
     assert len({len(caption["words"]) for caption in captions}) > 1  # the shorter ones are padded
@@ -154,9 +110,7 @@ def test_score_is_what_beam_search_ranks_by(
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 8])
-def test_batches_give_what_single_images_give(
-    captioner: ImageCaptioningPipeline, photos: list[Image.Image], batch_size: int
-) -> None:
+def test_batches_give_what_single_images_give(captioner, photos, batch_size):
     wanted = {"return_scores": True, "return_attentions": True, "num_return_sequences": 2, **QUICK}
     batched = captioner(photos, batch_size=batch_size, **wanted)
     single = [captioner(photo, **wanted) for photo in photos]
@@ -172,9 +126,7 @@ def test_batches_give_what_single_images_give(
     [str, lambda file: file, lambda file: file.read_bytes(), Image.open, lambda file: np.asarray(Image.open(file))],
     ids=["str", "Path", "bytes", "PIL", "numpy"],
 )
-def test_one_image(
-    captioner: ImageCaptioningPipeline, photo_files: list[Path], photos: list[Image.Image], read: Callable[[Path], Any]
-) -> None:
+def test_one_image(captioner, photo_files, photos, read):
     expected = captioner(photos[1], **QUICK)
     assert expected == [{"generated_text": expected[0]["generated_text"]}]
     assert captioner(read(photo_files[1]), **QUICK) == expected
@@ -198,20 +150,13 @@ def column(files: list[str]) -> Any:
     ids=["list", "tuple", "column", "KeyDataset", "generator", "streamed column"],
 )
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_many_images(
-    captioner: ImageCaptioningPipeline,
-    photo_files: list[Path],
-    photos: list[Image.Image],
-    collect: Callable[[list[str]], Any],
-    kind: type | None,
-    batch_size: int,
-) -> None:
+def test_many_images(captioner, photo_files, photos, collect, kind, batch_size):
     results = captioner(collect([str(file) for file in photo_files]), batch_size=batch_size, **QUICK)
     assert kind is None or isinstance(results, kind)
     assert list(results) == [captioner(photo, **QUICK) for photo in photos]
 
 
-def test_pixels_are_those_of_training_and_evaluation(captioner: ImageCaptioningPipeline, tmp_path: Path) -> None:
+def test_pixels_are_those_of_training_and_evaluation(captioner, tmp_path):
     """Check it with a large JPEG, which is decoded at reduced size."""
     file = tmp_path / "large.jpg"
     Image.effect_noise((1100, 825), 90).convert("RGB").save(file)
@@ -227,11 +172,11 @@ def test_pixels_are_those_of_training_and_evaluation(captioner: ImageCaptioningP
 
 
 @pytest.mark.parametrize("nothing", [[], (), (file for file in [])], ids=["list", "tuple", "generator"])
-def test_no_images_give_no_captions(captioner: ImageCaptioningPipeline, nothing: Any) -> None:
+def test_no_images_give_no_captions(captioner, nothing):
     assert list(captioner(nothing)) == []
 
 
-def test_generation_arguments(captioner_folder: Path, photos: list[Image.Image]) -> None:
+def test_generation_arguments(captioner_folder, photos):
     short = pipeline("image-captioning", model=captioner_folder, device="cpu", max_new_tokens=2, num_beams=1)
     assert len(short(photos[0])[0]["generated_text"].split()) == 2
     assert len(short(photos[0], max_new_tokens=3)[0]["generated_text"].split()) == 3
@@ -243,9 +188,7 @@ def test_generation_arguments(captioner_folder: Path, photos: list[Image.Image])
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
-def test_prefix_has_maps_but_no_scores(
-    captioner: ImageCaptioningPipeline, photos: list[Image.Image], num_beams: int
-) -> None:
+def test_prefix_has_maps_but_no_scores(captioner, photos, num_beams):
     prefix = captioner.processor.tokenizer("two small children", add_special_tokens=False).input_ids
     start = torch.tensor([[captioner.model.config.decoder_start_token_id, *prefix]])
     wanted = {"return_scores": True, "return_attentions": True, "num_beams": num_beams}
@@ -256,12 +199,7 @@ def test_prefix_has_maps_but_no_scores(
     assert len(caption["attentions"]) == len(caption["words"])
 
 
-def test_a_model_in_training_mode_is_put_into_evaluation_mode(
-    tiny_model: Callable[..., CaptionerModel],
-    processor: CaptionerProcessor,
-    captioner: ImageCaptioningPipeline,
-    photos: list[Image.Image],
-) -> None:
+def test_a_model_in_training_mode_is_put_into_evaluation_mode(tiny_model, processor, captioner, photos):
     model = tiny_model(seed=1, scale=6).train()
     given = pipeline("image-captioning", model=model, processor=processor, device="cpu")
     assert given(photos, **QUICK) == captioner(photos, **QUICK)
@@ -278,14 +216,12 @@ def test_a_model_in_training_mode_is_put_into_evaluation_mode(
         (BLACK, {"num_beams": 2, "generate_kwargs": {"num_beams": 3}}, ValueError, "num_beams is given twice"),
     ],
 )
-def test_errors(
-    captioner: ImageCaptioningPipeline, images: Any, kwargs: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_errors(captioner, images, kwargs, error, message):
     with pytest.raises(error, match=message):
         captioner(images, **kwargs)
 
 
-def test_pieces_are_shown_as_words(tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor) -> None:
+def test_pieces_are_shown_as_words(tiny_model, processor):
     captions = ["赤い丸が青い四角の上にある。", "a black dog's T-shirt", "the unheard-of xylophone"] * 3
     tokenizer = build_tokenizer(captions, kind="bpe", min_count=3, vocab_size=290)
     model = tiny_model(seed=3, scale=6, vocab_size=len(tokenizer))
