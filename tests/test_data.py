@@ -7,13 +7,14 @@ import io
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value
+from datasets import Dataset, DatasetDict, IterableDataset
 from datasets import Image as ImageFeature
 from PIL import Image
 
@@ -37,21 +38,14 @@ def rows_with_a_broken_image(photos: list[Image.Image]) -> Dataset:
     """Five undecoded rows; the fourth image is half a JPEG."""
     files = [jpeg(photo) for photo in photos]
     files[3] = files[3][: len(files[3]) // 2]
-    return Dataset.from_dict(
-        {
-            "image": [{"bytes": file, "path": None} for file in files],
-            "captions": [["a black dog", "the woman in the snow"], ["two small children"]] * 2 + [["a man"]],
-            "image_id": [f"photo{i}" for i in range(5)],
-        },
-        features=Features(
-            {"image": ImageFeature(decode=False), "captions": List(Value("string")), "image_id": Value("string")}
-        ),
-    )
+    captions = [["a black dog", "the woman in the snow"], ["two small children"]] * 2 + [["a man"]]
+    images = [{"bytes": file, "path": None} for file in files]
+    rows = Dataset.from_dict({"image": images, "captions": captions, "image_id": [f"photo{i}" for i in range(5)]})
+    return rows.cast_column("image", ImageFeature(decode=False))
 
 
 @pytest.fixture
 def rows(rows_with_a_broken_image: Dataset) -> Dataset:
-    """Four undecoded rows."""
     return rows_with_a_broken_image.select([0, 1, 2, 4])
 
 
@@ -61,7 +55,7 @@ def write_parquet(folder: Path, rows: Dataset, captions: dict[str, list[str]]) -
     Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(folder / "test.parquet")
 
 
-def test_real_flickr8k(flickr8k: Path) -> None:
+def test_real_flickr8k(flickr8k):
     splits = load_captions(str(flickr8k))
     assert isinstance(splits, DatasetDict) and set(splits) >= {"train", "validation"}
     assert len(splits["validation"]) == 1000 and len(splits["train"]) == 5999
@@ -69,19 +63,19 @@ def test_real_flickr8k(flickr8k: Path) -> None:
     assert len(row["captions"]) == 5 and row["image"].size == (224, 224) and row["image_id"].endswith(".jpg")
 
 
-def test_named_data_set_takes_arguments_and_streams() -> None:
+def test_named_data_set_takes_arguments_and_streams():
     drawn = load_captions("shapes", "test", num_images=3)
     assert len(drawn) == 3 and undecoded(drawn)[0]["image"]["bytes"].startswith(b"\x89PNG")
     stream = load_captions("shapes", "test", num_images=3, streaming=True)
     assert isinstance(stream, IterableDataset) and [row["image_id"] for row in stream] == drawn["image_id"][:]
 
 
-def test_split_is_picked_by_any_of_its_names() -> None:
+def test_split_is_picked_by_any_of_its_names():
     assert pick_split({"train": 1, "validation": 2}, "dev", "x") == 2
     assert pick_split({"dev": 1, "validation": 2}, "dev", "x") == 1
 
 
-def test_numbered_columns_of_captions_keep_their_order(rows: Dataset, tmp_path: Path) -> None:
+def test_numbered_columns_of_captions_keep_their_order(rows, tmp_path):
     write_parquet(tmp_path, rows, {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)})
     dataset = load_captions(str(tmp_path), "test")
     assert dataset["captions"][2] == [f"caption {i} of 2" for i in range(11)]
@@ -98,9 +92,7 @@ def test_numbered_columns_of_captions_keep_their_order(rows: Dataset, tmp_path: 
         ("FOLDER/bad", "test", ValueError, "has the columns image, label; wanted are image, caption_0"),
     ],
 )
-def test_errors_say_what_can_be_loaded(
-    name: str, split: str, error: type[Exception], message: str, rows: Dataset, tmp_path: Path
-) -> None:
+def test_errors_say_what_can_be_loaded(name, split, error, message, rows, tmp_path):
     for folder, column in (("good", "text"), ("bad", "label")):
         (tmp_path / folder).mkdir()
         write_parquet(tmp_path / folder, rows, {column: ["a dog"] * 4})
@@ -108,7 +100,7 @@ def test_errors_say_what_can_be_loaded(
         load_captions(name.replace("FOLDER", str(tmp_path)), split)
 
 
-def test_empty_captions_are_refused_or_left_out(rows: Dataset) -> None:
+def test_empty_captions_are_refused_or_left_out(rows):
     rows = rows.remove_columns("captions").add_column("captions", [["a dog", " ."], ["?"], ["a man"], [""]])
     with pytest.raises(ValueError, match=r"'photo0'.*1 empty of 2 captions.*--skip_broken"):
         check_captions(rows)
@@ -118,7 +110,7 @@ def test_empty_captions_are_refused_or_left_out(rows: Dataset) -> None:
     assert [line.split("'")[1] for line in report] == ["photo0", "photo1", "photo4"]
 
 
-def test_broken_images_are_named(rows_with_a_broken_image: Dataset, processor: CaptionerProcessor) -> None:
+def test_broken_images_are_named(rows_with_a_broken_image, processor):
     rows, message = rows_with_a_broken_image, r"^Image 'photo3' can't be read: .*--skip_broken\.$"
     with pytest.raises(ValueError, match=message):
         open_row(rows[3])
@@ -131,7 +123,7 @@ def test_broken_images_are_named(rows_with_a_broken_image: Dataset, processor: C
     assert len(report) == 1 and "photo3" in report[0]
 
 
-def test_batch_has_each_image_once_with_all_its_captions(rows: Dataset, processor: CaptionerProcessor) -> None:
+def test_batch_has_each_image_once_with_all_its_captions(rows, processor):
     batch = CaptionCollator(processor)([rows[0], rows[1]])
     assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 2, 6)
     assert (batch["labels"][1, 1] == -100).all()
@@ -142,7 +134,7 @@ def test_batch_has_each_image_once_with_all_its_captions(rows: Dataset, processo
     assert batch["labels"].shape == (2, 1, 3)
 
 
-def test_half_of_the_images_are_mirrored(rows: Dataset, processor: CaptionerProcessor) -> None:
+def test_half_of_the_images_are_mirrored(rows, processor):
     plain = CaptionCollator(processor)([rows[0]])["pixel_values"][0]
     torch.manual_seed(0)
     batch = CaptionCollator(processor, mirror=True)([rows[0]] * 40)["pixel_values"]
@@ -154,7 +146,7 @@ def test_half_of_the_images_are_mirrored(rows: Dataset, processor: CaptionerProc
     assert 10 < batch[:, 0, 0].sum() < 30
 
 
-def test_large_jpegs_are_augmented_at_reduced_size(processor: CaptionerProcessor) -> None:
+def test_large_jpegs_are_augmented_at_reduced_size(processor):
     """The photograph is 600 pixels wide and used at 71 / 0.8 pixels at most, so it is decoded at half its width."""
     ramps = np.zeros((600, 600, 3), np.uint8)
     ramps[..., 0] = np.linspace(0, 255, 600)
@@ -164,7 +156,7 @@ def test_large_jpegs_are_augmented_at_reduced_size(processor: CaptionerProcessor
     assert CaptionCollator(processor, augment=True)([row])["pixel_values"].shape == (1, 3, 64, 64)
 
 
-def test_worker_processes_give_the_same_batches(rows: Dataset, processor: CaptionerProcessor) -> None:
+def test_worker_processes_give_the_same_batches(rows, processor):
     collator = CaptionCollator(processor, mirror=True, augment=True)
     epochs = []
     for num_workers in (0, 2):
@@ -187,73 +179,48 @@ Cache = Callable[..., np.ndarray]
 
 @pytest.fixture
 def cache(frozen: CaptionerModel, processor: CaptionerProcessor, tmp_path: Path) -> Cache:
-    """Function that returns cached cells of undecoded rows."""
-
-    def cells_of(rows: Dataset, **kwargs: Any) -> np.ndarray:
-        return cached_cells(frozen.encoder, processor.image_processor, rows, cache_dir=tmp_path / "cells", **kwargs)
-
-    return cells_of
+    """Return a function that returns cached cells of undecoded rows."""
+    return partial(cached_cells, frozen.encoder, processor.image_processor, cache_dir=tmp_path / "cells")
 
 
-@torch.no_grad()
-def assert_cells(
-    cells: np.ndarray, rows: Dataset, frozen: CaptionerModel, processor: CaptionerProcessor, mirrored: bool = False
-) -> None:
-    """Assert that cells are the output of the encoder, rounded to half precision."""
-    pixel_values = processor(images=[open_row(row) for row in rows])["pixel_values"]
-    expected = frozen.encoder(pixel_values.flip(-1) if mirrored else pixel_values).last_hidden_state
-    assert torch.allclose(torch.from_numpy(np.array(cells)).float(), expected, rtol=2e-3, atol=2e-3)
-
-
-def test_cells_are_encoded_once(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, cache: Cache, tmp_path: Path
-) -> None:
+def test_cells_are_encoded_once(frozen, processor, rows, cache, tmp_path):
     batch_sizes: list[int] = []
     handle = frozen.encoder.register_forward_hook(lambda module, inputs, output: batch_sizes.append(len(inputs[0])))
-    first = cache(rows, batch_size=3)
+    plain = cache(rows, batch_size=3)
     assert sum(batch_sizes) == 5  # four images, one of them twice to learn the shape
-    second = cache(rows)
+    assert np.array_equal(cache(rows), plain) and sum(batch_sizes) == 5
     handle.remove()
-    assert sum(batch_sizes) == 5 and np.array_equal(first, second)
-    assert_cells(first, rows, frozen, processor)
     assert [file.suffix for file in (tmp_path / "cells").iterdir()] == [".npy"]
+    pixel_values = processor(images=[open_row(row) for row in rows])["pixel_values"]
+    for cells, pixels in ((plain, pixel_values), (cache(rows, mirrored=True), pixel_values.flip(-1))):
+        with torch.no_grad():
+            expected = frozen.encoder(pixels).last_hidden_state
+        found = torch.from_numpy(np.array(cells)).float()
+        assert torch.allclose(found, expected, rtol=2e-3, atol=2e-3)  # of half precision
+    assert not np.array_equal(plain, cells)
 
 
-def test_mirrored_cells_are_cells_of_mirrored_images(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset, cache: Cache
-) -> None:
-    mirrored = cache(rows, mirrored=True)
-    assert_cells(mirrored, rows, frozen, processor, mirrored=True)
-    assert not np.array_equal(cache(rows), mirrored)
-
-
-def test_key_of_cells_depends_on_weights_transform_and_images(
-    frozen: CaptionerModel, processor: CaptionerProcessor, rows: Dataset
-) -> None:
-    def key(
-        model: CaptionerModel = frozen, image_processor: Any = processor.image_processor, kept: Any = (0, 1)
-    ) -> str:
-        return cells_key(model.encoder, image_processor, rows.select(kept))
+def test_key_of_cells_depends_on_weights_transform_and_images(frozen, processor, rows):
+    def key(model: CaptionerModel = frozen, images: Any = processor.image_processor, kept: Any = (0, 1)) -> str:
+        return cells_key(model.encoder, images, rows.select(kept))
 
     other_transform = copy.deepcopy(processor.image_processor)
     other_transform.crop_pct = 1.0
     other_weights = copy.deepcopy(frozen)
     other_weights.encoder.part.body.conv1[0].weight.data[0, 0, 0, 0] += 1e-3
-    keys = [key(), key(other_weights), key(image_processor=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
+    keys = [key(), key(other_weights), key(images=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
     assert len(set(keys)) == len(keys)
     assert key(copy.deepcopy(frozen)) == keys[0]
 
 
-def test_full_disk_is_refused_before_anything_is_written(
-    rows: Dataset, cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_disk_is_refused_before_anything_is_written(rows, cache, tmp_path, monkeypatch):
     monkeypatch.setattr(cells_module, "SPARE_BYTES", 2**60)  # more than any disk has free
     with pytest.raises(OSError, match=r"The cells need 0\.00 GiB in .*--cache_dir"):
         cache(rows)
     assert not list(tmp_path.iterdir())
 
 
-def test_interrupted_encoding_leaves_no_file(rows_with_a_broken_image: Dataset, cache: Cache, tmp_path: Path) -> None:
+def test_interrupted_encoding_leaves_no_file(rows_with_a_broken_image, cache, tmp_path):
     with pytest.raises(ValueError, match="photo3"):
         cache(rows_with_a_broken_image, batch_size=1)
     assert not list((tmp_path / "cells").iterdir())
@@ -285,7 +252,7 @@ print(max(batch["peak"].item() for group in loader.steps(0) for batch in group))
 
 
 @pytest.mark.slow
-def test_memory_of_a_worker_does_not_grow_with_the_data_set() -> None:
+def test_memory_of_a_worker_does_not_grow_with_the_data_set():
     few, many = (
         float(subprocess.check_output([sys.executable, "-c", PEAK_MEMORY_OF_A_WORKER, str(n)], text=True))
         for n in (128, 1280)
