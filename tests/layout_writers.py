@@ -38,9 +38,8 @@ class Photo:
 @cache
 def make_photos() -> tuple[Photo, ...]:
     """Make a hundred photographs of coloured blocks: 80 for training, 10 for validation, 10 for testing."""
-    return tuple(
-        _make_photo(index, "train" if index < 80 else "validation" if index < 90 else "test") for index in range(100)
-    )
+    splits = 80 * ["train"] + 10 * ["validation"] + 10 * ["test"]
+    return tuple(_make_photo(index, split) for index, split in enumerate(splits))
 
 
 def _make_photo(index: int, split: str) -> Photo:
@@ -62,9 +61,7 @@ def _make_photo(index: int, split: str) -> Photo:
     return Photo(f"{1000000 + 37 * index}_{rng.getrandbits(40):010x}.jpg", file.getvalue(), captions, split, index + 1)
 
 
-def write_images(
-    folder: Path, photos: Iterable[Photo], path: Callable[[Photo], str] = lambda photo: photo.name
-) -> None:
+def write_images(folder: Path, photos: Iterable[Photo], path: Callable[[Photo], str] = lambda p: p.name) -> None:
     for photo in photos:
         file = folder / path(photo)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -160,9 +157,8 @@ def coco(folder: Path, photos: Sequence[Photo]) -> None:
     write_images(folder, photos, coco_path)
     for part in ("train2014", "val2014"):
         chosen = [p for p in photos if coco_path(p).startswith(part)]
-        annotations = [
-            {"id": 10 * p.number + i, "image_id": p.number, "caption": p.captions[i]} for i in range(5) for p in chosen
-        ]
+        pairs = [(p, i) for i in range(5) for p in chosen]
+        annotations = [{"id": 10 * p.number + i, "image_id": p.number, "caption": p.captions[i]} for p, i in pairs]
         images = [{"id": p.number, "file_name": Path(coco_path(p)).name} for p in chosen]
         write_json(folder / f"annotations/captions_{part}.json", {"images": images, "annotations": annotations})
 
@@ -225,16 +221,14 @@ def hub_parquet_of_lists(folder: Path, photos: Sequence[Photo]) -> None:
 
 def hub_parquet_of_single_captions(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
-        rows = [stored(p) | {"caption": caption} for p in of_split(photos, split) for caption in p.captions]
+        rows = (stored(p) | {"caption": caption} for p in of_split(photos, split) for caption in p.captions)
         write_parquet(folder / f"{split}.parquet", rows)
 
 
 def saved(folder: Path, photos: Sequence[Photo]) -> None:
-    splits = {}
-    for split in SPLITS:
-        rows = Dataset.from_list([stored(p) | {"captions": p.captions} for p in of_split(photos, split)])
-        splits[split] = rows.cast_column("image", ImageFeature())
-    DatasetDict(splits).save_to_disk(folder)
+    rows = {split: [stored(p) | {"captions": p.captions} for p in of_split(photos, split)] for split in SPLITS}
+    splits = DatasetDict({split: Dataset.from_list(rows[split]) for split in SPLITS})
+    splits.cast_column("image", ImageFeature()).save_to_disk(folder)
 
 
 def text_pairs(folder: Path, photos: Sequence[Photo]) -> None:
@@ -246,10 +240,10 @@ def text_pairs(folder: Path, photos: Sequence[Photo]) -> None:
 def webdataset(folder: Path, photos: Sequence[Photo]) -> None:
     for split in SPLITS:
         chosen = of_split(photos, split)
-        for start in range(0, len(chosen), 30):
+        for shard, start in enumerate(range(0, len(chosen), 30)):
             images = {f"{p.stem}.jpg": p.content for p in chosen[start : start + 30]}
             texts = {f"{p.stem}.txt": "\n".join(p.captions).encode() for p in chosen[start : start + 30]}
-            write_tar(folder / f"{split}-{start // 30:05d}.tar", sorted((images | texts).items()))
+            write_tar(folder / f"{split}-{shard:05d}.tar", sorted((images | texts).items()))
 
 
 def webdataset_json(folder: Path, photos: Sequence[Photo]) -> None:
@@ -264,7 +258,7 @@ def webdataset_json(folder: Path, photos: Sequence[Photo]) -> None:
 class Case:
     """A layout to write, the format that must be recognised, and the ids and splits that reading must give.
 
-    Splits that the layout does not name, because it does not have them, are missing in `splits`.
+    A layout that does not name its splits has none here.
     """
 
     write: Callable[[Path, Sequence[Photo]], None]
@@ -274,24 +268,16 @@ class Case:
 
 
 CASES = [
-    Case(flickr8k_archives, "flickr8k"),
-    Case(flickr8k_archives_unpacked_apart, "flickr8k"),
+    *(Case(write, "flickr8k") for write in (flickr8k_archives, flickr8k_archives_unpacked_apart)),
     Case(kaggle, "kaggle", splits=()),
     Case(karpathy, "karpathy"),
     Case(karpathy_coco, "karpathy", lambda p: str(p.number)),
     Case(coco, "coco", lambda p: str(p.number), ("train", "validation")),
-    Case(flickr30k_csv, "flickr30k", splits=()),
-    Case(flickr30k_token, "flickr30k", splits=()),
-    Case(imagefolder_jsonl, "imagefolder"),
-    Case(imagefolder_csv, "imagefolder"),
-    Case(table_csv, "table"),
-    Case(table_jsonl, "table"),
-    Case(table_parquet, "table"),
-    Case(hub_parquet, "parquet"),
-    Case(hub_parquet_of_lists, "parquet"),
-    Case(hub_parquet_of_single_captions, "parquet"),
+    *(Case(write, "flickr30k", splits=()) for write in (flickr30k_csv, flickr30k_token)),
+    *(Case(write, "imagefolder") for write in (imagefolder_jsonl, imagefolder_csv)),
+    *(Case(write, "table") for write in (table_csv, table_jsonl, table_parquet)),
+    *(Case(write, "parquet") for write in (hub_parquet, hub_parquet_of_lists, hub_parquet_of_single_captions)),
     Case(saved, "saved"),
     Case(text_pairs, "text"),
-    Case(webdataset, "webdataset", lambda p: p.stem),
-    Case(webdataset_json, "webdataset", lambda p: p.stem),
+    *(Case(write, "webdataset", lambda p: p.stem) for write in (webdataset, webdataset_json)),
 ]
