@@ -1,9 +1,10 @@
 """The contract of decoders: what the model gives a decoder, and what a decoder returns.
 
-A decoder is a `torch.nn.Module` that reads captions and predicts their next words. The model builds it with these
-keyword arguments: the sizes `vocab_size` (V), `embedding_size` (E), `hidden_size` (D) and `memory_size` (C); its
-`attention`; the settings `gate`, `deep_output`, `memory_dropout`, `embedding_dropout` and `output_dropout` of the
-configuration, which it may disregard; and the user's `decoder_kwargs`. It has
+A decoder is a `torch.nn.Module` that reads captions and predicts their next words. It sees an image as P cells, the
+grid cells of image features that the encoder computes. The model builds it with these keyword arguments: the sizes
+`vocab_size` (V), `embedding_size` (E), `hidden_size` (D) and `memory_size` (C); its `attention`; the settings `gate`,
+`deep_output`, `memory_dropout`, `embedding_dropout` and `output_dropout` of the configuration, which it may disregard;
+and the user's `decoder_kwargs`. It has
 
 - `embedding` and `output`, the modules that embed words and compute logits, and `attention`, the module it was given,
   which it calls as `attention(query, memory.keys, memory.cells)`;
@@ -23,7 +24,7 @@ A decoder may offer more:
 """
 
 # B: images, K: captions or beams of an image, N = B·K: captions, T: words, V: vocabulary
-# P: image cells, C: channels of a cell, E: word embedding, D: state
+# P: image cells, C: channels of an image cell, E: word embedding, D: state
 
 from __future__ import annotations
 
@@ -43,14 +44,14 @@ OPTIONAL_ARGUMENTS = ("lengths", "siblings", "sampling")
 
 @dataclass(frozen=True)
 class Memory:
-    """The images as a decoder sees them, shared by the captions or beams of each image.
+    """Features of a batch of images as the decoder reads them, shared by the captions or beams of each image.
 
     It is deliberately not a tensor: `generate()` copies every tensor of the encoder's output for each beam.
 
     Args:
-        cells: Image cells, `(B, P, C)`.
-        keys: What the attention computes from the cells once per image; a tensor with B in front.
-        mean: Mean cell of each image, `(B, C)`.
+        cells: Image cells, which are the grid cells of the encoder's features, `(B, P, C)`.
+        keys: Result of the attention's `keys(cells)`, computed once per image; a tensor with B in front.
+        mean: Mean of the cells of each image, `(B, C)`.
     """
 
     cells: Tensor
@@ -68,14 +69,14 @@ class Memory:
 
 
 class DecoderOutput(NamedTuple):
-    """What a decoder returns. The first three fields are required.
+    """Output of a decoder. The first three fields are required.
 
     Args:
         logits: Logits of the next word, `(N, T, V)`; zero after the end of a caption if `lengths` were given.
-        weights: Attention weights that chose each word, `(N, T, P)`; zero after the end of a caption likewise.
+        weights: Attention weights with which each word was predicted, `(N, T, P)`; zero after a caption's end likewise.
         state: State after the last word, tensors with N in front. Meaningless if `lengths` were given.
         hidden: Hidden state after each word, `(N, T, D)`.
-        log_probs: Log-probability of the cell that a sampling attention drew for each word, `(N, T)`.
+        log_probs: Log-probability of the image cell that a sampling attention drew for each word, `(N, T)`.
         packed: The logits of the words within `lengths` alone, `(R, V)`, and the index of each of these R words among
             all N·T, `(R,)`; it spares the loss the padding.
     """
@@ -112,7 +113,7 @@ class RecurrentCache:
     """State of a decoder between two words, passed through `generate()` as `cache`.
 
     Args:
-        memory: Images, in the order of the batch; their beams share them.
+        memory: Memory of the images, in the order of the batch; the beams of an image share it.
         state: State after the words read so far, tensors with N in front; None before the first word.
         length: Number of words read so far.
     """
@@ -139,7 +140,7 @@ class RecurrentCache:
         self.siblings = Siblings.of(beam_idx) if beam_idx.device.type == "cpu" else None
 
     def keep_images(self, images: Tensor) -> None:
-        """Drop the memory of all but these images; `reorder_cache` drops the states of their captions."""
+        """Drop the memory of all images but those at these positions; `reorder_cache` drops the states of captions."""
         self.memory = self.memory.take(images)
 
 
@@ -158,8 +159,8 @@ def run_decoder(
     Args:
         decoder: The decoder.
         input_ids: Words to read, `(N, T)`.
-        memory: What the decoder's `prepare` returned.
-        state: What the decoder returned for the words before; None at the start.
+        memory: Memory of the images, which the decoder's `prepare` returned.
+        state: State that the decoder returned after the words before; None at the start.
         lengths: How many words of each caption to read, `(N,)`. A decoder that takes it skips the padding and returns
             zeros there; for others, the zeros are filled in here.
         siblings: Beams that continue the same caption. A decoder that takes it computes for each group only once what

@@ -1,10 +1,11 @@
-"""Decoders: image cells and the words so far in, scores of the next word out.
+"""Decoders, which predict the next word of a caption from image cells and the words before it.
 
-`decoder_interface.py` says what a decoder is, and `recurrent_decoder.py` holds what the decoders below have in common.
-Each of them says in `step` how it reads a word; an `unrolled_step` beside it is the same, arranged for speed.
+Image cells are the grid cells of image features that the encoder computes; the c of an LSTM is called the LSTM's cell
+state. `decoder_interface.py` defines what a decoder is, and `recurrent_decoder.py` holds what the decoders below have
+in common. The `step` of each shows how it reads a word; `unrolled_step` computes the same, arranged for speed.
 """
 
-# B: images, K: captions or beams of an image, C: channels of a cell, E: word embedding, D: state
+# B: images, K: captions or beams of an image, C: channels of an image cell, E: word embedding, D: state
 
 from __future__ import annotations
 
@@ -45,21 +46,26 @@ class LSTMDecoder(RecurrentDecoder):
 
 
 class ChannelGateLSTMDecoder(LSTMDecoder):
-    """LSTM whose gate scales each channel of the context by itself, and whose first state is linear in the mean cell.
+    """LSTM whose gate scales each channel of the context by itself; see `RecurrentDecoder`.
 
-    Departure: the gate of Xu et al. 2015 is one number (sec. 4.2.1). Converted captioners may have this one.
+    The state before the first word is linear in the mean image cell. Departure: the gate of Xu et al. 2015 is one
+    number (sec. 4.2.1). Captioners that `hf-captioner convert` converts use this decoder.
     """
 
     gates_channels = True
 
     def initial_state(self, memory: Memory, num_captions: int) -> State:
-        """Compute the state before the first word, tensors `(B·K, D)`, from the mean cell."""
+        """Compute the state before the first word, tensors `(B·K, D)`, from the mean image cell."""
         state = self.memory_to_state(memory.mean).repeat_interleave(num_captions, 0)
         return state.chunk(self._num_states, -1)
 
 
 class GRUDecoder(RecurrentDecoder):
-    """GRU (Cho et al. 2014) in place of the LSTM; its h is also the memory cell that a sentinel is computed from."""
+    """GRU (Cho et al. 2014) in place of the LSTM; see `RecurrentDecoder`.
+
+    A GRU has no cell state, so the visual sentinel of adaptive attention (Lu et al. 2017) is computed from the hidden
+    state h in place of the LSTM's c.
+    """
 
     layer_type = GRULayer
 
@@ -76,14 +82,14 @@ class GRUDecoder(RecurrentDecoder):
 
 
 class SpatialDecoder(LSTMDecoder):
-    """LSTM that reads words alone; its h after the word chooses where to look (Lu et al. 2017, sec. 2.2).
+    """LSTM that reads words alone; its hidden state h after a word chooses where to look (Lu et al. 2017, sec. 2.2).
 
     The next word comes from h and the context together. As the context never enters the LSTM, the map shown beside a
     word is what this very word was predicted from. With the attention `adaptive` this is the paper's adaptive model.
 
-    Departures: the mean cell enters by the first state, not with every word; the paper's cells have the width of h,
-    here a linear map gives it to the context. The paper has no gate and no deep output: for it, build with
-    `gate=False`.
+    Departures: the mean image cell enters by the first state, not with every word; the paper's image cells have the
+    width of h, which here a linear map gives to the context. The paper has no gate and no deep output: for it, build
+    with `gate=False`.
     """
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
@@ -98,8 +104,8 @@ class SpatialDecoder(LSTMDecoder):
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Read one word of each caption, then look; see `RecurrentDecoder.step`."""
         state = stack([layer.step for layer in self._layers()])([], state, self._word_to_gates(words))
-        hidden, cell = state[-2:]
-        context, weights, *log_probs = self.attend(hidden, cell, words, memory)
+        hidden, cell_state = state[-2:]
+        context, weights, *log_probs = self.attend(hidden, cell_state, words, memory)
         return state, (hidden + self.context_to_hidden(context), context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
@@ -110,8 +116,8 @@ class SpatialDecoder(LSTMDecoder):
 
         def step(words: Tensor, gate_input: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
             state = read([], state, gate_input)
-            hidden, cell = state[-2:]
-            (context,), _, *seen = attend(hidden, cell, words, memory, gate_input)
+            hidden, cell_state = state[-2:]
+            (context,), _, *seen = attend(hidden, cell_state, words, memory, gate_input)
             return state, (hidden + self.context_to_hidden(context), *seen)
 
         return step
@@ -120,12 +126,12 @@ class SpatialDecoder(LSTMDecoder):
 class TopDownDecoder(LSTMDecoder):
     """Two LSTMs, one that looks and one that speaks (Anderson et al. 2018, sec. 3.2).
 
-    The attention LSTM reads the language LSTM's last h, the mean cell and the word (eq. 2); its h chooses where to
-    look (eq. 3-5), and the language LSTM reads the context and that h (eq. 6). `num_layers` counts the layers of the
-    language LSTM.
+    The attention LSTM reads the language LSTM's last hidden state, the mean image cell and the word (eq. 2); its hidden
+    state chooses where to look (eq. 3-5), and the language LSTM reads that hidden state and the context (eq. 6).
+    `num_layers` counts the layers of the language LSTM.
 
-    Departures: the first state comes from the mean cell, as in the other decoders. The paper has no gate and no deep
-    output: for it, build with `gate=False`.
+    Departures: the first state comes from the mean image cell, as in the other decoders. The paper has no gate and no
+    deep output: for it, build with `gate=False`.
     """
 
     layers_below = 1
@@ -143,10 +149,10 @@ class TopDownDecoder(LSTMDecoder):
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Look, then speak, for one word of each caption; see `RecurrentDecoder.step`."""
         gate_input = self._word_to_gates(words) + self.mean_to_lstm(memory.mean).unsqueeze(1)
-        query, cell = self.attention_lstm.step([state[-2]], state[:2], gate_input)
-        context, weights, *log_probs = self.attend(query, cell, words, memory)
+        query, cell_state = self.attention_lstm.step([state[-2]], state[:2], gate_input)
+        context, weights, *log_probs = self.attend(query, cell_state, words, memory)
         spoken = stack([layer.step for layer in self._layers()])([context, query], state[2:], None)
-        return (query, cell, *spoken), (spoken[-2], context, weights, *log_probs)
+        return (query, cell_state, *spoken), (spoken[-2], context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
         """Return `step` as a function that is to be called for all words of a batch."""
@@ -156,9 +162,9 @@ class TopDownDecoder(LSTMDecoder):
         mean_gates = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
         def step(words: Tensor, gate_input: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
-            query, cell = look([state[-2]], state[:2], gate_input + mean_gates[: len(gate_input)])
-            inputs, bias, *seen = attend(query, cell, words, memory, self.language_lstm.bias)
+            query, cell_state = look([state[-2]], state[:2], gate_input + mean_gates[: len(gate_input)])
+            inputs, bias, *seen = attend(query, cell_state, words, memory, self.language_lstm.bias)
             spoken = speak([*inputs, query], state[2:], bias)
-            return (query, cell, *spoken), (spoken[-2], *seen)
+            return (query, cell_state, *spoken), (spoken[-2], *seen)
 
         return step

@@ -1,4 +1,4 @@
-"""Orders in which the words of a batch of captions are read: all of them, or only those before each caption's end."""
+"""Layouts in which a decoder reads the words of a batch of captions: padded (`FullOrder`) or packed (`PackedOrder`)."""
 
 # B: images, K: captions of an image, N = B·K: captions, T: words, R: rows
 
@@ -16,9 +16,9 @@ class FullOrder:
     Row `t · N + n` is word t of caption n. At every step, captions fill a block (B, K).
 
     Args:
-        num_images: B.
-        num_captions: K.
-        num_words: T.
+        num_images: Number of images, B.
+        num_captions: Number of captions of each image, K.
+        num_words: Number of words of each caption, padding included, T.
     """
 
     def __init__(self, num_images: int, num_captions: int, num_words: int) -> None:
@@ -39,11 +39,11 @@ class FullOrder:
         return words.T.flatten()
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Keep the rows that belong to a word, here all of them, `(R, X) -> (words, X)`."""
+        """Return the rows that belong to a word, which are all rows here: `(R, X) -> (words, X)`."""
         return rows
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Put the results for each word back into the order of the captions, `(words, X) -> (N, T, X)`."""
+        """Return results for each word by caption: `(words, X) -> (N, T, X)`."""
         return rows.unflatten(0, (self.num_words, -1)).transpose(0, 1)
 
 
@@ -61,8 +61,8 @@ class PackedOrder(FullOrder):
 
     Args:
         lengths: Number of words of each caption, `(N,)`.
-        num_captions: K.
-        num_words: T.
+        num_captions: Number of captions of each image, K.
+        num_words: Number of words of each caption, padding included, T.
         share_first: Whether the captions of an image have the same first word and first state. Their first step is
             then taken once, as block (B, 1), and serves all K.
     """
@@ -79,7 +79,7 @@ class PackedOrder(FullOrder):
         runs = sorted_lengths.cpu().unsqueeze(2) > torch.arange(num_words)  # (B, K, T)
         images_left, captions_left = runs[:, 0].sum(0).tolist(), runs.sum(1).amax(0).tolist()
         self.blocks = [(b, k) for b, k in zip(images_left, captions_left, strict=True) if b]
-        # Of each row of each block, the index among N·T of the word that is read there.
+        # For each row of each block, the index among N·T of the word that is read there.
         steps = [self.captions[:b, :k].flatten() * num_words + t for t, (b, k) in enumerate(self.blocks)]
         words = torch.cat(steps)
         rows = torch.arange(len(words), device=words.device)
@@ -105,11 +105,11 @@ class PackedOrder(FullOrder):
         return words.flatten()[self.inputs]
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Keep the rows that belong to a word, none of captions that were over, `(R, X) -> (words, X)`."""
+        """Return the rows that belong to a word, without those of captions that are over: `(R, X) -> (words, X)`."""
         return rows.index_select(0, self.rows)
 
     def unpack(self, rows: Tensor) -> Tensor:
-        """Put the results for each word back, `(words, X) -> (N, T, X)`, with zeros where a caption is over."""
+        """Return results for each word by caption, zero after a caption's end: `(words, X) -> (N, T, X)`."""
         num_words = self.captions.numel() * self.num_words
         values = rows.new_zeros(num_words, *rows.shape[1:]).index_copy_(0, self.words, rows)
         return values.unflatten(0, (-1, self.num_words))

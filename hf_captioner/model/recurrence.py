@@ -1,8 +1,11 @@
 """Layers of recurrent decoders.
 
 Each layer can be run in two equal ways: `layer.step(inputs, state)` takes one step plainly; `layer.unroll()` returns
-the same step as a function to be called for all words of a batch, which computes the gradients of the weights once for
+the same step as a function to be called for all words of a batch, and computes the gradients of the weights once for
 all of them (`deferred_products.py`).
+
+h is a layer's hidden state, and c an LSTM's cell state, which has nothing to do with the grid cells of image features
+that the other modules call cells.
 """
 
 # b: images, k: captions or beams of an image, E: word embedding, D: state, X: width of all inputs of a layer
@@ -30,11 +33,11 @@ Products = Sequence[Product]
 
 
 class RecurrentLayer(nn.Linear):
-    """One linear map from the inputs and h to all gates; a subclass says in `_update` what becomes of the gates.
+    """Recurrent layer with one linear map from its inputs and h to all gates; a subclass implements `_update`.
 
     Args:
-        input_size: X.
-        hidden_size: D.
+        input_size: Width of all inputs together, X.
+        hidden_size: Width of h, D.
         bias: Whether the layer has a bias; without it, every step needs `gate_input`.
     """
 
@@ -49,7 +52,7 @@ class RecurrentLayer(nn.Linear):
         raise NotImplementedError
 
     def _split(self, weight: Tensor) -> Sequence[Tensor]:
-        """Split the layer's weight `(gates, ·)` into one for each of its products; by default there is one product."""
+        """Split the layer's weight `(gates, ·)` into one weight for each matrix product; by default there is one."""
         return [weight]
 
     def step(self, inputs: Inputs, state: State, gate_input: Tensor | None = None) -> State:
@@ -77,28 +80,29 @@ class RecurrentLayer(nn.Linear):
 
 
 class LSTMLayer(RecurrentLayer):
-    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000); the state is (h, c).
+    """Long short-term memory (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
-    The gates are admit, forget, emit and the new content. Departure: forget gates start open by a fixed bias of 1
-    (Jozefowicz et al. 2015).
+    The state is (h, c): the hidden state, and the LSTM's cell state. The rows of the weight are those of the input
+    gate, the forget gate, the output gate and the candidate for c. Departure: forget gates start open by a fixed bias
+    of 1 (Jozefowicz et al. 2015).
     """
 
     num_states = 2
     num_gates = 4
 
     def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
-        (to_gates,), (hidden, cell) = products, state
+        (to_gates,), (hidden, cell_state) = products, state
         gates = (self.bias if gate_input is None else gate_input) + to_gates(torch.cat([*inputs, hidden], -1))
-        admit, forget, emit, new = gates.chunk(4, -1)
-        cell = torch.sigmoid(forget + 1) * cell + torch.sigmoid(admit) * torch.tanh(new)
-        return torch.sigmoid(emit) * torch.tanh(cell), cell
+        input_gate, forget_gate, output_gate, new = gates.chunk(4, -1)
+        cell_state = torch.sigmoid(forget_gate + 1) * cell_state + torch.sigmoid(input_gate) * torch.tanh(new)
+        return torch.sigmoid(output_gate) * torch.tanh(cell_state), cell_state
 
 
 class GRULayer(RecurrentLayer):
     """Gated recurrent unit (Cho et al. 2014, eq. 5-8); the state is (h,).
 
-    One product of inputs and h gives the gates reset and keep, another of inputs and `reset ∘ h` the new content:
-    `h' = keep ∘ h + (1 - keep) ∘ new`.
+    One product of inputs and h gives the reset gate r and the update gate z, and another of inputs and `r ∘ h` the
+    candidate h̃; then `h' = z ∘ h + (1 - z) ∘ h̃`.
     """
 
     num_states = 1
@@ -110,9 +114,9 @@ class GRULayer(RecurrentLayer):
     def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         (to_gates, to_new), (hidden,) = products, state
         gates, new = (self.bias if gate_input is None else gate_input).split(self._sizes, -1)
-        reset, keep = torch.sigmoid(gates + to_gates(torch.cat([*inputs, hidden], -1))).chunk(2, -1)
-        new = torch.tanh(new + to_new(torch.cat([*inputs, reset * hidden], -1)))
-        return (keep * hidden + (1 - keep) * new,)
+        reset_gate, update_gate = torch.sigmoid(gates + to_gates(torch.cat([*inputs, hidden], -1))).chunk(2, -1)
+        new = torch.tanh(new + to_new(torch.cat([*inputs, reset_gate * hidden], -1)))
+        return (update_gate * hidden + (1 - update_gate) * new,)
 
     @property
     def _sizes(self) -> list[int]:
@@ -121,26 +125,27 @@ class GRULayer(RecurrentLayer):
 
 
 class Sentinel(nn.Linear):
-    """What a decoder knows without the image, `s = σ(W_x x + W_h h) ∘ tanh(c)` (Lu et al. 2017, eq. 9-10).
+    """Visual sentinel of adaptive attention, `s = σ(W_x x + W_h h) ∘ tanh(c)` (Lu et al. 2017, eq. 9-10).
 
-    Departures: x is the word alone, as the mean cell, which is part of the paper's x, is already in the first state; h
-    is the query of the attention, which in a decoder that reads the word before it attends is the h after the word.
+    It stands for what a decoder knows without the image. Departures: x is the word alone, as the mean of the image
+    features, which is part of the paper's x, is already in the first state; h is the query of the attention, which in a
+    decoder that reads the word before it attends is the h after the word.
 
     Args:
-        embedding_size: E, width of x.
-        hidden_size: D, width of h and of the memory cell c.
+        embedding_size: Width of the word embedding x, E.
+        hidden_size: Width of the hidden state h and of the LSTM's cell state c, D.
     """
 
     def __init__(self, embedding_size: int, hidden_size: int) -> None:
         super().__init__(embedding_size + hidden_size, hidden_size)
 
-    def _update(self, product: Product, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
+    def _update(self, product: Product, word: Tensor, hidden: Tensor, cell_state: Tensor) -> Tensor:
         """Compute the sentinel, given a function that multiplies by its weight."""
-        return torch.sigmoid(self.bias + product(torch.cat([word, hidden], -1))) * torch.tanh(cell)
+        return torch.sigmoid(self.bias + product(torch.cat([word, hidden], -1))) * torch.tanh(cell_state)
 
-    def step(self, word: Tensor, hidden: Tensor, cell: Tensor) -> Tensor:
-        """Compute the sentinel `(b, k, D)` from x `(b, k, E)`, h and c `(b, k, D)`."""
-        return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell)
+    def step(self, word: Tensor, hidden: Tensor, cell_state: Tensor) -> Tensor:
+        """Compute sentinels `(b, k, D)` from words `(b, k, E)`, hidden states and LSTM cell states `(b, k, D)`."""
+        return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell_state)
 
     def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return `step` as a function that is to be called for every word of a batch."""
@@ -161,8 +166,8 @@ class Dropout(nn.Dropout):
 def stack(steps: Sequence[Step]) -> Step:
     """Return the step of layers on top of each other, given the step of each layer, the lowest first.
 
-    Each layer reads the new h of the layer below. The state holds the states of all layers, from the lowest up; inputs
-    and `gate_input` are those of the lowest.
+    Each layer reads the new hidden state of the layer below. The state of the stack holds the states of all layers,
+    from the lowest up; its inputs and `gate_input` go to the lowest layer.
     """
 
     def step(inputs: Inputs, state: State, gate_input: Tensor | None) -> State:

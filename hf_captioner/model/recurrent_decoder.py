@@ -1,14 +1,18 @@
 """What the recurrent decoders have in common: `step`, which reads one word, and `forward`, which reads many fast.
 
+Cells are everywhere the grid cells of image features that the encoder computes, and a `Memory` holds those of a batch;
+the c of an LSTM is called the LSTM's cell state.
+
 `step` alone says what a decoder computes; a new kind of decoder is understood from it. `forward` gives the same logits,
 weights and gradients as `step` called for one word after the other (a test compares them) and saves work:
 
 - the words after a caption's end are not read (`packing.py`);
 - the captions of an image begin with the same word, whose step is taken once;
-- what a word brings to the gates is computed once for all captions that say it, before the first step;
+- the part of the gates' pre-activations that comes from a word is computed once for all captions that contain it,
+  before the first step;
 - the gradients of the recurrent weights are computed once for all words (`unrolled_step`, `deferred_products.py`);
-- where an image has many words, its cells are multiplied by a layer's weights in place of the contexts
-  (`project_cells`);
+- where the captions of an image have many words, a layer's weights of the context are multiplied by the image's cells,
+  once, in place of the context at every word (`project_cells`);
 - beams that continue the same caption share products (`Siblings`).
 """
 
@@ -34,34 +38,35 @@ from .recurrence import Dropout, RecurrentLayer, Sentinel, stack
 # log-probabilities (b, k).
 StepOutput = tuple[Tensor, ...]
 
-# Arguments: words (b, k, E), what they bring to the gates (b, k, gates), memory and state. Returns the state after and
-# a StepOutput, without the contexts if the output does not need them.
+# Arguments: words (b, k, E), their part of the gates' pre-activations (b, k, gates), memory and state. Returns the
+# state after and a StepOutput, without the contexts if the output does not need them.
 UnrolledStep = Callable[[Tensor, Tensor, Memory, State], tuple[State, StepOutput]]
 
-# Arguments: query (b, k, D), memory cell (b, k, D), words (b, k, E), memory and the gate input of the layer that reads
-# the context. Returns the inputs of that layer, its gate input, and a StepOutput without the hidden states.
+# Arguments: query (b, k, D), the LSTM's cell state (b, k, D), words (b, k, E), memory and the gate input of the layer
+# that reads the context. Returns the inputs of that layer, its gate input, and a StepOutput without the hidden states.
 UnrolledAttend = Callable[[Tensor, Tensor, Tensor, Memory, Tensor], tuple[Any, ...]]
 
 
 class RecurrentDecoder(nn.Module):
-    """Layers on top of each other that read words and contexts, after Show, Attend and Tell.
+    """Recurrent layers on top of each other that read words and contexts, after Show, Attend and Tell.
 
-    Reading word y_{t-1}, the state h_{t-1} of the top layer chooses where to look, and the word and the context ẑ_t
-    enter the lowest layer (Xu et al. 2015, eq. 1-3). A gate β_t = σ(f_β(h_{t-1})) scales the context (sec. 4.2.1).
-    The next word comes from h_t alone or, with `deep_output`, from `L_o tanh(E y_{t-1} + L_h h_t + L_z ẑ_t)` (eq. 7).
+    The memory of the images holds the grid cells of their features, of which a context ẑ is a weighted sum. Reading
+    word y_{t-1}, the hidden state h_{t-1} of the top layer chooses where to look, and the word and the context ẑ_t
+    enter the lowest layer (Xu et al. 2015, eq. 1-3). A gate β_t = σ(f_β(h_{t-1})) scales the context (sec. 4.2.1). The
+    next word comes from h_t alone or, with `deep_output`, from `L_o tanh(E y_{t-1} + L_h h_t + L_z ẑ_t)` (eq. 7).
 
     Departures: f_init is one linear layer with tanh and eq. 7 has a tanh, both as in the authors' code.
 
     Args:
-        vocab_size: V.
-        embedding_size: E.
-        hidden_size: D.
-        memory_size: C.
-        attention: Attention from `ATTENTIONS`, built for queries of size D and memory of size C.
+        vocab_size: Number of words in the vocabulary, V.
+        embedding_size: Width of a word embedding, E.
+        hidden_size: Width of the hidden state of a layer, D.
+        memory_size: Number of channels of an image cell, C.
+        attention: Attention from `ATTENTIONS`, built for queries of width D and image cells of C channels.
         num_layers: Number of LSTM or GRU layers on top of each other.
         gate: Whether β scales the context.
         deep_output: Whether the next word comes from eq. 7.
-        memory_dropout: Probability in [0, 1) of zeroing an element of a cell.
+        memory_dropout: Probability in [0, 1) of zeroing an element of an image cell.
         embedding_dropout: Probability in [0, 1) of zeroing an element of a word embedding.
         output_dropout: Probability in [0, 1) of zeroing an element before the last linear layer.
 
@@ -120,11 +125,11 @@ class RecurrentDecoder(nn.Module):
         raise NotImplementedError
 
     def prepare(self, cells: Tensor) -> Memory:
-        """Compute what depends on the images alone, from their cells `(B, P, C)`."""
+        """Compute what depends on the images alone, from their image cells `(B, P, C)`."""
         return Memory.of(self.memory_dropout(cells), self.attention)
 
     def initial_state(self, memory: Memory, num_captions: int) -> State:
-        """Compute the state before the first word from the mean cell (Xu et al. 2015, sec. 3.1.2).
+        """Compute the state before the first word from the mean image cell (Xu et al. 2015, sec. 3.1.2).
 
         Returns:
             Tensors `(B·K, D)`, the same for all K = `num_captions` captions of an image.
@@ -151,7 +156,7 @@ class RecurrentDecoder(nn.Module):
     def attend(
         self,
         query: Tensor,
-        cell: Tensor,
+        cell_state: Tensor,
         words: Tensor,
         memory: Memory,
         sentinel_step: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
@@ -160,7 +165,7 @@ class RecurrentDecoder(nn.Module):
 
         Args:
             query: Hidden states that choose where to look, `(B, K, D)`.
-            cell: Memory cells that a sentinel is computed from, `(B, K, D)`.
+            cell_state: Cell states of the LSTM, from which a sentinel is computed, `(B, K, D)`.
             words: Word embeddings, `(B, K, E)`.
             memory: Memory of the B images.
             sentinel_step: Function that computes the sentinel, by default `self.sentinel.step`.
@@ -168,7 +173,7 @@ class RecurrentDecoder(nn.Module):
         Returns:
             Contexts, weights and, if the attention samples, log-probabilities.
         """
-        sentinels = () if self.sentinel is None else ((sentinel_step or self.sentinel.step)(words, query, cell),)
+        sentinels = () if self.sentinel is None else ((sentinel_step or self.sentinel.step)(words, query, cell_state),)
         context, weights, *log_probs = self.attention(query, memory.keys, memory.cells, *sentinels)
         if self.state_to_gate is not None:
             context = torch.sigmoid(self.state_to_gate(query)) * context
@@ -233,7 +238,7 @@ class RecurrentDecoder(nn.Module):
 
     @property
     def _draws_cells(self) -> bool:
-        """Whether the attention draws cells at random now, as hard attention does in training."""
+        """Whether the attention now draws image cells at random, as hard attention does in training."""
         return self.training and hasattr(self.attention, "reinforce_weight")
 
     def _embed(self, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -302,9 +307,10 @@ class RecurrentDecoder(nn.Module):
 
     @torch.no_grad()
     def _sample(self, ids: Tensor, words: Tensor, hidden: Tensor, contexts: Tensor, sampling: float) -> Tensor:
-        """Replace words `(b, k)`, each with probability `sampling`, by words drawn from the prediction before them.
+        """Replace words `(b, k)`, each with probability `sampling`, by words drawn from the model's own prediction.
 
-        That is computed from the step before: its words `(b', k', E)`, hidden states and contexts, of b' >= b images.
+        The prediction is computed from the words `(b', k', E)`, hidden states and contexts of the step before, which
+        may have had more images and captions.
         """
         b, k = ids.shape
         features = self.features(*(part[:b, :k] for part in (words, hidden, contexts)))
@@ -338,7 +344,7 @@ class RecurrentDecoder(nn.Module):
     def project_cells(
         self, layer: RecurrentLayer, memory: Memory, num_rows: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Multiply the cells by a layer's weights of the context, if that saves work.
+        """Multiply the image cells by the weights that a layer applies to the context, if that saves work.
 
         In the plain step, a layer that reads the context ẑ = β Σ_p α_p a_p multiplies it by its weights W, R products
         for all words. As W ẑ = β Σ_p α_p W a_p, the products W a_p of the B·P cells can be used instead. In training,
@@ -351,8 +357,9 @@ class RecurrentDecoder(nn.Module):
             num_rows: R, the number of words that will be read.
 
         Returns:
-            The cells W a, `(B, P, gates)`, and the layer's weights of its other inputs. Both are None if nothing is
-            saved, if a gate scales each channel of ẑ, or if the attention does not say `sums_cells`.
+            The products W a of the cells, `(B, P, gates)`, and the layer's weights of its other inputs. Both are None
+            if this saves nothing, if a gate scales each channel of ẑ, or if the attention does not declare
+            `sums_cells`.
         """
         num_images, num_cells, memory_size = memory.cells.shape
         cost, plain_cost = num_images * num_cells, num_rows
@@ -364,17 +371,23 @@ class RecurrentDecoder(nn.Module):
         return functional.linear(memory.cells, of_context), of_others
 
     def unrolled_attend(self, projected: Tensor | None = None) -> UnrolledAttend:
-        """Return `attend` as a function that is to be called for all words of a batch.
+        """Return `attend` in the form that `unrolled_step` calls at every step of a batch, an `UnrolledAttend`.
+
+        Its arguments are queries and the LSTM's cell states, both `(b, k, D)`, words `(b, k, E)`, the memory, and the
+        gate input `(b, k, gates)` of the layer that reads the context. It returns the inputs of that layer, its gate
+        input, contexts, attention weights and, if the attention samples, log-probabilities.
 
         Args:
-            projected: Cells multiplied by the weights of the layer that reads the context, from `project_cells`. Then
-                that layer is given no context, and its gate input holds what the context brings to the gates.
+            projected: Products from `project_cells`, or None. With them, that layer gets no context as an input; the
+                context's part of the pre-activations is added to its gate input instead.
         """
         needs_context = self.step_to_output is not None  # as deep output reads it too
         sentinel_step = None if self.sentinel is None else self.sentinel.unroll()
 
-        def attend(query: Tensor, cell: Tensor, words: Tensor, memory: Memory, gate_input: Tensor) -> tuple[Any, ...]:
-            context, weights, *log_probs = self.attend(query, cell, words, memory, sentinel_step)
+        def attend(
+            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor
+        ) -> tuple[Any, ...]:
+            context, weights, *log_probs = self.attend(query, cell_state, words, memory, sentinel_step)
             return [context], gate_input, context if needs_context else context[..., :0], weights, *log_probs
 
         if projected is None:
@@ -382,7 +395,7 @@ class RecurrentDecoder(nn.Module):
         sum_projected = DeferredSum(projected)
 
         def attend_projected(
-            query: Tensor, cell: Tensor, words: Tensor, memory: Memory, gate_input: Tensor
+            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor
         ) -> tuple[Any, ...]:
             weights = self.attention.weigh(query, memory.keys)  # type: ignore[operator]
             scaled = weights if self.state_to_gate is None else torch.sigmoid(self.state_to_gate(query)) * weights
