@@ -32,17 +32,11 @@ SPARE_BYTES = 256 * 2**20  # disk space to leave free
 
 @dataclass
 class Split:
-    """A split that is ready to be read.
-
-    Args:
-        rows: Undecoded rows.
-        cells: Cells of the images, `(images, P, C)`, if they are cached.
-        mirrored_cells: Cells of the mirrored images, if they are cached.
-    """
+    """A split that is ready to be read: undecoded rows and, if they are cached, the cells of their images."""
 
     rows: Dataset
-    cells: np.ndarray | None = None
-    mirrored_cells: np.ndarray | None = None
+    cells: np.ndarray | None = None  # (images, P, C)
+    mirrored_cells: np.ndarray | None = None  # (images, P, C), of the mirrored images
 
 
 def default_cache_dir() -> Path:
@@ -139,12 +133,8 @@ def _encode_to_file(
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(f".{os.getpid()}.partial")
     batches = (range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size))
-    progress = tqdm(
-        total=num_images,
-        desc="Encoding mirrored images" if mirrored else "Encoding images",
-        unit="image",
-        disable=None if show_progress else True,
-    )
+    description = "Encoding mirrored images" if mirrored else "Encoding images"
+    progress = tqdm(total=num_images, desc=description, unit="image", disable=None if show_progress else True)
     try:
         with open(partial, "wb") as output, progress:
             header = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DATASETS = Registry(
-    "datasets",
-    {"flickr8k": f"{__name__}:load_flickr8k", "shapes": "hf_captioner.data.shapes:load_shapes"},
+    "datasets", {"flickr8k": f"{__name__}:load_flickr8k", "shapes": "hf_captioner.data.shapes:load_shapes"}
 )
 
 
@@ -93,12 +92,7 @@ def load_captions(
 
 
 def pick_split(splits: Mapping[str, Any], name: str, source: str) -> Any:
-    """Return one split of a dict of splits.
-
-    Args:
-        splits: Splits by name, as `load_captions` returns them.
-        name: Name of the split; `dev` and `val` are `validation`.
-        source: Name or path of the data set, for the error.
+    """Return one of the splits of the data set `source`, which the error names; `dev` and `val` are `validation`.
 
     Raises:
         ValueError: There is no such split.
@@ -118,11 +112,7 @@ def load_flickr8k(
 ) -> Dataset | DatasetDict | IterableDataset | IterableDatasetDict:
     """Load Flickr8k (Hodosh, Young and Hockenmaier 2013) in the form of the Hub's `jxie/flickr8k`.
 
-    Args:
-        split: `"train"`, `"validation"` or `"test"`; None for all splits.
-        path: Id on the Hub of this data set or of a copy.
-        streaming: Return an `IterableDataset`, see `load_captions`.
-        report: Function that is called with each line about the data set, see `load_captions`.
+    `path` is the id on the Hub of this data set or of a copy. The other arguments are those of `load_captions`.
 
     Raises:
         ValueError: There is no such split, or the data set can't be reached.

@@ -56,11 +56,7 @@ def near_empty_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
 
 
 def image_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
-    """Open every image; yield the sizes of each split's images, and a line for each image that can't be read.
-
-    Args:
-        splits: Undecoded rows of each split.
-    """
+    """Open every image of undecoded rows; yield the sizes of each split's images, and each that can't be read."""
     from tqdm.auto import tqdm
 
     for name, dataset in splits.items():

@@ -46,12 +46,8 @@ def read_ahead(read: Callable[[Job], Result], jobs: Iterable[Job], num_threads: 
     """Yield `read(job)` for each job in order, computed by threads that keep a few results ready.
 
     Images are decoded and resized outside of Python's global lock, so threads are as fast as processes and copy
-    nothing. However many jobs there are, at most one result more than there are threads waits to be consumed.
-
-    Args:
-        read: Function to call in a thread.
-        jobs: Its arguments.
-        num_threads: Number of threads; by default one for each core, up to 8.
+    nothing. However many jobs there are, at most one result more than there are threads waits to be consumed. By
+    default there is a thread for each core, up to 8.
     """
     num_threads = num_threads or min(8, num_cores())
     waiting: deque[Future[Result]] = deque()
@@ -124,12 +120,7 @@ class StepSampler(Sampler[list[Key]]):
 
 
 class SeededRows:
-    """Rows of a split for one epoch: each gets its `index` and the `random_seed` that decides its augmentation.
-
-    Args:
-        rows: Undecoded rows.
-        seed: Seed of the run.
-    """
+    """Undecoded rows of a split: each gets its `index` and the `random_seed` that decides its augmentation."""
 
     def __init__(self, rows: Dataset, seed: int) -> None:
         self.rows, self.seed = rows, seed
@@ -150,11 +141,9 @@ class SeededRows:
 
 
 def _leave_process_group(worker: int) -> None:
-    """Make a worker process leave the process group of the training.
-
-    It then gets no signals that are sent to the group, as by `timeout`, `kill` and Ctrl-C. The training process handles
-    these at the end of its step, which it could not reach without its workers, and ends them itself.
-    """
+    """Make a worker process leave the process group of the training, so that signals to the group don't reach it."""
+    # As from `timeout`, `kill` and Ctrl-C. The training process handles these at the end of its step, which it could
+    # not reach without its workers, and ends them itself.
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
 
@@ -198,11 +187,7 @@ class StepLoader:
         return self.sampler.num_steps
 
     def steps(self, epoch: int, step: int = 0) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of an epoch: as many as there are steps of gradient accumulation.
-
-        Args:
-            epoch: Index of the epoch.
-            step: Index of the first step to load.
+        """Yield the batches of each step of an epoch, from the given step on: one for each part of a step.
 
         Raises:
             RuntimeError: A worker died (see `is_worker_death`).
@@ -213,15 +198,12 @@ class StepLoader:
             yield group
 
     def _read_batches(self) -> Iterator[Batch]:
-        """Yield all batches on the device.
-
-        If torch notices the broken connection to a dead worker first, and not its death, the error is a RuntimeError
-        all the same.
-        """
+        """Yield all batches on the device."""
         try:
             for batch in self.loader:
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         except (EOFError, ConnectionError) as e:
             if not self.loader.num_workers or _is_raised_by_worker(e):
                 raise
+            # torch noticed the broken connection to a dead worker before its death.
             raise RuntimeError("DataLoader worker hung up.") from e

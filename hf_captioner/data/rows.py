@@ -56,12 +56,7 @@ def check_captions(
 
 
 def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = logger.warning) -> Dataset:
-    """Open every image once, and return the rows whose images can be read.
-
-    Args:
-        dataset: Split as `load_captions` returns it.
-        report: Function that is called with a line for each image that is left out.
-    """
+    """Open every image once, return the rows whose images can be read, and report each of the others in a line."""
     from tqdm.auto import tqdm
 
     kept = []
@@ -83,11 +78,7 @@ def undecoded(dataset: AnyDataset, column: str = "image") -> AnyDataset:
 
 
 def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -> Image:
-    """Open the image of one undecoded row.
-
-    Args:
-        row: Row of a data set that `undecoded` returned.
-        used_size: Function from an image's size to the size at which it will be used, see `open_image`.
+    """Open the image of one row of a data set that `undecoded` returned; for `used_size` see `open_image`.
 
     Raises:
         ValueError: The image can't be read. The error contains the image's id.

@@ -84,15 +84,9 @@ RELATIONS: dict[str, tuple[str, int]] = {"LEFT": ("RIGHT", 0), "ABOVE": ("BELOW"
 
 # Positions of a lone object, as column and row of a 3 x 3 board.
 POSITIONS: dict[str, tuple[int, int]] = {
-    "in the top left corner": (0, 0),
-    "at the top": (1, 0),
-    "in the top right corner": (2, 0),
-    "on the left": (0, 1),
-    "in the middle": (1, 1),
-    "on the right": (2, 1),
-    "in the bottom left corner": (0, 2),
-    "at the bottom": (1, 2),
-    "in the bottom right corner": (2, 2),
+    **{"in the top left corner": (0, 0), "at the top": (1, 0), "in the top right corner": (2, 0)},
+    **{"on the left": (0, 1), "in the middle": (1, 1), "on the right": (2, 1)},
+    **{"in the bottom left corner": (0, 2), "at the bottom": (1, 2), "in the bottom right corner": (2, 2)},
 }
 LONE_FRACTION = 0.2  # of all scenes
 
@@ -116,15 +110,10 @@ LONE_FORMS = (
     "the FIRST_SHAPE POSITION is FIRST_LOOKS",
 )
 RULES: dict[str, tuple[str, ...]] = {
-    "IS": ("is", "sits", "lies"),
-    "THERE": ("there is", "we see"),
-    "PICTURE": ("picture", "drawing"),
-    "LEFT": ("to the left of", "left of"),
-    "RIGHT": ("to the right of", "right of"),
-    "ABOVE": ("above", "over"),
-    "BELOW": ("below", "under"),
-    "SMALL": ("small", "little"),
-    "LARGE": ("large", "big"),
+    **{"IS": ("is", "sits", "lies"), "THERE": ("there is", "we see"), "PICTURE": ("picture", "drawing")},
+    **{"LEFT": ("to the left of", "left of"), "RIGHT": ("to the right of", "right of")},
+    **{"ABOVE": ("above", "over"), "BELOW": ("below", "under")},
+    **{"SMALL": ("small", "little"), "LARGE": ("large", "big")},
 }
 USUAL = 0.9
 
@@ -199,21 +188,9 @@ def load_shapes(
     if image_size < 32:
         raise ValueError(f"image_size is {image_size}. Shapes can be told apart from 32 pixels on.")
 
-    features = datasets.Features(
-        {
-            "image": datasets.Image(),
-            "captions": [datasets.Value("string")],
-            "image_id": datasets.Value("string"),
-            "objects": [
-                {
-                    "shape": datasets.Value("string"),
-                    "colour": datasets.Value("string"),
-                    "size": datasets.Value("string"),
-                    "box": [datasets.Value("int32")],
-                }
-            ],
-        }
-    )
+    text = datasets.Value("string")
+    objects = [{"shape": text, "colour": text, "size": text, "box": [datasets.Value("int32")]}]
+    features = datasets.Features({"image": datasets.Image(), "captions": [text], "image_id": text, "objects": objects})
     rows = [_row(split, index, image_size, seed) for index in range(num_images)]
     return datasets.Dataset.from_list(rows, features=features, split=datasets.NamedSplit(split))
 
@@ -264,11 +241,7 @@ def _sample_scene(rng: random.Random, split: str) -> _Scene:
 def _sample_centre(rng: random.Random, sides: list[float], position: str) -> list[Point]:
     """Sample the centre of a lone object: at the edges that its position names, otherwise in the middle."""
     edge = MARGIN + sides[0] / 2
-    board = (
-        (edge, edge + JITTER),
-        (0.5 - JITTER / 2, 0.5 + JITTER / 2),
-        (1 - edge - JITTER, 1 - edge),
-    )
+    board = ((edge, edge + JITTER), (0.5 - JITTER / 2, 0.5 + JITTER / 2), (1 - edge - JITTER, 1 - edge))
     column, row = POSITIONS[position]
     return [(rng.uniform(*board[column]), rng.uniform(*board[row]))]
 
@@ -319,12 +292,10 @@ def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
     left, right = min(x for x, _ in turned), max(x for x, _ in turned)
     top, bottom = min(y for _, y in turned), max(y for _, y in turned)
     stretch = item.side / max(right - left, bottom - top)
+    (x0, y0), middle_x, middle_y = item.centre, (left + right) / 2, (top + bottom) / 2
     # Whole pixels, so that the last digit of a platform's sine cannot change the image.
     return [
-        (
-            round(scale * (item.centre[0] + stretch * (x - (left + right) / 2))),
-            round(scale * (item.centre[1] + stretch * (y - (top + bottom) / 2))),
-        )
+        (round(scale * (x0 + stretch * (x - middle_x))), round(scale * (y0 + stretch * (y - middle_y))))
         for x, y in turned
     ]
 

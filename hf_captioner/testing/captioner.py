@@ -22,26 +22,17 @@ TINY: dict[str, Any] = {
     "encoder_name": "test_resnet",
 }
 # K captions of B images; -100 is padding.
-LABELS = torch.tensor(
-    [
-        [[5, 9, 12, 7, 3], [8, 3, -100, -100, -100]],
-        [[6, 6, 3, -100, -100], [-100, -100, -100, -100, -100]],
-        [[10, 3, -100, -100, -100], [5, 11, 14, 3, -100]],
-    ]
-)
+CAPTIONS = [[5, 9, 12, 7, 3], [8, 3], [6, 6, 3], [], [10, 3], [5, 11, 14, 3]]
+LABELS = torch.tensor([caption + [-100] * (5 - len(caption)) for caption in CAPTIONS]).view(B, 2, 5)
 
 
 def check_captioner(
     registry: Registry, part: Any, kwargs: dict[str, Any], pixels: Tensor | None = None, **config: Any
 ) -> None:
-    """Check that a captioner with the part learns, captions, and comes back from a checkpoint.
+    """Check that a captioner with the part and its `kwargs` learns, captions, and comes back from a checkpoint.
 
-    Args:
-        registry: Registry of the part's kind.
-        part: The part.
-        kwargs: Arguments of the part, as in `attention_kwargs`.
-        pixels: Images for an encoder, `(B, 3, H, W)`. Without them, the captioner is given random cells.
-        config: Further fields of the configuration.
+    An encoder is given the `pixels` `(B, 3, H, W)`; without them, the captioner is given random cells. `config` holds
+    further fields of the configuration.
     """
     kind = registry.kind.removesuffix("s")
     with registry.temporarily("part under test", part) as name:

@@ -45,17 +45,9 @@ def check_decoder(part: Callable[..., nn.Module], **kwargs: Any) -> None:
     ids, cells = torch.randint(0, V, (B * K, T)), noise(B, P, C)
     for name, gate, deep_output in SETTINGS:
         attention = ATTENTIONS.get(name)(query_size=D, memory_size=C, attention_size=A)
-        decoder: Any = part(
-            vocab_size=V,
-            embedding_size=E,
-            hidden_size=D,
-            memory_size=C,
-            attention=attention,
-            gate=gate,
-            deep_output=deep_output,
-            **dict.fromkeys(("memory_dropout", "embedding_dropout", "output_dropout"), 0.0),
-            **kwargs,
-        )
+        sizes = {"vocab_size": V, "embedding_size": E, "hidden_size": D, "memory_size": C}
+        dropouts = dict.fromkeys(("memory_dropout", "embedding_dropout", "output_dropout"), 0.0)
+        decoder: Any = part(attention=attention, gate=gate, deep_output=deep_output, **sizes, **dropouts, **kwargs)
         try:
             check_fit(decoder, attention)
         except ValueError:
@@ -144,9 +136,8 @@ def _check_optional_arguments(decoder: Any, ids: Tensor, cells: Tensor) -> None:
         if expected is None:
             continue
         for n, length in enumerate(LENGTHS):
-            require_close(
-                found[n, :length], expected[n, :length], f"{name}: with lengths, captions are read as without"
-            )
+            rule = f"{name}: with lengths, captions are read as without"
+            require_close(found[n, :length], expected[n, :length], rule)
             require(not found[n, length:].any(), f"with lengths, {name} are zero where a caption is over")
     if packed.packed is not None:
         logits, index = packed.packed
@@ -155,18 +146,13 @@ def _check_optional_arguments(decoder: Any, ids: Tensor, cells: Tensor) -> None:
         require(index.sort().values.equal(is_word.flatten().nonzero()[:, 0]), "packed logits are those of all words")
     if "sampling" in accepted:
         # If every word but the first is drawn, the others of those that were given do not matter.
-        drawn = [
-            _read_sampled(decoder, words, memory) for words in (ids, torch.cat([ids[:, :1], ids[:, 1:].flip(1)], 1))
-        ]
+        drawn = []
+        for words in (ids, torch.cat([ids[:, :1], ids[:, 1:].flip(1)], 1)):
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(1)
+                drawn.append(run_decoder(decoder, words, memory, sampling=1.0).logits)
         require_close(drawn[0][:, 0], whole.logits[:, 0], "with sampling, the first word is read as it is given")
         require_close(drawn[0], drawn[1], "with sampling=1, all words but the first are drawn")
-
-
-def _read_sampled(decoder: Any, ids: Tensor, memory: Memory) -> Tensor:
-    """Return the logits of captions whose words but the first are drawn by the decoder, with a fixed seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        return run_decoder(decoder, ids, memory, sampling=1.0).logits
 
 
 def _check_gradients(decoder: Any, ids: Tensor, cells: Tensor) -> None:

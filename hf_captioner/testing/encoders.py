@@ -16,11 +16,7 @@ from .rules import B, noise, require, require_close, require_shape, seeded
 
 @seeded
 def check_encoder(
-    part: Callable[..., nn.Module],
-    encoder_name: str = "",
-    *,
-    image_size: tuple[int, int] | None = None,
-    **kwargs: Any,
+    part: Callable[..., nn.Module], encoder_name: str = "", *, image_size: tuple[int, int] | None = None, **kwargs: Any
 ) -> None:
     """Check that an encoder keeps the contract in `model/encoders.py`.
 
@@ -36,7 +32,11 @@ def check_encoder(
     encoder: Any = part(encoder_name, **kwargs)
     channels: Any = getattr(encoder, "hidden_size", None)
     require(isinstance(channels, int) and channels > 0, "hidden_size is the number of channels of a cell", channels)
-    height, width = _image_size(encoder, image_size)
+    try:
+        CaptionerImageProcessor.from_data_config(encoder.data_config)
+        height, width = image_size or encoder.data_config["input_size"][1:]
+    except (AttributeError, KeyError, TypeError, ValueError) as e:
+        raise AssertionError(f"Contract broken: data_config says what pixels the encoder wants. Found: {e!r}.") from e
     rows, columns = _grid_size(encoder, height, width)
     pixels = noise(B, 3, height, width).float()
     with torch.no_grad():
@@ -46,16 +46,6 @@ def check_encoder(
         require(left < right and top < bottom, "grid_box is (left, top, right, bottom)", (left, top, right, bottom))
     _check_gradients(encoder.train(), pixels)
     check_captioner(ENCODERS, part, kwargs, pixels, encoder_name=encoder_name)
-
-
-def _image_size(encoder: Any, image_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Check that `data_config` makes an image processor, and return the height and width to test with."""
-    try:
-        CaptionerImageProcessor.from_data_config(encoder.data_config)
-        height, width = image_size or encoder.data_config["input_size"][1:]
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        raise AssertionError(f"Contract broken: data_config says what pixels the encoder wants. Found: {e!r}.") from e
-    return height, width
 
 
 def _grid_size(encoder: Any, height: int, width: int) -> tuple[int, int]:
@@ -73,8 +63,8 @@ def _grid_size(encoder: Any, height: int, width: int) -> tuple[int, int]:
 def _check_cells(encoder: Any, pixels: Tensor, rows: int, columns: int) -> None:
     """Check the shape and order of cells, and that the cells of an image depend on it alone."""
     cells = encoder(pixels)
-    rule = "cells are (B, P, C): rows x columns of grid_size, hidden_size wide"
-    require_shape(cells, (B, rows * columns, encoder.hidden_size), rule)
+    shape = B, rows * columns, encoder.hidden_size
+    require_shape(cells, shape, "cells are (B, P, C): rows x columns of grid_size, hidden_size wide")
     require(torch.equal(encoder(pixels), cells), "in evaluation, the same images give the same cells")
     for index in range(B):
         alone = encoder(pixels[index : index + 1])[0]

@@ -32,9 +32,8 @@ def seeded(check: Check) -> Check:
 def require(is_kept: bool, rule: str, found: Any = None) -> None:
     """Raise an AssertionError that names the rule, and what was found instead, unless the rule is kept."""
     if not is_kept:
-        raise AssertionError(
-            f"Contract broken: {rule}." + ("" if found is None else f" Found: {str(found).rstrip('.')}.")
-        )
+        more = "" if found is None else f" Found: {str(found).rstrip('.')}."
+        raise AssertionError(f"Contract broken: {rule}.{more}")
 
 
 def require_shape(tensor: Any, shape: Sequence[int], rule: str) -> None:
@@ -46,8 +45,7 @@ def require_shape(tensor: Any, shape: Sequence[int], rule: str) -> None:
 
 def require_close(first: Tensor, second: Tensor, rule: str, tolerance: float = 1e-6) -> None:
     """Require two tensors to be equal up to a relative and absolute tolerance."""
-    if first.shape != second.shape:
-        require(False, rule, f"shapes {tuple(first.shape)} and {tuple(second.shape)}")
+    require(first.shape == second.shape, rule, f"shapes {tuple(first.shape)} and {tuple(second.shape)}")
     is_close = torch.allclose(first, second, rtol=tolerance, atol=tolerance)
     require(is_close, rule, None if is_close else f"a difference of {(first - second).abs().max().item():.1e}")
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from ...errors import first_line
 from ..rows import undecoded
 from .caption_columns import IMAGE_COLUMNS, Columns, captions_in_row, find_columns
 from .damage import Damage
@@ -19,11 +20,7 @@ AnyDataset: TypeAlias = "Dataset | IterableDataset"
 
 
 def has_images_inside(folder: ImageFolder, file: str) -> bool:
-    """Return whether a Parquet file holds images themselves rather than names of files.
-
-    Raises:
-        ValueError: It is not a Parquet file.
-    """
+    """Return whether a Parquet file, or else a ValueError is raised, holds images rather than names of files."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -58,19 +55,14 @@ def read_saved(folder: ImageFolder, files: list[str], damage: Damage, streaming:
 
 
 def read_hub(path: str, damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
-    """Read a data set on the Hub.
-
-    Raises:
-        ValueError: The data set can't be reached, or has other columns.
-    """
+    """Read a data set on the Hub, or raise a ValueError if it can't be reached or has other columns."""
     from datasets import load_dataset
 
     try:
         splits = load_dataset(path, streaming=streaming)
     except (OSError, ValueError) as e:  # raised by datasets and huggingface_hub for a data set that is not there
-        line = str(e).strip().partition("\n")[0] or type(e).__name__
         raise ValueError(
-            f"The data set {path!r} can't be loaded: {line.rstrip('.')}. "
+            f"The data set {path!r} can't be loaded: {first_line(e)} "
             "Give a folder of captioned images or the id of a data set on the Hub that you can reach."
         ) from e
     return standardize(splits, path, damage)

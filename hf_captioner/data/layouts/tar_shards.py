@@ -38,11 +38,9 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
         if missing and paths is shards.get("train"):
             arguments |= {"split": name, "missing": tuple(missing)}
         if streaming:
+            reported = {**arguments, "report": damage.report}
             splits[name] = IterableDataset.from_generator(
-                tar_rows,
-                features=row_features(),
-                gen_kwargs={**arguments, "report": damage.report},
-                split=NamedSplit(name),
+                tar_rows, features=row_features(), gen_kwargs=reported, split=NamedSplit(name)
             )
             continue
         # Damage is reported every time, also where rows come from the cache.
@@ -52,11 +50,10 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
                 f"{len(paths)} tar shards such as {paths[0]} hold no image for the split {name!r}. Add images, or name "
                 f"shards by their split: {name}-00000.tar."
             )
+        stamps = tuple(f"{status.st_size} {status.st_mtime_ns}" for status in map(os.stat, paths))
+        cached = {**arguments, "file_stamps": stamps}
         splits[name] = Dataset.from_generator(
-            _cached_tar_rows,
-            features=row_features(),
-            gen_kwargs={**arguments, "file_stamps": tuple(map(file_stamp, paths))},
-            split=NamedSplit(name),
+            _cached_tar_rows, features=row_features(), gen_kwargs=cached, split=NamedSplit(name)
         )
     return splits
 
@@ -64,12 +61,6 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
 def _cached_tar_rows(file_stamps: tuple[str, ...], **arguments: Any) -> Iterable[dict[str, Any]]:
     """Call `tar_rows` without reports; by `file_stamps`, `datasets` tells changed files from those it has cached."""
     return tar_rows(**arguments, report=lambda line: None)
-
-
-def file_stamp(path: str) -> str:
-    """Return the size and the time of change of a file."""
-    status = os.stat(path)
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def tar_rows(
@@ -83,13 +74,9 @@ def tar_rows(
 ) -> Iterator[dict[str, Any]]:
     """Yield the rows of tar shards; no more than one sample at a time is in memory.
 
-    Args:
-        shards: Paths of tar files, compressed or not.
-        split: Split to yield, if splits are made of these shards; None for all images.
-        missing: Splits that are made, see `splits.assign_split`.
-        report: Function that is called with a line for each kind of damage in a shard.
-        skip_broken: Leave out and report what can't be read, instead of raising an error.
-        read_images: False to leave the bytes of images empty and merely learn which rows there are.
+    If missing splits are made of these shards (see `splits.assign_split`), only the rows of one `split` are yielded.
+    With `read_images=False`, images are left empty, merely to learn which rows there are. `report` and `skip_broken`
+    are those of `Damage`.
 
     Raises:
         ValueError: A shard or a sample can't be read.
