@@ -1,6 +1,7 @@
-"""The scores of additive attention, fast.
+"""Fast computation of the scores of additive attention.
 
-`plain_scores` is what is computed; `AdditiveScores` gives the same scores and gradients.
+`plain_scores` defines them; `AdditiveScores` gives the same scores and gradients in less time. a is the projection of
+an image cell, h that of a query, and v a vector of weights.
 """
 
 # B: images, K: captions or beams of an image, P: image cells, A: hidden layer
@@ -18,12 +19,12 @@ ELEMENTS_AT_ONCE = 2**19  # of the hidden layer that a CPU computes at once, so 
 
 
 def plain_scores(query: Tensor, key: Tensor, vector: Tensor) -> Tensor:
-    """Compute `v · tanh(a + h)` for every cell and query.
+    """Compute `v · tanh(a + h)` for every image cell and query.
 
     Args:
-        query: h, `(B, K, A)`.
-        key: a, `(B, P, A)`.
-        vector: v, `(A,)`.
+        query: Projected queries h, `(B, K, A)`.
+        key: Projected image cells a, `(B, P, A)`.
+        vector: Vector v, `(A,)`.
 
     Returns:
         Scores, `(B, K, P)`.
@@ -99,14 +100,14 @@ class AdditiveScores(torch.autograd.Function):
 
 
 def _pairs(query: Tensor, key: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield `1 + exp(2a) exp(2h)` for some images after the other, with the slice of these images.
+    """Yield `1 + exp(2a) exp(2h)` for all pairs of cells and queries, a few images at a time.
 
     Args:
-        query: `exp(2h)`, `(B, K, A)`.
-        key: `exp(2a)`, `(B, P, A)`.
+        query: `exp(2h)` of the queries, `(B, K, A)`.
+        key: `exp(2a)` of the image cells, `(B, P, A)`.
 
     Yields:
-        The slice, and a tensor `(b, K, P, A)`, which the next one overwrites.
+        The slice of these images, and their tensor `(b, K, P, A)`, whose memory is reused for the next images.
     """
     num_queries, num_images = query.shape[1], len(key)
     query, key = query.unsqueeze(2), key.unsqueeze(1)

@@ -1,17 +1,18 @@
-"""Attentions: where in the image to look for the next word.
+"""Attentions, which weight the cells of an image for the prediction of the next word.
 
-An attention is a `torch.nn.Module` that is built with the keyword arguments `query_size` (D), `memory_size` (C) and
-`attention_size` (A), and with the user's `attention_kwargs`. It has
+Cells are the feature vectors that the encoder computes at the positions of a grid over the image; those of all images
+of a batch are the argument `memory`. An attention is a `torch.nn.Module` that is built with the keyword arguments
+`query_size` (D), `memory_size` (C) and `attention_size` (A), and with the user's `attention_kwargs`. It has
 
 - `keys(memory (B, P, C)) -> keys`, a tensor with B in front, which holds what depends on the images alone;
 - `forward(query (B, K, D), keys, memory (B, P, C)) -> (context (B, K, C), weights (B, K, P))`, for K queries for each
   image: those of its captions in training, and of its beams in decoding, which share one memory.
 
-An attention may do three things more:
+An attention may also do three things:
 
-- If its context is `weights @ memory`, it may say so by the class attribute `sums_cells = True` beside its `forward`.
-  It then has the method `weigh(query, keys) -> weights`, so that a decoder can compute weighted sums of something else
-  than cells. A subclass with a `forward` of its own has to repeat the attribute.
+- If its context is `weights @ memory`, it may declare that by the class attribute `sums_cells = True` beside its
+  `forward`. It then has the method `weigh(query, keys) -> weights`, so that a decoder can compute weighted sums of
+  something else than cells. A subclass with a `forward` of its own has to repeat the attribute.
 - With the class attribute `uses_sentinel = True`, its `forward` takes a fourth argument, a sentinel `(B, K, D)`, which
   holds what the decoder knows without the image. The sentinel may compete with the cells, whose weights then sum to
   less than 1.
@@ -199,12 +200,12 @@ class AdaptiveAttention(AdditiveAttention):
 
 
 class HardAttention(AdditiveAttention):
-    """Additive attention that draws one cell for each word, with the weights as probabilities (Xu et al. 2015, 4.1).
+    """Additive attention whose weights are probabilities of drawing an image cell (Xu et al. 2015, sec. 4.1).
 
-    In training the context is the drawn cell or, with probability `expected_rate`, the expected context `Σ_p α_p a_p`.
-    The weights are learned by REINFORCE (`objectives.reinforce`), and by the gradient through the expected contexts.
-    In evaluation every context is the expected one: results are then reproducible, and words are scored by an
-    approximation of their likelihood over all cells (sec. 4.2).
+    In training, the context of a word is the one image cell that is drawn or, with probability `expected_rate`, the
+    expected context `Σ_p α_p a_p`. The weights are learned by REINFORCE (`objectives.reinforce`), and by the gradient
+    through the expected contexts. In evaluation every context is the expected one: results are then reproducible, and
+    words are scored by an approximation of their likelihood over all cells (sec. 4.2).
 
     Departure: the paper takes the expected context for half of the images, and the authors' code for half of the
     batches; here it is decided for each word.
@@ -217,7 +218,7 @@ class HardAttention(AdditiveAttention):
         entropy_weight: Weight λ_e >= 0 of the entropy of the attention weights, which keeps them from settling early.
 
     Raises:
-        ValueError: `expected_rate` is no probability, or a weight is negative.
+        ValueError: `expected_rate` is outside [0, 1], or a weight is negative.
     """
 
     baseline: Tensor
@@ -260,8 +261,8 @@ class HardAttention(AdditiveAttention):
 
 
 def sums_cells(attention: type) -> bool:
-    """Return whether a class of attention says that the context of its `forward` is `weights @ memory`.
+    """Return whether a class of attention declares that the context of its `forward` is `weights @ memory`.
 
-    Only what the class that defines `forward` says counts: a subclass with a `forward` of its own has to say it again.
+    Only the attribute of the class that defines `forward` counts: a subclass that overrides `forward` must repeat it.
     """
     return next(vars(owner).get("sums_cells", False) for owner in attention.__mro__ if "forward" in vars(owner))

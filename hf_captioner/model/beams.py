@@ -24,10 +24,10 @@ class Captions:
 
     Args:
         words: Token ids `(B, M, L)`, padded.
-        scores: `(B, M)`. The sum of log p over the words of a running caption; that sum divided by
+        scores: Scores `(B, M)`: the sum of log p over the words of a running caption; that sum divided by
             `length ** length_penalty` for a finished one.
-        beam_indices: `(B, M, L - prefix)`, for each word after the prefix the row, of N, of the beam that it was
-            appended to; -1 after the caption's end. This is `beam_indices` of transformers.
+        beam_indices: Row in [0, N) of the beam that each word after the prefix was appended to,
+            `(B, M, L - prefix)`; -1 after the caption's end. This is `beam_indices` of transformers.
     """
 
     words: Tensor
@@ -36,7 +36,7 @@ class Captions:
 
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """All tensors, in the order of the constructor."""
+        """The three tensors: words, scores and beam indices."""
         return self.words, self.scores, self.beam_indices
 
     def select(self, index: Tensor) -> Captions:
@@ -58,10 +58,10 @@ class Continuations:
     """M ways in which the running captions of each image may go on, the most preferred first.
 
     Args:
-        scores: `(B, M)`, sum of log p over the words of the caption that a continuation leads to.
-        parents: `(B, M)`, the beam in [0, K) that a continuation appends a word to.
-        words: `(B, M)`, that word.
-        may_end: `(B, M)`, whether the caption may be returned if it ends with that word. None if all may.
+        scores: Sum of log p over the words of the caption that a continuation leads to, `(B, M)`.
+        parents: Beam in [0, K) that a continuation appends a word to, `(B, M)`.
+        words: Id of that word, `(B, M)`.
+        may_end: Whether the caption may be returned if it ends with that word, `(B, M)`; None if all may.
     """
 
     scores: Tensor
@@ -80,10 +80,10 @@ class Beams:
     """K running and up to K finished captions of each image.
 
     Args:
-        prefix: First words of the K beams, `(B, K, T)`, all alike.
+        prefix: Prefix of the captions, `(B, K, T)`, the same for all K beams.
         config: Generation config of the search.
-        criteria: Stopping criteria, which tell whether a caption ends.
-        first_rows: `(B,)`, the row, of N, of the first of each image's K beams.
+        criteria: Stopping criteria, which decide whether a caption ends.
+        first_rows: Row in [0, N) of the first of each image's K beams, `(B,)`.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class Beams:
         self.is_finished = torch.cat([self.is_finished, ends], 1).gather(1, best)
 
     def _update_can_improve(self) -> None:
-        """Note images whose running captions can't end better than the worst finished one, by transformers' rules."""
+        """Update which images, by transformers' rules, have running captions that may beat their worst finished one."""
         config = self.config
         may_gain_by_length = config.early_stopping == "never" and config.length_penalty > 0
         num_words = (self.max_length if may_gain_by_length else self.length) - self.prefix_length
@@ -165,7 +165,7 @@ class Beams:
             self.can_improve &= ~all_finished
 
     def keep_images(self, images: Tensor) -> None:
-        """Go on with some of the images only; images `(B',)`."""
+        """Drop all images of the batch but those at these positions, `(B',)`."""
         self.running, self.finished = self.running.select_images(images), self.finished.select_images(images)
         self.is_finished, self.can_improve = self.is_finished[images], self.can_improve[images]
         self.first_rows = self.first_rows[images]

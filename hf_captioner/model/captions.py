@@ -97,10 +97,7 @@ def build_tokenizer(
 
 
 def tokenizer_of_words(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Return the word tokenizer that `build_tokenizer` would build for a known vocabulary.
-
-    Args:
-        words: Words without the special tokens, which get the ids from 4 on in this order.
+    """Return the word tokenizer that `build_tokenizer` would build for words with the ids from 4 on in this order.
 
     Raises:
         ValueError: A word occurs twice, or is a special token.
@@ -228,7 +225,7 @@ def caption_words(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> lis
 
 
 def _is_boundary(before: str, after: str) -> bool:
-    """Whether a word ends between two adjacent texts."""
+    """Return whether a word ends between two adjacent pieces of text."""
     if unicodedata.category(after[0]).startswith("M"):  # a combining mark on the previous letter
         return False
     return after[0].isspace() or bool(UNSPACED.match(before[-1]) or UNSPACED.match(after[0]))

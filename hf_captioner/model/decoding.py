@@ -3,7 +3,7 @@
 The plain version is transformers' own beam search (`GenerationMixin._beam_search`), which keeps every image in the
 batch until the last caption is finished. The search below returns the same sequences and scores in less time, because
 
-- the beams of an image begin alike, so their first words are read once per image instead of once per beam;
+- the beams of an image begin with the same prefix, which is read once per image instead of once per beam;
 - images whose captions can no longer improve are dropped from the batch.
 
 `tests/test_decoding.py` holds the two equal, and both equal to a search for a single image in plain Python
@@ -74,7 +74,7 @@ def can_drop_images(
 ) -> bool:
     """Return whether `beam_search` can replace transformers' own, given the settings of a call of `generate()`.
 
-    `arguments` are all others that transformers' beam search would get.
+    `arguments` are the other arguments that transformers' beam search would get.
     """
     returns_every_step = config.return_dict_in_generate and (
         config.output_scores or config.output_logits or config.output_attentions or config.output_hidden_states
@@ -109,7 +109,7 @@ def beam_search(
 ) -> GenerateBeamEncoderDecoderOutput | Tensor:
     """Return the captions of transformers' beam search, for settings that `can_drop_images` allows.
 
-    `generate()` passes the arguments: `input_ids` are the first words of every beam, `(N, T)`, and of `model_kwargs`
+    `generate()` passes the arguments: `input_ids` is the prefix of every beam, `(N, T)`, and of `model_kwargs`
     only `encoder_outputs` is used.
     """
     settings = (logits_processor, stopping_criteria, generation_config)
@@ -130,7 +130,8 @@ def search(
 ) -> list[Captions]:
     """Run a beam search and return the finished captions of each group of beams, the best caption first.
 
-    The beams of an image are divided into `num_groups` groups, which `choose` their continuations one after the other.
+    The beams of an image are divided into `num_groups` groups. At each step, `choose` returns the continuations of one
+    group after the other.
     The other arguments are those of `beam_search`.
     """
     prefix = input_ids.unflatten(0, (-1, int(config.num_beams)))  # type: ignore[arg-type]  # (B, G·K, T)
@@ -168,7 +169,7 @@ def search(
 def _start_groups(
     prefix: Tensor, criteria: StoppingCriteriaList, config: GenerationConfig, num_groups: int
 ) -> list[Beams]:
-    """Divide the beams of each image, which so far hold the first words `(B, G·K, T)`, into groups."""
+    """Return the groups into which the beams of each image are divided, all starting with the prefix `(B, G·K, T)`."""
     num_images, num_beams, _ = prefix.shape
     rows = torch.arange(num_images * num_beams, device=prefix.device).view(num_images, num_beams)
     group_size = num_beams // num_groups
@@ -179,7 +180,7 @@ def _start_groups(
 
 
 def _read_prefix(model: Model, prefix: Tensor, encoder_outputs: Any) -> tuple[Tensor, RecurrentCache]:
-    """Read the first words `(B, G·K, T)` once per image and return logits `(N, V)` and state of all its beams."""
+    """Read the prefix `(B, G·K, T)` once per image, and return the logits `(N, V)` and the state of all beams."""
     num_images, num_beams, _ = prefix.shape
     output = model(decoder_input_ids=prefix[:, 0], encoder_outputs=encoder_outputs)
     output.cache.reorder_cache(torch.arange(num_images, device=prefix.device).repeat_interleave(num_beams))
@@ -205,7 +206,7 @@ def _advance(groups: Sequence[Beams], log_probs: Tensor, choose: Choice) -> Tens
 
 
 def _remaining_images(groups: Sequence[Beams]) -> Tensor:
-    """Return the images to go on with, `(B',)`: all, or if enough are finished only those that can improve."""
+    """Return the positions `(B',)` of images that can improve, or of all while more than the fraction `DROP_AT` can."""
     can_improve = torch.stack([group.can_improve for group in groups]).any(0)  # (B,)
     if int(can_improve.sum()) > DROP_AT * len(can_improve):
         return torch.arange(len(can_improve), device=can_improve.device)

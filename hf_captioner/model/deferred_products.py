@@ -87,10 +87,10 @@ class DeferredLinear(DeferredProduct):
 
 
 class DeferredSum(DeferredProduct):
-    """Weighted sums over the cells of each image, weights `(b, k, P) -> (b, k, X)`.
+    """Weighted sums over the grid cells of each image, weights `(b, k, P) -> (b, k, X)`.
 
     Args:
-        values: What is summed, `(B, P, X)`. A step may leave out the last images.
+        values: Vectors that are summed, one for each cell, `(B, P, X)`. A step may leave out the last images.
     """
 
     def _product(self, step: Tensor) -> Tensor:

@@ -50,9 +50,9 @@ class CaptionerEncoderOutput(ModelOutput):
 
 
 class CaptionerEncoder(PreTrainedModel):
-    """An encoder from `ENCODERS` as a model of its own.
+    """An encoder from `ENCODERS`, as a transformers model with its own `_init_weights`.
 
-    As a model it has its own `_init_weights`, so that initialising a captioner leaves pretrained weights alone.
+    Therefore initialising a captioner leaves pretrained weights alone.
 
     Args:
         config: Configuration of the captioner.
@@ -133,5 +133,5 @@ class CaptionerEncoder(PreTrainedModel):
 
 
 def _is_trained(module: nn.Module) -> bool:
-    """Whether any parameter of a module requires a gradient."""
+    """Return whether any parameter of a module requires a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())

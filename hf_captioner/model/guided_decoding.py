@@ -4,7 +4,7 @@
     words = processor.tokenizer(["dog", "red ball"], add_special_tokens=False).input_ids
     model.generate(**inputs, custom_generate=constrained_beam_search, num_beams=6, force_words_ids=words)
 
-Each is the `search` of decoding.py with another rule for choosing how captions go on.
+Both call `search` of decoding.py with a different rule for choosing the continuations of captions.
 """
 
 # B: images, K: beams of an image (in one group), N: beams of all images, M: continuations considered, V: vocabulary
@@ -144,7 +144,7 @@ class Constraint:
         return is_met
 
     def num_begun(self, words: Tensor) -> list[Tensor]:
-        """Return, for each phrase, with how many of its first words, but not all, captions end: `(..., T) -> (...)`."""
+        """Return for each phrase how many of its words, but not all, captions end with: `(..., T) -> (...)`."""
         counts = []
         for phrase in self.phrases:
             count = torch.zeros(words.shape[:-1], dtype=torch.long, device=words.device)
@@ -154,12 +154,12 @@ class Constraint:
         return counts
 
     def num_held(self, words: Tensor) -> Tensor:
-        """Return how many forced words captions hold or have begun to hold: `(..., T) -> (...)`."""
+        """Return how many words of the constraint captions satisfy, begun phrases included: `(..., T) -> (...)`."""
         begun = torch.stack(self.num_begun(words)).amax(0)
         return torch.where(self.is_met(words), self.num_words, begun)
 
     def next_words(self, words: Tensor) -> Tensor:
-        """Return the word that takes each phrase further, -1 where the constraint is met: `(..., T) -> (..., F)`."""
+        """Return the next word of each phrase, -1 where the constraint is already met: `(..., T) -> (..., F)`."""
         following = [phrase[count] for phrase, count in zip(self.phrases, self.num_begun(words), strict=True)]
         return torch.where(self.is_met(words).unsqueeze(-1), -1, torch.stack(following, -1))
 
@@ -167,10 +167,12 @@ class Constraint:
 def constrained_continuations(
     log_probs: Tensor, beams: Beams, earlier: Sequence[Continuations], constraints: Sequence[Constraint]
 ) -> Continuations:
-    """Return continuations shared out evenly among numbers of forced words that captions hold.
+    """Return continuations by dynamic beam allocation (Post and Vilar 2018).
 
-    Otherwise captions on their way to the constraints would be crowded out by likelier ones that ignore them. Captions
-    may end only with all constraints met. See `Choice` in decoding.py for the other arguments.
+    Each count of satisfied constraint words gets an equal share of the beam slots. Otherwise captions that work towards
+    the constraints would be crowded out by likelier ones that ignore them. A caption may end only if it meets all
+    constraints. `earlier`, the continuations that earlier groups of beams chose at this step, is not used, as there is
+    only one group. See `Choice` in decoding.py for the other arguments.
     """
     totals = beams.totals(log_probs)  # (B, K, V)
     sequences = beams.running.words[..., : beams.length]  # (B, K, T)
@@ -196,7 +198,7 @@ def constrained_continuations(
 def _propose(
     totals: Tensor, sequences: Tensor, likeliest: Continuations, constraints: Sequence[Constraint]
 ) -> Continuations:
-    """Return the likeliest continuations, the likeliest of each beam, and all that take a constraint further.
+    """Return the likeliest continuations, the likeliest of each beam, and all that add the next word of a phrase.
 
     `totals` are the scores of all continuations, `(B, K, V)`, and `sequences` the running captions, `(B, K, T)`. A
     continuation proposed before gets the score -inf, and so does the word -1.
@@ -216,10 +218,10 @@ def _propose(
 
 
 def _share_out(scores: Tensor, num_held: Tensor, is_possible: Tensor) -> Tensor:
-    """Return the order in which continuations are chosen, so that no number of forced words is crowded out.
+    """Return the order in which to choose continuations so that each count of satisfied constraint words has its share.
 
-    First come the likeliest continuations for each number of forced words, then the second likeliest for each, and so
-    on; among these those with more forced words come first. The impossible ones come last.
+    First come the likeliest continuations for each count of constraint words, then the second likeliest for each, and
+    so on; among these, those with more constraint words come first. The impossible ones come last.
     """
     by_score = scores.argsort(dim=1, descending=True, stable=True)
     num_held, is_possible = num_held.gather(1, by_score), is_possible.gather(1, by_score)

@@ -1,4 +1,4 @@
-"""The loss that a captioner is trained with: cross-entropy, and the terms that its configuration adds."""
+"""The training loss of a captioner: cross-entropy, and the terms that its configuration adds."""
 
 # N: captions, T: words
 
@@ -32,7 +32,7 @@ def captioning_loss(
     """Return the training loss, a scalar.
 
     It is the cross-entropy, plus the doubly stochastic term if its weight is not 0, plus the REINFORCE and entropy
-    terms if the attention samples cells. Such an attention's baseline is updated.
+    terms if the attention samples image cells. The baseline of such an attention is updated.
 
     Labels are `(N, T)`; `num_items_in_batch` and `num_captions` are those of `CaptionerModel.forward`.
     """
@@ -60,7 +60,8 @@ def captioning_loss(
 def _estimated_captions(labels: Tensor, num_items_in_batch: Tensor | int) -> Tensor:
     """Estimate the number of captions in a whole batch from its number of words.
 
-    The estimate assumes that its captions have as many words on average as those in `labels` `(N, T)`, one part of it.
+    The estimate assumes that its captions have as many words on average as those in `labels` `(N, T)`, which are a part
+    of the batch.
     """
     words = labels != IGNORED
     return words.any(1).sum().clamp(min=1) * num_items_in_batch / words.sum().clamp(min=1)

@@ -37,7 +37,7 @@ class CaptionerOutput(ModelOutput):
         loss: Scalar, if labels are given.
         logits: `(B, T, V)`, or `(B, K, T, V)` for labels `(B, K, T)`; zero after the end of a caption.
         cache: State after the last word, if no labels are given and `use_cache` is not False.
-        cross_attentions: One tensor `(B, K, T, P)`, the attention weights that chose each word.
+        cross_attentions: One tensor `(B, K, T, P)`, the attention weights with which each word was predicted.
         decoder_hidden_states: One tensor of decoder states, shaped like `logits` with D in place of V. None if the
             decoder does not return them.
         decoder_attentions: Always None, because a recurrent decoder has no self-attention.

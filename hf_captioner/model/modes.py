@@ -1,4 +1,4 @@
-"""Switching a module to evaluation mode for a while."""
+"""A context manager that switches a module to evaluation mode."""
 
 from __future__ import annotations
 

@@ -27,10 +27,10 @@ def cross_entropy(
     """Return the mean negative log-likelihood of the words in labels, in nats.
 
     Args:
-        logits: `(N, T, V)`.
-        labels: `(N, T)`, -100 where there is no word.
+        logits: Logits `(N, T, V)`.
+        labels: Word ids `(N, T)`, -100 where there is no word.
         label_smoothing: Probability in [0, 1) that is spread evenly over the vocabulary (Szegedy et al. 2016).
-        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
+        num_items_in_batch: Number of words in the whole optimizer step, if this batch is a part of it.
     """
     logits, labels, _ = _select_words(logits, labels)
     total = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction="sum")
@@ -44,15 +44,15 @@ _REDUCE_CELLS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean", num_captions: Count = None) -> Tensor:
-    """Return the penalty on cells that a caption attends to too much or too little (Xu et al. 2015, eq. 14).
+    """Return the penalty on image cells that a caption attends to too much or too little (Xu et al. 2015, eq. 14).
 
-    For each cell p of a caption it is `(1 - Σ_t α_tp)²`. It is reduced over cells, then averaged over captions.
+    For each cell p and each caption it is `(1 - Σ_t α_tp)²`. It is reduced over cells, then averaged over captions.
 
     Args:
         weights: Attention weights `(N, T, P)`, zero after the end of a caption.
         labels: `(N, T)`, -100 where there is no word. Captions without a word are not counted.
         reduction: `"sum"` over cells as in the paper, or `"mean"`.
-        num_captions: Number of captions in the whole optimizer step, if this is a part of it.
+        num_captions: Number of captions in the whole optimizer step, if this batch is a part of it.
     """
     shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
     has_words = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
@@ -74,21 +74,23 @@ def reinforce(
     baseline: Tensor | float,
     num_items_in_batch: Count = None,
 ) -> Tensor:
-    """Return the REINFORCE loss of an attention that samples cells (Xu et al. 2015, sec. 4.1, second term).
+    """Return the REINFORCE loss of an attention that samples image cells (Xu et al. 2015, sec. 4.1, second term).
 
-    For a caption y of T words, with cells s sampled for them, it is `-(log p(y|s) - T b) Σ_t log p(s_t)`, summed over
-    captions and divided by the number of words. Added to `cross_entropy` it has, in expectation, the gradient of
-    `-log p(y|s)` averaged over s, whatever the baseline b; a b close to the mean score keeps the variance low.
+    For a caption y of T words, with one image cell s_t sampled for each word, it is
+    `-(log p(y|s) - T b) Σ_t log p(s_t)`, summed over captions and divided by the number of words. Added to
+    `cross_entropy` it has, in expectation, the gradient of `-log p(y|s)` averaged over s, whatever the baseline b; a b
+    close to the mean score keeps the variance low.
 
     Departure: b is the moving average of the score of a word, as in the authors' code, and not of a caption. The
-    latter would mainly tell long captions from short ones.
+    average over captions would mainly distinguish long captions from short ones.
 
     Args:
-        scores: log p of every word given the cells, `(N, T)`, 0 where there is no word. No gradient flows through it.
+        scores: log p of every word given the sampled cells, `(N, T)`, 0 where there is no word. No gradient flows
+            through it.
         log_probs: log p of the sampled cells, `(N, T)`, 0 where none was sampled.
         labels: `(N, T)`, -100 where there is no word.
-        baseline: The baseline b.
-        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
+        baseline: Baseline b, close to the mean score of a word.
+        num_items_in_batch: Number of words in the whole optimizer step, if this batch is a part of it.
     """
     is_word = labels != IGNORED
     advantages = ((scores.detach() - baseline) * is_word).sum(1)  # (N,)
@@ -104,7 +106,7 @@ def attention_entropy(weights: Tensor, labels: Tensor, num_items_in_batch: Count
     Args:
         weights: Attention weights `(N, T, P)`.
         labels: `(N, T)`, -100 where there is no word.
-        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
+        num_items_in_batch: Number of words in the whole optimizer step, if this batch is a part of it.
     """
     weights = weights[labels != IGNORED].float()  # (words, P)
     # A weight of 0 adds nothing to the entropy, but the gradient of its logarithm would be infinite.
@@ -144,7 +146,7 @@ def sampling_probability(progress: float, highest: float, course: str) -> float:
     Args:
         progress: Fraction of the optimizer steps that are done, in [0, 1].
         highest: Probability at the end, in [0, 1).
-        course: How it rises: `"linear"`, `"exponential"`, `"inverse_sigmoid"`, or `"constant"` for not at all.
+        course: Shape of the rise: `"linear"`, `"exponential"`, `"inverse_sigmoid"`, or `"constant"` for not at all.
     """
     return _COURSES[course](progress, highest)
 
@@ -168,7 +170,7 @@ def self_critical(logits: Tensor, labels: Tensor, advantages: Tensor, num_items_
         logits: `(N, T, V)`.
         labels: Sampled words `(N, T)`, -100 after their end.
         advantages: Reward of each caption minus its baseline, `(N,)`.
-        num_items_in_batch: Number of words in the whole optimizer step, if this is a part of it.
+        num_items_in_batch: Number of words in the whole optimizer step, if this batch is a part of it.
     """
     total = -(log_likelihood(logits, labels) * advantages.unsqueeze(1)).sum()
     return _mean(total, (labels != IGNORED).sum(), num_items_in_batch)

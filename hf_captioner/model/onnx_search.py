@@ -20,7 +20,7 @@ DROP_AT = 0.8  # images are dropped when at most this fraction of the batch rema
 Arrays = list[np.ndarray]
 # A function that reads one more word of each caption. Its arguments are the words (B, K), the arrays that hold the
 # images (each with B in front), and the states (B, K, D) before. It returns log p of the next word (B, K, V), the
-# attention weights that chose it (B, K, P), and the states after.
+# attention weights with which it was predicted (B, K, P), and the states after.
 Read = Callable[[np.ndarray, Arrays, Arrays], tuple[np.ndarray, np.ndarray, Arrays]]
 
 
@@ -84,10 +84,11 @@ class Captions:
 
     Args:
         words: Token ids `(B, M, L)`, padded; the first is `<start>`.
-        scores: `(B, M)`. The sum of log p over the words of a running caption; that sum divided by
+        scores: Scores `(B, M)`: the sum of log p over the words of a running caption; that sum divided by
             `length ** length_penalty` for a finished one; 0 in greedy search.
-        word_scores: `(B, M, L)`, log p of each word before words are forbidden; 0 after the caption's end.
-        weights: Attention weights that chose each word, `(B, M, L, P)`. P is 0 if they are not kept.
+        word_scores: log p of each word as the model predicts it, before words are forbidden, `(B, M, L)`; 0 after the
+            caption's end.
+        weights: Attention weights with which each word was predicted, `(B, M, L, P)`. P is 0 if they are not kept.
     """
 
     words: np.ndarray
@@ -106,7 +107,7 @@ class Captions:
 
     @property
     def parts(self) -> tuple[np.ndarray, ...]:
-        """All arrays, in the order of the constructor."""
+        """The four arrays: words, scores, word scores and attention weights."""
         return self.words, self.scores, self.word_scores, self.weights
 
     def select(self, index: np.ndarray) -> Captions:
@@ -136,8 +137,8 @@ class Captions:
 def search(read: Read, memory: Arrays, state: Arrays, settings: Settings, *, num_cells: int = 0) -> Captions:
     """Return the `num_return_sequences` best captions of each image, the best first.
 
-    `memory` holds the images, in arrays with B in front, and `state` the states before the first word, `(B, 1, D)`.
-    `num_cells` is P if the attention weights are to be kept, 0 if not.
+    `memory` holds the encoded images, in arrays with B in front, and `state` the states before the first word,
+    `(B, 1, D)`. `num_cells` is P if the attention weights are to be kept, 0 if not.
     """
     find = greedy_search if settings.num_beams == 1 else beam_search
     captions = find(read, memory, state, settings, num_cells)
@@ -227,7 +228,7 @@ class Beams:
         self.is_finished = np.take_along_axis(np.concatenate([self.is_finished, ends], 1), best, 1)
 
     def _update_can_improve(self) -> None:
-        """Note images whose running captions can't end better than the worst finished one, by transformers' rules."""
+        """Update which images, by transformers' rules, have running captions that may beat their worst finished one."""
         settings = self.settings
         may_gain_by_length = settings.early_stopping == "never" and settings.length_penalty > 0
         num_words = (settings.max_length if may_gain_by_length else self.length) - 1
@@ -238,7 +239,7 @@ class Beams:
             self.can_improve &= ~all_finished
 
     def keep_images(self, images: np.ndarray) -> None:
-        """Go on with some of the images only; images `(B',)`."""
+        """Drop all images of the batch but those at these positions, `(B',)`."""
         self.running, self.finished = self.running.select_images(images), self.finished.select_images(images)
         self.is_finished, self.can_improve = self.is_finished[images], self.can_improve[images]
 
@@ -269,7 +270,7 @@ def beam_search(read: Read, memory: Arrays, state: Arrays, settings: Settings, n
 
 
 def _remaining_images(beams: Beams) -> np.ndarray:
-    """Return the images to go on with, `(B',)`: all, or if enough are finished only those that can improve."""
+    """Return the positions `(B',)` of images that can improve, or of all while more than the fraction `DROP_AT` can."""
     can_improve = beams.can_improve
     if can_improve.sum() > DROP_AT * len(can_improve):
         return np.arange(len(can_improve))

@@ -1,4 +1,4 @@
-"""Looking up a captioner's parts by name, and building them."""
+"""Look-up by name and construction of a captioner's parts: its encoder, attention and decoder."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from .registry import Registry
 
 
 def find_part(registry: Registry, name: str, packages: Mapping[str, str] | None) -> Any:
-    """Return the class of a part; if it is missing, the error names the package in `CaptionerConfig.packages`."""
+    """Return the class of a part, given `CaptionerConfig.packages`.
+
+    Raises:
+        ValueError: The part is not installed; the message names the package that provides it, if `packages` does.
+    """
     return registry.get(name, (packages or {}).get(f"{registry.kind}/{name}"))
 
 
 def build_part(
     registry: Registry, name: str, packages: Mapping[str, str] | None, kwargs: Mapping[str, Any] | None, **sizes: Any
 ) -> Any:
-    """Build a part from sizes that follow from the configuration and from arguments `kwargs` of the user.
+    """Build a part with the sizes that the configuration determines and the user's own arguments `kwargs`.
 
     Raises:
         ValueError: The part does not take one of the user's arguments, or cannot be found.

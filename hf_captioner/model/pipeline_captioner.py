@@ -1,4 +1,4 @@
-"""The pipeline `image-captioning`: images in, captions out, with the attention that chose each word."""
+"""The pipeline `image-captioning`, which captions images and returns the attention map of each word."""
 
 # B: images, S: captions returned for an image, N = B·S: captions, T: words, P: image cells (rows x columns)
 
@@ -62,8 +62,8 @@ class ImageCaptioningPipeline(Pipeline):
       `decoder_input_ids`.
     - `score`, with `return_scores`: Mean log-probability of all ids including `<end>`, by which beam search ranks
       captions at its default `length_penalty` of 1.
-    - `attentions`, with `return_attentions`: Array `(T, rows, columns)`, for each word the attention map that chose
-      it, averaged over its pieces. Each map sums to 1.
+    - `attentions`, with `return_attentions`: Array `(T, rows, columns)`, the attention map with which each word was
+      predicted, averaged over the word's pieces. Each map sums to 1.
     - `box`, with `return_attentions`: `(left, top, right, bottom)` of the area that the maps cover, in pixels of the
       upright image. It exceeds the image where the encoder's cells see beyond it (see `TimmEncoder.grid_box` and
       `CaptionerImageProcessor.visible_box`).
@@ -135,15 +135,9 @@ class ImageCaptioningPipeline(Pipeline):
         **generate_kwargs: Any,
     ) -> dict[str, Tensor]:
         pixel_values = inputs["pixel_values"]
-        output = self.model.generate(
-            pixel_values=pixel_values,
-            **self._prepare_generate_kwargs(
-                generate_kwargs,
-                return_dict_in_generate=True,
-                output_logits=return_scores,
-                output_attentions=return_attentions,
-            ),
-        )
+        outputs = {"output_logits": return_scores, "output_attentions": return_attentions}
+        settings = self._prepare_generate_kwargs(generate_kwargs, return_dict_in_generate=True, **outputs)
+        output = self.model.generate(pixel_values=pixel_values, **settings)
         results = {"sequences": output.sequences[:, 1:]}  # (N, T), without <start>
         if return_scores:
             word_scores = self.model.compute_transition_scores(
@@ -174,10 +168,9 @@ class ImageCaptioningPipeline(Pipeline):
 
     def _grid_box(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the box that the grid of cells covers in an image of this width and height."""
-        processor, part = self.processor.image_processor, self.model.encoder.part
-        if not hasattr(part, "grid_box"):
-            return processor.visible_box(width, height)
-        return processor.visible_box(width, height, part.grid_box(processor.size["height"], processor.size["width"]))
+        processor, encoder = self.processor.image_processor, self.model.encoder.part
+        size = processor.size["height"], processor.size["width"]
+        return processor.visible_box(width, height, encoder.grid_box(*size) if hasattr(encoder, "grid_box") else None)
 
     def _describe(
         self, sequences: Tensor, word_scores: Tensor | None = None, attentions: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The processor of a captioner: images to pixel values, captions to labels, and ids back to captions."""
+"""The processor of a captioner, which turns images into pixel values, captions into labels, and ids into captions."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class CaptionerProcessor(ProcessorMixin):
 
 
 def _padded_length(ids: Sequence[Sequence[int]], padding: bool | str, max_length: int | None) -> int:
-    """Return T of the labels for captions with these ids, or raise ValueError if they do not fit."""
+    """Return the length T to which labels are padded; raise a ValueError if `padding` and `max_length` forbid it."""
     longest = max(map(len, ids))
     if padding == "max_length":
         if max_length is None or max_length < longest:

@@ -1,4 +1,4 @@
-"""Where in an image the cells of an encoder look."""
+"""Measurement of where in an image the grid cells of an encoder look."""
 
 # B: images, H, W: pixels
 
@@ -28,11 +28,12 @@ def receptive_field_offset(
     Args:
         encoder: Module that encodes images `(B, 3, H, W)` as cells `(B, rows · columns, C)`. Its mode and gradients
             are left as they are.
-        image_size: Height and width in pixels.
-        grid_size: Rows and columns.
+        image_size: Height and width of the images in pixels.
+        grid_size: Rows and columns of the grid of cells.
 
     Returns:
-        Pixels down and pixels to the right. Both are 0 if the encoder has no gradients, as when it is quantised.
+        The offset in pixels down and in pixels to the right. Both are 0 if the encoder has no gradients, as when it is
+        quantised.
     """
     parameter = next(encoder.parameters())
     generator = torch.Generator().manual_seed(0)
@@ -59,6 +60,6 @@ def _middle(count: int) -> range:
 
 
 def _centre_of_mass(mass: Tensor) -> float:
-    """Return the centre of mass of a row of pixels, in pixels from its start; a pixel lies at its middle."""
+    """Return the centre of mass of `(pixels,)` in pixels from the start; pixel i has its mass at i + 0.5."""
     positions = torch.arange(len(mass)) + 0.5
     return float(mass @ positions / mass.sum())

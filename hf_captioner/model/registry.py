@@ -1,4 +1,6 @@
-"""Parts by name: those of this package, and those that installed packages announce by entry points.
+"""Registries of parts by name: parts of this package, and those that installed packages announce by entry points.
+
+A part is a named component of one kind: an encoder, an attention, a decoder, a data set or a metric.
 
 It needs the standard library alone, and parts are imported only when they are used. `hf-captioner parts` lists them.
 """
@@ -17,7 +19,7 @@ Part = TypeVar("Part")
 
 
 class Registry:
-    """The parts of one kind, by name.
+    """The parts (named components) of one kind.
 
     A name stands for an object given to `register`, for a built-in part or for an entry point of the group
     `hf_captioner.<kind>`. Checkpoints hold names and never import paths.
@@ -120,7 +122,7 @@ class Registry:
         return None
 
     def _claims(self, name: str) -> list[str]:
-        """Return the origins that claim a name: one, or none if it is unknown, or several if they conflict."""
+        """Return where parts of this name come from: one place, none for an unknown name, several for a conflict."""
         builtin = [self._builtins[name]] if name in self._builtins else []
         plugins = self._plugins().get(name, [])
         return builtin + [f"{point.value} of {point.dist.name if point.dist else 'no package'}" for point in plugins]
