@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -47,13 +46,6 @@ def half_transparent(mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def with_colour_key() -> Image.Image:
-    """Return the quadrants as an image whose blue is declared transparent."""
-    image = Image.fromarray(quadrants())
-    image.info["transparency"] = BLUE
-    return image
-
-
 def assert_close(image: Image.Image, expected: np.ndarray, tolerance: float) -> None:
     """Compare by the mean absolute difference, which tolerates ringing of lossy formats along edges."""
     assert image.mode == "RGB"
@@ -63,15 +55,9 @@ def assert_close(image: Image.Image, expected: np.ndarray, tolerance: float) -> 
 
 # For each EXIF orientation (tag 0x0112), the transform of an upright image to the array that a file stores.
 STORED = {
-    1: lambda a: a,
-    2: np.fliplr,
-    3: lambda a: np.rot90(a, 2),
-    4: np.flipud,
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a, 1),
-    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
-    8: lambda a: np.rot90(a, -1),
-}
+    1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: lambda a: np.rot90(a, -1),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
@@ -95,38 +81,36 @@ def on_white(colour: tuple[int, int, int] | int) -> np.ndarray:
     return expected
 
 
-def keyed() -> np.ndarray:
-    expected = quadrants()
-    expected[HEIGHT // 2 :, : WIDTH // 2] = WHITE
-    return expected
-
-
 RED_AS_GREY = np.asarray(Image.new("RGB", (1, 1), RED).convert("L")).item()
+COLOURS, GREYS, GREYS_16 = (Image.fromarray(array) for array in (quadrants(), grey(), grey(np.uint16)))
+COLOUR_KEY = COLOURS.copy()
+COLOUR_KEY.info["transparency"] = BLUE
+GREYS_OF_16_BITS = rgb(grey(np.uint16) / 257)
 FILES = {
-    "plain.png": (lambda: Image.fromarray(quadrants()), quadrants(), 0),
-    "plain.bmp": (lambda: Image.fromarray(quadrants()), quadrants(), 0),
-    "cmyk.jpg": (lambda: Image.fromarray(quadrants()).convert("CMYK"), quadrants(), 4),
-    "cmyk.tif": (lambda: Image.fromarray(quadrants()).convert("CMYK"), quadrants(), 2),
-    "grey.jpg": (lambda: Image.fromarray(grey()), rgb(grey()), 3),
-    "grey_alpha.png": (lambda: half_transparent("LA"), on_white(RED_AS_GREY), 1),
-    "alpha.png": (lambda: half_transparent("RGBA"), on_white(RED), 0),
-    "alpha.webp": (lambda: half_transparent("RGBA"), on_white(RED), 3),
-    "colour_key.png": (with_colour_key, keyed(), 0),
-    "palette.png": (lambda: Image.fromarray(quadrants()).quantize(8), quadrants(), 1),
-    "palette_alpha.png": (lambda: half_transparent("RGBA").quantize(8), on_white(RED), 1),
-    "palette_alpha.gif": (lambda: half_transparent("RGBA"), on_white(RED), 1),
-    "one_bit.png": (lambda: Image.fromarray(grey() > 99), rgb((grey() > 99) * np.uint8(255)), 0),
-    "16_bit.png": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
-    "16_bit.tif": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
-    "16_bit_big_endian.tif": (lambda: Image.fromarray(grey(np.uint16).astype(">u2")), rgb(grey(np.uint16) / 257), 0.5),
-    "16_bit.pgm": (lambda: Image.fromarray(grey(np.uint16)), rgb(grey(np.uint16) / 257), 0.5),
+    "plain.png": (COLOURS, quadrants(), 0),
+    "plain.bmp": (COLOURS, quadrants(), 0),
+    "cmyk.jpg": (COLOURS.convert("CMYK"), quadrants(), 4),
+    "cmyk.tif": (COLOURS.convert("CMYK"), quadrants(), 2),
+    "grey.jpg": (GREYS, rgb(grey()), 3),
+    "grey_alpha.png": (half_transparent("LA"), on_white(RED_AS_GREY), 1),
+    "alpha.png": (half_transparent("RGBA"), on_white(RED), 0),
+    "alpha.webp": (half_transparent("RGBA"), on_white(RED), 3),
+    "colour_key.png": (COLOUR_KEY, np.where((quadrants() == BLUE).all(-1, keepdims=True), WHITE, quadrants()), 0),
+    "palette.png": (COLOURS.quantize(8), quadrants(), 1),
+    "palette_alpha.png": (half_transparent("RGBA").quantize(8), on_white(RED), 1),
+    "palette_alpha.gif": (half_transparent("RGBA"), on_white(RED), 1),
+    "one_bit.png": (Image.fromarray(grey() > 99), rgb((grey() > 99) * np.uint8(255)), 0),
+    "16_bit.png": (GREYS_16, GREYS_OF_16_BITS, 0.5),
+    "16_bit.tif": (GREYS_16, GREYS_OF_16_BITS, 0.5),
+    "16_bit_big_endian.tif": (Image.fromarray(grey(np.uint16).astype(">u2")), GREYS_OF_16_BITS, 0.5),
+    "16_bit.pgm": (GREYS_16, GREYS_OF_16_BITS, 0.5),
 }
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_kinds_of_files(tmp_path, name):
-    make, expected, tolerance = FILES[name]
-    make().save(tmp_path / name)
+    image, expected, tolerance = FILES[name]
+    image.save(tmp_path / name)
     assert_close(open_image(tmp_path / name), expected, tolerance)
 
 
@@ -139,20 +123,19 @@ def test_first_frame_of_an_animation(tmp_path, suffix):
     assert_close(open_image(path), np.full((HEIGHT, WIDTH, 3), RED), tolerance=4)
 
 
-ARRAYS = {
-    "grey": (grey(), rgb(grey())),
-    "rgb": (quadrants(), quadrants()),
-    "rgba": (np.asarray(half_transparent("RGBA")), on_white(RED)),
-    "grey 16 bits": (grey(np.uint16), rgb(grey(np.uint16) / 257)),
-    "grey 16 bits big-endian": (grey(np.uint16).astype(">u2"), rgb(grey(np.uint16) / 257)),
-    "rgb 16 bits": (quadrants().astype(np.uint16) * 257, quadrants()),
-    "not contiguous": (quadrants()[:, ::-1], quadrants()[:, ::-1]),
-}
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_arrays(name):
-    array, expected = ARRAYS[name]
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (grey(), rgb(grey())),
+        (quadrants(), quadrants()),
+        (np.asarray(half_transparent("RGBA")), on_white(RED)),
+        (grey(np.uint16), GREYS_OF_16_BITS),
+        (grey(np.uint16).astype(">u2"), GREYS_OF_16_BITS),
+        (quadrants().astype(np.uint16) * 257, quadrants()),
+        (quadrants()[:, ::-1], quadrants()[:, ::-1]),  # not contiguous
+    ],
+)
+def test_arrays(array, expected):
     assert_close(open_image(array), expected, tolerance=0.5)
 
 
@@ -169,46 +152,31 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.parametrize("path", ["photo.png", "moved"])
-def test_url(url, path):
-    assert_close(open_image(f"{url}/{path}"), on_white(RED), tolerance=0)
-
-
-def test_url_errors(url):
-    with pytest.raises(ConnectionError, match=r"127.0.0.1:\d+/none.png cannot be downloaded: .*404"):
-        open_image(f"{url}/none.png")
+def test_urls():
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        for path in ("photo.png", "moved"):
+            assert_close(open_image(f"{url}/{path}"), on_white(RED), tolerance=0)
+        with pytest.raises(ConnectionError, match=r"127.0.0.1:\d+/none.png cannot be downloaded: .*404"):
+            open_image(f"{url}/none.png")
+        server.shutdown()
     with pytest.raises(ConnectionError, match=r"http://127.0.0.1:1/a.png cannot be downloaded"):
         open_image("http://127.0.0.1:1/a.png")
 
 
 @pytest.mark.parametrize("convert", [str, Path, Path.read_bytes, Image.open])
 def test_sources(tmp_path, convert):
-    path = tmp_path / "photo.png"
-    Image.fromarray(quadrants()).save(path)
-    assert_close(open_image(convert(path)), quadrants(), tolerance=0)
+    COLOURS.save(tmp_path / "photo.png")
+    assert_close(open_image(convert(tmp_path / "photo.png")), quadrants(), tolerance=0)
 
 
-def test_a_given_pil_image_is_left_alone(tmp_path):
-    path = tmp_path / "photo.png"
-    half_transparent("RGBA").save(path)
-    given = Image.open(path)
-    opened = open_image(given)
-    opened.paste(BLUE, (0, 0, WIDTH, HEIGHT))
-    assert given.mode == "RGBA"
-    assert np.array_equal(np.asarray(given), np.asarray(half_transparent("RGBA")))
-
-    given = Image.fromarray(quadrants())
-    open_image(given).paste(BLUE, (0, 0, WIDTH, HEIGHT))
-    assert np.array_equal(np.asarray(given), quadrants())
+@pytest.mark.parametrize("image", [half_transparent("RGBA"), COLOURS], ids=["RGBA", "RGB"])
+def test_a_given_pil_image_is_left_alone(tmp_path, image):
+    image.save(tmp_path / "photo.png")
+    for given in (Image.open(tmp_path / "photo.png"), image.copy()):
+        open_image(given).paste(BLUE, (0, 0, WIDTH, HEIGHT))
+        assert given.mode == image.mode and np.array_equal(np.asarray(given), np.asarray(image))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "tif", "bmp"])
@@ -226,10 +194,9 @@ def test_truncated_files(tmp_path, suffix, fraction):
 
 @pytest.mark.parametrize("content", [b"", b"a dog runs", b"\xff\xd8\xff\xe0 not a JPEG"])
 def test_other_files_named_as_images(tmp_path, content):
-    path = tmp_path / "text.jpg"
-    path.write_bytes(content)
+    (tmp_path / "text.jpg").write_bytes(content)
     with pytest.raises(ValueError, match=r"text\.jpg is not a readable image: .*") as error:
-        open_image(path)
+        open_image(tmp_path / "text.jpg")
     assert "\n" not in str(error.value)
 
 
@@ -265,7 +232,6 @@ def test_decompression_bombs_are_refused_before_decoding(tmp_path, monkeypatch, 
         (torch.zeros(3, 4, 4), TypeError, "cannot be read from Tensor; give a path"),
         (None, TypeError, "cannot be read from NoneType"),
     ],
-    ids=lambda value: None,
 )
 def test_unusable_sources(source, error, message):
     with pytest.raises(error, match=message):
