@@ -1,4 +1,4 @@
-"""A training loop in plain PyTorch and Accelerate, to read: how a captioner learns drawn shapes.
+"""Train a captioner on drawn shapes with a short training loop in plain PyTorch and Accelerate.
 
     python examples/plain_loop.py                       # about a minute on two cores
     accelerate launch examples/plain_loop.py            # on several processes, or on a GPU

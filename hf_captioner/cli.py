@@ -33,7 +33,7 @@ class CommandParser(argparse.ArgumentParser):
         return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> Any:
-        """End with the message in one line, and where to find help."""
+        """End the program with the message in one line, which also says where to find help."""
         self.exit(EXIT_REFUSED, f"error: {message}\nSee: {self.prog} --help\n")
 
 
@@ -75,12 +75,12 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     """Load a saved captioner and its processor from a folder or the Hub.
 
     Args:
-        folder: folder in which it was saved, or its id on the Hub.
+        folder: Folder in which it was saved, or its id on the Hub.
         hub: `revision`, `subfolder`, `token` and `cache_dir`, as `from_pretrained` takes them.
 
     Raises:
-        ValueError: there is a model, but not a captioner, or none can be loaded.
-        FileNotFoundError: the folder holds no model.
+        ValueError: There is a model, but not a captioner, or none can be loaded.
+        FileNotFoundError: The folder holds no model.
     """
     from .model.modeling_captioner import CaptionerModel
     from .model.processing_captioner import CaptionerProcessor
@@ -100,7 +100,7 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
 
 
 def show_messages() -> None:
-    """Show the package's log messages on standard error; a program that uses the package decides that for itself."""
+    """Show the package's log messages on standard error; where it is used as a library, its user configures logging."""
     logger = logging.getLogger(__package__)
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -110,11 +110,11 @@ def show_messages() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Run a command and return its exit code; errors that the user can mend end in one line on standard error.
+    """Run a command and return its exit code; errors that the user can fix end in one line on standard error.
 
     Args:
-        main: the command; returns an exit code, or None for success.
-        argv: its arguments.
+        main: Function of the command, which returns an exit code, or None for success.
+        argv: Arguments of the command.
     """
     show_messages()
     if not sys.stderr.isatty():  # Progress bars are for terminals.

@@ -15,7 +15,7 @@ class SparseAttention(nn.Module):
         self.query_to_key = nn.Linear(query_size, attention_size)
 
     def keys(self, memory: Tensor) -> Tensor:
-        """Compute what depends on the images alone, scaled keys: `(B, P, C) -> (B, A, P)`."""
+        """Compute what depends on the images alone, scaled keys of the image cells: `(B, P, C) -> (B, A, P)`."""
         keys = self.memory_to_key(memory).transpose(1, 2)
         return keys / math.sqrt(keys.shape[1])
 
@@ -23,8 +23,8 @@ class SparseAttention(nn.Module):
         """Attend with K queries for each image.
 
         Args:
-            query: `(B, K, D)`.
-            keys: `(B, A, P)`, from `keys`.
+            query: Queries `(B, K, D)`.
+            keys: Keys `(B, A, P)`, from the method `keys`.
             memory: Image cells `(B, P, C)`.
 
         Returns:
@@ -35,7 +35,7 @@ class SparseAttention(nn.Module):
 
 
 def sparsemax(scores: Tensor) -> Tensor:
-    """Return the point of the probability simplex that is closest to the scores (their algorithm 1)."""
+    """Project scores `(..., P)` onto the probability simplex (Martins and Astudillo 2016, algorithm 1)."""
     ordered = scores.sort(-1, descending=True).values
     total = ordered.cumsum(-1)
     count = torch.arange(1, scores.shape[-1] + 1, device=scores.device)

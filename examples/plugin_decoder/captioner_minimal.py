@@ -7,10 +7,11 @@ from hf_captioner.model.decoder_interface import Memory
 
 
 class MinimalDecoder(nn.Module):
-    """`h' = (1 - f) ∘ h + f ∘ tanh(W [x, f ∘ h])` with `f = σ(W_f [x, h])` (Zhou et al. 2016, eq. 5).
+    """Decoder of minimal gated units (Zhou et al. 2016, eq. 5).
 
-    The input x is the word and the context. Of the configuration's settings it has the output dropout; it has no gate
-    on the context and no deep output, and takes no notice of `unused`.
+    They compute `h' = (1 - f) ∘ h + f ∘ tanh(W [x, f ∘ h])` with `f = σ(W_f [x, h])`. The input x is the word and the
+    context. Of the configuration's settings it has the output dropout; it has no gate on the context and no deep
+    output, and takes no notice of `unused`.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class MinimalDecoder(nn.Module):
         self.output = nn.Linear(hidden_size, vocab_size)
 
     def prepare(self, cells: Tensor) -> Memory:
-        """Compute what depends on the images alone, from their cells `(B, P, C)`."""
+        """Compute what depends on the images alone, from their image cells `(B, P, C)`."""
         return Memory.of(cells, self.attention)
 
     def forward(self, input_ids: Tensor, memory: Memory, state: tuple[Tensor] | None = None):

@@ -1,7 +1,7 @@
 """Caption image files, folders of images and URLs.
 
-Each caption is printed as soon as it is there, in a line of the image, the caption and, with --attention, the files of
-its pictures, separated by tabs. Everything else goes to standard error.
+Each caption is printed as soon as it is decoded, in a line with the image, the caption and, with --attention, the files
+of its pictures, separated by tabs. Everything else goes to standard error.
 
     hf-captioner caption outputs/shapes photo.jpg
     hf-captioner caption outputs/shapes holidays/ --skip_broken > captions.tsv
@@ -44,7 +44,7 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".we
 
 
 def main(argv: Sequence[str]) -> None:
-    """Caption images in batches, and write each caption as soon as it is there."""
+    """Caption images in batches, and print each caption as soon as it is decoded."""
     arguments = parse(argv)
     num_captions = arguments.num_captions
     if arguments.num_beams is not None and arguments.num_beams < num_captions:
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def find_images(names: Iterable[str]) -> Iterator[str]:
-    """Yield files and URLs as they are given, and of folders all images within, sorted by path.
+    """Yield files and URLs as they are given, and all images within folders, sorted by path.
 
     Raises:
         FileNotFoundError: There is no such file or folder.
@@ -179,7 +179,7 @@ class Gallery:
         return {name: str(file) for name, file in files.items()}
 
     def unused_files(self, stem: str, suffixes: Sequence[str]) -> list[Path]:
-        """Return a file for each suffix that no other image has: `stem.png`, or else `stem-2.png` and so on."""
+        """Return a file name for each suffix that no earlier image uses: `stem.png`, or else `stem-2.png` and so on."""
         stems = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         candidates = ([self.folder / f"{stem}{suffix}" for suffix in suffixes] for stem in stems)
         files = next(files for files in candidates if self.used.isdisjoint(files))
@@ -187,21 +187,21 @@ class Gallery:
         return files
 
     def close(self) -> None:
-        """Write the page."""
+        """Write the web page of all images and report its path, if the page is among the formats."""
         if self.page is not None:
             self.page.write_text(render_page(self.figures), encoding="utf-8")
             tqdm.write(f"Page of all images: {self.page}", file=sys.stderr)
 
 
 def save_png(save: Callable[..., Any]) -> bytes:
-    """Return the PNG that a figure's or an image's method for saving writes."""
+    """Return the bytes of a PNG file, given a function that saves a figure or an image to a file."""
     file = io.BytesIO()
     save(file, format="png")
     return file.getvalue()
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the arguments of `hf-captioner caption`."""
     parser = CommandParser(
         prog="hf-captioner caption",
         usage="hf-captioner caption CAPTIONER IMAGE [IMAGE ...] [options]",

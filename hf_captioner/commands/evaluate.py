@@ -92,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
 def caption(
     system: str, rows: Dataset, accelerator: Accelerator, arguments: argparse.Namespace
 ) -> tuple[list[Prediction], dict[str, Any] | None]:
-    """Return a system's captions, and the settings they were decoded with, which a file doesn't tell. Collective."""
+    """Return a system's captions, and the settings of their decoding, None for captions from a file. Collective."""
     if Path(system).is_file():
         return read_predictions(system, rows), None
     model, processor = load_captioner(system, **hub_arguments(arguments))
@@ -127,7 +127,7 @@ def show(evaluation: Evaluation, rows: Dataset, folder: Path) -> None:
 
 
 def default_folder(systems: Sequence[str]) -> Path:
-    """Return the folder for results where none is named."""
+    """Return the folder to which results are written by default."""
     if len(systems) == 2:
         return Path("comparison")
     path = Path(systems[0])
@@ -138,7 +138,7 @@ def default_folder(systems: Sequence[str]) -> Path:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line."""
+    """Parse the arguments of `hf-captioner evaluate`."""
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = CommandParser(
         prog="hf-captioner evaluate",

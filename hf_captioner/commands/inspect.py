@@ -54,7 +54,7 @@ def sample_figure(splits: Mapping[str, Dataset], num_images: int = 10) -> Figure
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of the command line."""
+    """Parse the arguments of `hf-captioner inspect`."""
     parser = CommandParser(
         prog="hf-captioner inspect",
         description="Print the layout of a data set, its numbers of images and captions, the lengths of captions and "

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Parse the arguments of the command line."""
+    """Parse the arguments of `hf-captioner parts`."""
     parser = CommandParser(
         prog="hf-captioner parts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,8 +1,8 @@
 """Data sets of captioned images, by name, path or id on the Hub.
 
-A data set is a part like encoders and decoders: a function `(split=None, **kwargs)` that returns a `datasets.Dataset`
-with the columns `image`, `captions` (a list of strings) and `image_id`, or for `split=None` a `datasets.DatasetDict`
-of all its splits.
+A data set is, like an encoder or a decoder, a named component that other packages can add: a function
+`(split=None, **kwargs)` that returns a `datasets.Dataset` with the columns `image`, `captions` (a list of strings) and
+`image_id`, or for `split=None` a `datasets.DatasetDict` of all its splits.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def load_captions(
         skip_broken: Leave out files and rows that can't be read, and report them, instead of raising an error. Images
             are not opened yet: see `drop_broken_images`.
         names_shown: Largest number of names in one line of the report; None for no limit.
-        report: Function that is called with each line about the data set: its layout, damage that was mended, missing
+        report: Function that is called with each line about the data set: its layout, damage that was repaired, missing
             images, images that are in two splits. By default lines are logged as warnings.
         kwargs: Further arguments of a named data set. The options above are passed to those that accept them.
 
@@ -121,7 +121,7 @@ def load_flickr8k(
 
 
 def _load_part(name: str, split: str | None, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call the function of a named data set with those options that it accepts; stream its result if it can't."""
+    """Call the function of a named data set with those options that it accepts; stream the result if it does not."""
     part = DATASETS.get(name)
     parameters = signature(part).parameters
     accepted = {option: value for option, value in options.items() if option in parameters}

@@ -1,4 +1,4 @@
-"""What to know about a data set before training on it: counts, vocabulary, and what looks wrong."""
+"""Summary of a data set before training on it: counts, vocabulary, and what looks wrong."""
 
 from __future__ import annotations
 

@@ -148,8 +148,8 @@ def load_shapes(
     The columns are
 
     - `image`: RGB, stored as PNG bytes;
-    - `captions`: five captions in lower case and without punctuation; the i-th caption of every image has the i-th
-      sentence form;
+    - `captions`: five captions in lower case and without punctuation; the i-th caption of every image follows the
+      i-th sentence template;
     - `image_id`: such as "shapes-train-00042";
     - `objects`: one or two objects, the left or upper one first, each with `shape`, `colour`, `size` and `box`, which
       is [left, top, right, bottom] in pixels, right and bottom exclusive.
@@ -167,7 +167,7 @@ def load_shapes(
         split: "train", "validation" or "test"; None for a dict of all three.
         num_images: Number of images to draw; by default 4000, 400 and 400 for the three splits.
         image_size: Side of the square images in pixels, at least 32.
-        seed: Another seed gives other images.
+        seed: Random seed; another seed gives other images.
 
     Raises:
         ValueError: The split is unknown, `num_images` is below 1 or `image_size` below 32.
@@ -301,7 +301,7 @@ def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
 
 
 def _captions(scene: _Scene, rng: random.Random) -> list[str]:
-    """Describe a scene in one caption per sentence form."""
+    """Describe a scene in several captions, one for each sentence template."""
     first, second = scene.objects[0], scene.objects[-1]
     rules = {
         **RULES,
@@ -318,7 +318,7 @@ def _captions(scene: _Scene, rng: random.Random) -> list[str]:
 
 
 def _expand(text: str, rules: Mapping[str, tuple[str, ...]], rng: random.Random) -> str:
-    """Replace the words of `text` that have a rule by one of its wordings, until no such word is left."""
+    """Expand a sentence template: replace words that have a rule by one of its wordings until none is left."""
     words = []
     for word in text.split():
         if word in rules:

@@ -163,10 +163,10 @@ def read_predictions(path: str | Path, dataset: Dataset) -> list[Prediction]:
 
 
 def _matching_keys(image_ids: list[str], ids_of_file: Collection[str]) -> list[str]:
-    """Return, for each image of a data set, the id that a file of captions knows it by.
+    """Return, for each image of a data set, the id under which a file of captions lists it.
 
-    That is the image's own id, or, if the file has none of these, the number at its end without leading zeros: COCO
-    has `42` for `COCO_val2014_000000000042.jpg`.
+    It is the image's id in the data set or, if the file has none of these ids, the number at the end of that id without
+    leading zeros: COCO lists `42` for `COCO_val2014_000000000042.jpg`.
     """
     if len(set(image_ids)) < len(image_ids):
         twice = next(image_id for image_id in image_ids if image_ids.count(image_id) > 1)

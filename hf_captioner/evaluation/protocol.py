@@ -15,7 +15,10 @@ COCO = "COCO caption evaluation (pycocoevalcap 1.2)"
 
 @dataclass(frozen=True)
 class MetricProtocol:
-    """How a metric is computed, and which published scores are comparable with it, given equal references."""
+    """Protocol of one metric: how it is computed, and with which published scores it is comparable.
+
+    Scores are comparable only if they also refer to the same reference captions.
+    """
 
     prefix: str  # start of the names of its scores
     version: str
@@ -131,7 +134,7 @@ def describe_decoding(generation_config: Any, **overrides: Any) -> dict[str, Any
 
 
 def describe_metrics(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the protocols behind scores of these names, by prefix, each with the names that it covers."""
+    """Return the protocols of the metrics behind these scores, by prefix, each with the names of its scores."""
     described: dict[str, dict[str, Any]] = {}
     for name in names:
         protocol = next((p for p in METRIC_PROTOCOLS if name.startswith(p.prefix)), None)

@@ -149,7 +149,7 @@ def comparison_table(first: Evaluation, second: Evaluation, differences: dict[st
 
 
 def collapse_warnings(scores: dict[str, float]) -> list[str]:
-    """Return a line of advice for each sign in the scores that captions have collapsed to a few."""
+    """Return a line of advice for each score that shows a failure: few distinct captions, or many without `<end>`."""
     lines = []
     if scores["distinct_captions"] < MIN_DISTINCT:
         lines.append(
@@ -176,6 +176,6 @@ def _spaced(predictions: Sequence[Prediction]) -> tuple[list[str], list[list[str
 
 
 def _ended(predictions: Sequence[Prediction]) -> list[bool] | None:
-    """Return whether each caption reached `<end>`; None unless this is known of every caption."""
+    """Return whether each caption reached `<end>`, or None if that is unknown for any of them."""
     ended = [prediction.ended for prediction in predictions if prediction.ended is not None]
     return ended if len(ended) == len(predictions) else None

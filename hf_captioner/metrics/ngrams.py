@@ -1,4 +1,4 @@
-"""N-grams of captions: those of one caption, and counts of a whole corpus in arrays."""
+"""N-grams of one caption, and counts of the n-grams of a whole corpus in arrays."""
 
 # N: images, C: captions (N predictions, then all references), M: different n-grams of the corpus,
 # E: entries, one for each different n-gram of each caption
@@ -88,7 +88,12 @@ class NgramCounts:
         return orders
 
     def _count(self, owner: np.ndarray, ids: np.ndarray) -> _Order:
-        """Count n-grams of one length, given the caption that has each, in ascending order, and the n-gram's number."""
+        """Return the counts of all n-grams of one length in each caption.
+
+        Args:
+            owner: Index of the caption of each occurrence of an n-gram, in ascending order.
+            ids: Number of the n-gram at each occurrence; equal n-grams have equal numbers.
+        """
         num_ngrams = int(ids.max(initial=0)) + 1
         keys, counts = np.unique(owner * num_ngrams + ids, return_counts=True)
         caption, ngram = np.divmod(keys, num_ngrams)

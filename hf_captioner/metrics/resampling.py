@@ -24,7 +24,7 @@ class Difference(NamedTuple):
 
 
 def resampled(tallies: Sequence[Tally], *, num_resamples: int, seed: int) -> dict[str, np.ndarray]:
-    """Return scores of samples of images drawn with replacement, by name, `(R,)` each.
+    """Return the scores, by name, of R bootstrap resamples: samples of images drawn with replacement, `(R,)` each.
 
     Document frequencies of CIDEr stay those of all images, so that CIDEr is a mean over images like other scores, and
     a resample is the product of a vector (how often each image is drawn) and the table of contributions. Equal seeds
@@ -64,7 +64,11 @@ def intervals(
 def compare(
     first: Sequence[Tally], second: Sequence[Tally], *, num_resamples: int = NUM_RESAMPLES, seed: int = 0
 ) -> dict[str, Difference]:
-    """Return the difference in each score that two systems have in common. Both get the same samples of images.
+    """Return the difference between two systems in each score that both have, with a bootstrap confidence interval.
+
+    A `Tally` holds what each image contributes to one or more scores, so the scores of a resample (images drawn with
+    replacement) are computed from sums of its rows. Both systems are scored on the same resamples (paired bootstrap,
+    Koehn 2004).
 
     Raises:
         ValueError: The systems were scored on different numbers of images, or `num_resamples` is below 1.
@@ -90,6 +94,6 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def _check(num_resamples: int) -> None:
-    """Refuse a number of resamples below 1."""
+    """Raise a ValueError if the number of resamples is below 1."""
     if num_resamples < 1:
         raise ValueError(f"num_resamples is {num_resamples}; it must be at least 1, and 1000 is usual.")

@@ -71,7 +71,7 @@ class NgramMatches(NamedTuple):
 
 
 def shortest(lengths: list[int], prediction_length: int) -> int:
-    """Return the effective reference length of the official BLEU."""
+    """Return the effective reference length of the official BLEU, that of the shortest reference."""
     return min(lengths)
 
 
@@ -92,7 +92,7 @@ def match_ngrams(
 
 
 def matches_of(row: np.ndarray) -> NgramMatches:
-    """Name the columns of a row of `NgramCounts.matches`, or of a sum of rows."""
+    """Return a row of `NgramCounts.matches`, or a sum of rows, with its columns as named fields."""
     *counts, prediction_length, reference_length = row.astype(int).tolist()
     max_order = len(counts) // 2
     return NgramMatches(counts[:max_order], counts[max_order:], prediction_length, reference_length)

@@ -163,7 +163,7 @@ def _upload(api: HfApi, folder: Path, repo_id: str, private: bool | None, revisi
 
 
 def _validate(card: ModelCard) -> None:
-    """Let the Hub check a card's metadata before anything is created there."""
+    """Have the Hub validate a card's metadata before anything is created there; raise a ValueError if it is refused."""
     try:
         card.validate()
     except ValueError as e:

@@ -1,4 +1,4 @@
-"""Checks for authors of parts: does a part keep its contract?
+"""Contract tests for authors of parts: encoders, attentions, decoders, data sets and metrics.
 
     from hf_captioner.testing import check_attention
 

@@ -1,4 +1,4 @@
-"""The check of attentions."""
+"""Contract test for authors of attentions: `check_attention` checks outputs, independence, gradients and sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check that encoders, attentions and decoders share: the part inside a captioner."""
+"""`check_captioner`, the contract test of encoders, attentions and decoders as parts of a whole captioner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of data sets."""
+"""Contract test for authors of data sets: `check_dataset` checks splits, columns, captions and images."""
 
 from __future__ import annotations
 

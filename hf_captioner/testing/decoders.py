@@ -1,4 +1,4 @@
-"""The check of decoders."""
+"""Contract test for authors of decoders: `check_decoder` checks outputs, states, optional arguments and gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of encoders."""
+"""Contract test for authors of encoders: `check_encoder` checks preprocessing, grid, cells and gradients."""
 
 from __future__ import annotations
 

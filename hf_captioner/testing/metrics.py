@@ -1,4 +1,4 @@
-"""The check of metrics."""
+"""Contract test for authors of metrics: `check_metric` checks the scores of a few made-up captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all checks share: the sizes they use, and how they say that a rule is broken."""
+"""Helpers of the contract tests: the sizes that all use, and assertions that name the rule that is broken."""
 
 from __future__ import annotations
 

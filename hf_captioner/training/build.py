@@ -104,7 +104,7 @@ def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
 
 
 def _checked(recipe: Recipe, rows: Dataset) -> Dataset:
-    """Return the rows to use of a split, checked, with their images as files."""
+    """Return the rows of a split that the recipe uses, checked, with images that are not yet decoded."""
     options = recipe.data
     if options.max_images is not None:
         rows = rows.select(range(min(options.max_images, len(rows))))
@@ -115,7 +115,7 @@ def _checked(recipe: Recipe, rows: Dataset) -> Dataset:
 
 
 def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
-    """Build a new captioner, with random weights by the recipe's seed, and its processor.
+    """Build a new captioner, whose random weights are drawn with the recipe's seed, and its processor.
 
     Args:
         recipe: Recipe of the training.
@@ -185,7 +185,7 @@ def build_stages(
         freeze_batch_norm = recipe.model.pretrained
 
     def stage(name: str, epochs: int, learning_rate: float, objective: Objective, *, finetunes: bool = False) -> Stage:
-        """Build a stage that trains the encoder if it fine-tunes, or if the recipe does not freeze the encoder."""
+        """Build a stage; it trains the encoder if `finetunes` is set or if the recipe does not freeze the encoder."""
         encoder_rate = optimization.encoder_learning_rate or learning_rate
         encoder = EncoderTraining(encoder_rate, optimization.encoder_from_stage, freeze_batch_norm)
         is_frozen = optimization.freeze_encoder and not finetunes
@@ -292,7 +292,7 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, ac
 
 
 def cache_cells(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> None:
-    """Cache the image cells of an encoder that the current stage freezes; drop them if it trains the encoder."""
+    """Cache the image cells if the current stage freezes the encoder; drop cached cells if it trains the encoder."""
     assert run.stage is not None
     is_cached = run.stage.encoder is None and recipe.data.cache_cells
 

@@ -1,4 +1,4 @@
-"""Checkpoints of a training on disk: each is written completely or not at all."""
+"""Checkpoints of a training on disk, each of which is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -54,7 +54,10 @@ class Checkpoint:
         load_model(module, self.path / f"{name}.safetensors")
 
     def tensors(self) -> dict[str, Any]:
-        """Load the further tensors and plain values. No other Python objects are unpickled."""
+        """Load the states of the optimizer, the scheduler and the random generators, saved as `tensors`.
+
+        Only tensors and plain values are unpickled, no other Python objects.
+        """
         return torch.load(self.path / TENSORS, weights_only=True, map_location="cpu")
 
 
@@ -103,8 +106,8 @@ class Checkpoints:
 
         Args:
             weights: Modules by name; all their parameters and buffers are saved.
-            tensors: Further tensors and plain values.
-            progress: Values for a JSON file.
+            tensors: States of the optimizer, the scheduler and the random generators, as tensors and plain values.
+            progress: Position of the run, as values for a JSON file.
 
         Raises:
             OSError: The checkpoint can't be written. Earlier checkpoints remain intact.

@@ -48,7 +48,7 @@ def epoch_line(run: Run, *, is_best: bool) -> str:
 
 
 def stage_table(run: Run, select_by: str) -> str:
-    """Return a table with a row per stage: its number of epochs, the best of them, its scores, and the time.
+    """Return a table with a row per stage: its number of epochs, the best epoch, the scores of that, and the time.
 
     Args:
         run: A run with at least one epoch in its log.
@@ -74,7 +74,7 @@ def report_best(folder: Path, evaluation: Evaluation, rows: Dataset, run: Run, r
     Args:
         folder: Folder of the best model, to which results and picture are written.
         evaluation: Scores of the best model.
-        rows: The images that it captioned, undecoded.
+        rows: Undecoded rows of the images that the model captioned.
         run: The finished run.
         recipe: Recipe of the run.
     """

@@ -1,4 +1,4 @@
-"""Training on captions that the model samples, weighted by their rewards (Rennie et al. 2017)."""
+"""Self-critical training: captions that the model samples are weighted by their rewards (Rennie et al. 2017)."""
 
 # B: images, K: reference captions of an image, S: captions sampled for an image, T: words, V: vocabulary
 # P: image cells, C: channels of a cell
@@ -127,8 +127,9 @@ class Rewards:
         num_samples: Number of captions sampled per image, S.
         top_k: Number of likeliest words to sample from, see `sample_captions`.
         max_length: Longest sampled caption, `<start>` and `<end>` included.
-        baseline: Reward beyond which a caption becomes likelier: `"others"`, the mean reward of the image's other
-            samples (Luo 2020, eq. 5), or `"greedy"`, that of its greedy caption (Rennie et al. 2017, eq. 9).
+        baseline: Baseline, the reward above which training makes a caption likelier: `"others"`, the mean reward of the
+            image's other samples (Luo 2020, eq. 5), or `"greedy"`, that of its greedy caption (Rennie et al. 2017, eq.
+            9).
         likelihood_weight: Weight of the cross-entropy of the reference captions, at least 0.
 
     Raises:
@@ -165,9 +166,11 @@ class Rewards:
     def prepare(self, batch: Batch, progress: float) -> Batch:
         """Sample captions for the images of a batch, and compute their rewards.
 
+        `progress`, the fraction of the stage's optimizer steps that are done, plays no role for this objective.
+
         Returns:
             The images, with the sampled captions as `labels` `(B, S, T)`, their `rewards` and `advantages` `(B, S)`
-            and, if their likelihood has a weight, the reference captions as `reference_labels` `(B, K, T)`.
+            and, if `likelihood_weight` is above 0, the reference captions as `reference_labels` `(B, K, T)`.
         """
         inputs: dict[str, Any] = {name: batch[name] for name in ("pixel_values", "cells") if name in batch}
         images = batch["index"].tolist()

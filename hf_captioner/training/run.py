@@ -59,7 +59,7 @@ class Progress:
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for a checkpoint."""
+        """Return the progress as plain values for a checkpoint."""
         values = {**asdict(self), "totals": _rename(asdict(self.totals), NAMES_IN_JSON)}
         return _rename(values, NAMES_IN_JSON)
 
@@ -141,7 +141,7 @@ class Run:
 
     @property
     def has_epochs_left(self) -> bool:
-        """Whether the current stage goes on: it is not at its end, and its scores still improve."""
+        """Whether the current stage has epochs left and its scores still improve."""
         assert self.stage is not None
         improves = self.progress.epochs_since_best < self.optimization.patience
         return self.progress.epoch < self.stage.epochs and improves
@@ -284,7 +284,7 @@ class Run:
         return [*flags] if self.accelerator.num_processes == 1 else [total > 0 for total in self._sum(*flags)]
 
     def _refuse_unless_finite(self, loss: float, grad_norm: Tensor) -> None:
-        """Raise a FloatingPointError before a step that would ruin the weights."""
+        """Raise a FloatingPointError if the loss or the gradient is not finite, before the step ruins the weights."""
         assert self.stage is not None
         values = torch.tensor([loss, float(grad_norm)])
         if self.accelerator.scaler is not None:
@@ -299,7 +299,7 @@ class Run:
             )
 
     def _save_or_stop(self) -> None:
-        """Save a checkpoint if it is time or the epoch is over; if a process got a signal, save and stop."""
+        """Save a checkpoint if one is due or the epoch is over; if a process got a signal, save one and stop."""
         minutes = (time.monotonic() - self._saved_at) / 60
         is_due = self.accelerator.is_main_process and minutes > self.checkpoint_minutes
         must_stop, must_save = self._any(self.interruption.signal_number is not None, is_due)
@@ -320,16 +320,16 @@ class Run:
         }
 
     def prepare_to_validate(self) -> None:
-        """Give all processes the main process's buffers: each has seen other images in its batch norms."""
+        """Copy the main process's buffers to all processes, whose batch norms have seen different images."""
         if self.accelerator.num_processes > 1:
             for buffer in self.validated_model.buffers():
                 buffer.copy_(broadcast(buffer))
 
     def end_epoch(self, scores: dict[str, float], score: float) -> bool:
-        """Add the epoch to the log.
+        """Add the epoch to the log, and note whether it is the best.
 
         Args:
-            scores: Further values for the log.
+            scores: Validation scores for the log.
             score: Score by which the best epoch is selected.
 
         Returns:
@@ -382,7 +382,7 @@ class Run:
         return tensors
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on exactly where a saved run was. Collective: call it on every process.
+        """Restore the state of a saved run, so that it continues exactly there. Collective: call it on every process.
 
         Raises:
             ValueError: The settings of the saved run are different.
@@ -405,7 +405,7 @@ class Run:
         self._note_saved()
 
     def _note_saved(self) -> None:
-        """Note that the current state is on the disk."""
+        """Record that the current state is on the disk, and when it was saved."""
         self.interruption.message = f"The state is saved. {HOW_TO_RESUME}"
         self._saved_at = time.monotonic()
 

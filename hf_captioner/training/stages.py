@@ -14,7 +14,7 @@ from ..model.objectives import sampling_probability
 
 
 class Objective(Protocol):
-    """The quantity that a stage minimises; `metric` names the value that the progress bar and the log show of it."""
+    """The quantity that a stage minimises; `metric` is the name of the value that progress bar and log show for it."""
 
     metric: str
 

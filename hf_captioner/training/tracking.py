@@ -1,4 +1,4 @@
-"""Values, captions and attention pictures of each epoch in TensorBoard or Weights & Biases."""
+"""Log the values, captions and attention pictures of each epoch to TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def log_epoch(run: Run, processor: CaptionerProcessor, predictions: Sequence[Pre
     """Log the values of the last epoch, with captions and attention pictures of a few validation images.
 
     Args:
-        run: Run whose log has the epoch. Called on the main process alone.
+        run: Run whose log has the epoch. Call this function on the main process alone.
         processor: Processor of the model.
         predictions: Captions of the validation images.
         rows: The validation images, undecoded.

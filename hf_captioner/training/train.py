@@ -45,9 +45,9 @@ class TrainedCaptioner:
     """The best model of a training.
 
     Args:
-        model: The model.
-        processor: Its processor.
-        evaluation: Its scores on the validation images.
+        model: Model of the best epoch.
+        processor: Processor of the model.
+        evaluation: Scores of the model on the validation images.
     """
 
     model: CaptionerModel
@@ -105,7 +105,10 @@ def start_output(recipe: Recipe, run: Run) -> None:
 
 
 def start_stage(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> StepLoader:
-    """Start the current stage from the best weights so far, unless a checkpoint did; return its training batches."""
+    """Start the current stage and return the loader of its training batches.
+
+    A later stage starts from the best weights so far. If the run was resumed within this stage, it is already started.
+    """
     if not run.is_under_way:
         is_first = run.progress.stage == 0
         best = None if is_first else CaptionerModel.from_pretrained(recipe.run.output_dir).state_dict()

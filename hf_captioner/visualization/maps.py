@@ -1,4 +1,4 @@
-"""Attention maps made ready to be drawn: checked, scaled, and laid over the part of an image that they cover."""
+"""Preparation of attention maps for drawing: check them, scale them, and place them on the image."""
 
 # T: words; H, W: height and width of an image in pixels
 

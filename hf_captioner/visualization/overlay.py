@@ -1,4 +1,4 @@
-"""An image under a heat map of where the model looked, with its caption beneath: as one picture, or as an animation.
+"""Pictures and animations of an image that is overlaid with a heat map of where the model looked.
 
 For captions in scripts that matplotlib's default font lacks, see `figures`.
 """

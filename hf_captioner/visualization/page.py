@@ -27,7 +27,7 @@ TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True)
 class PageWord:
-    """A word of a caption as the page's template shows it."""
+    """Values that the page's template fills in for one word of a caption."""
 
     text: str
     title: str  # what its tooltip says
@@ -39,7 +39,7 @@ class PageWord:
 
 @dataclass(frozen=True)
 class PageFigure:
-    """An image with its captions as the page's template shows them."""
+    """Values that the page's template fills in for one image: its name, its JPEG, and the words of its captions."""
 
     name: str
     description: str  # for readers who can't see the image

@@ -1,4 +1,4 @@
-"""Layouts: the forms in which captioned images lie on disk, how each is recognised, and how it is read.
+"""Layouts: the forms in which captioned images are stored on disk, how each is recognised, and how it is read.
 
 A layout is an entry of `LAYOUTS`. Its `recognize` returns the files by which it is known, none if a folder has another
 layout; its `read` turns them into splits with the columns `image`, `captions` and `image_id`. For files that list
@@ -83,7 +83,7 @@ def _find_tables(folder: ImageFolder) -> list[str]:
 
 
 def _find_text_pairs(folder: ImageFolder) -> list[str]:
-    """Return all text files if at least one of them has the name of an image."""
+    """Return all text files if at least one is named like an image, such as `x.txt` beside `x.jpg`; otherwise none."""
     stems = {os.path.splitext(name)[0] for name in folder.images}
     files = folder.matching("*.txt")
     return files if any(os.path.splitext(name)[0] in stems for name in files) else []

@@ -35,7 +35,7 @@ class Damage:
         self._repairs.setdefault(kind, []).append(name)
 
     def report_repairs(self) -> None:
-        """Report the repairs since the last call, in one line for each kind."""
+        """Pass the repairs since the last call to `report`, by default the log, in one line for each kind."""
         for kind, names in self._repairs.items():
             self.report(f"{kind}: {len(names)} ({join_names(names, self.names_shown)}).")
         self._repairs.clear()

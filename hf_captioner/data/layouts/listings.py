@@ -1,4 +1,4 @@
-"""From records of captions to data sets: find the images, gather their captions and divide them into splits."""
+"""Data sets from files that list captions: find the listed images, gather their captions, divide them into splits."""
 
 from __future__ import annotations
 

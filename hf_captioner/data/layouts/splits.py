@@ -1,4 +1,4 @@
-"""Splits of a data set: their names, making those that are missing, and finding images that are in two of them."""
+"""Splits of a data set: canonical names, creation of missing splits, and search for images that are in two splits."""
 
 from __future__ import annotations
 

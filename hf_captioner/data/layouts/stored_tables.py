@@ -1,4 +1,4 @@
-"""Tables with images inside, read by `datasets` from Parquet, the Hub or its own files, brought to our columns."""
+"""Tables that contain images, which `datasets` reads from Parquet, the Hub or its own files, with columns renamed."""
 
 from __future__ import annotations
 
@@ -111,7 +111,10 @@ def _column_names(dataset: AnyDataset) -> list[str]:
 def _standardize_stream(
     dataset: IterableDataset, split: str, columns: Columns, missing: Sequence[str]
 ) -> IterableDataset:
-    """Bring a stream to our columns, and keep the images of this split if missing splits are made from it."""
+    """Bring a stream to the columns `image`, `captions` and `image_id`.
+
+    If `missing` names splits that are made from this stream, keep only the images that `assign_split` gives to `split`.
+    """
 
     def standardize_row(row: dict[str, Any], index: int) -> dict[str, Any]:
         image_id = f"{split}-{index:06d}" if columns.image_id is None else str(row[columns.image_id])
@@ -129,7 +132,7 @@ def _standardize_stream(
 
 
 def _standardize_split(dataset: Dataset, split: str, columns: Columns, source: str, damage: Damage) -> Dataset:
-    """Bring a split to our columns, with one row per image."""
+    """Bring a split to the columns `image`, `captions` and `image_id`, with one row per image."""
     from datasets import Image as ImageFeature
     from datasets import Value
 
