@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..training.recipe import Recipe, parse_recipe, recipes
+from ..training.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
     from ..model.modeling_captioner import CaptionerModel
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     """Train, validate, save the best model and report its scores; publish it if `--push_to_hub` is given."""
-    if list(argv) == ["--list"]:
-        for name, summary in recipes().items():
-            print(f"{name:<24}{summary}")
-        return
     recipe = parse_recipe(argv, prog="hf-captioner train", description=__doc__)
     from accelerate import PartialState
 

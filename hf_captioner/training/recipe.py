@@ -27,7 +27,7 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The images and captions to train on, and how they are read."""
+    """Options of the images and captions to train on, and of how they are read."""
 
     dataset: str = option("shapes", "Name of a data set, folder or file in any usual form, or id on the Hub.")
     dataset_format: str | None = option(None, "Form of its files, such as coco or kaggle; recognised by default.")
@@ -46,7 +46,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The parts of the captioner and their sizes."""
+    """Options of the captioner's architecture: its encoder, attention and decoder, and their sizes."""
 
     encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
     encoder_name: str = option("test_resnet", "Architecture of that encoder, for timm one such as resnet101.")
@@ -72,7 +72,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class OptimizationOptions:
-    """How weights are trained, in all stages."""
+    """Options of the optimization, the same in all stages."""
 
     batch_size: int = option(32, "Images per batch on each process; every image brings all its captions.")
     gradient_accumulation_steps: int = option(1, "Batches on each process per optimizer step.")
@@ -96,7 +96,7 @@ class OptimizationOptions:
 
 @dataclass(frozen=True)
 class StageOptions:
-    """The stages of training: likelihood of the captions, fine-tuning of the encoder, rewards."""
+    """Options of the stages of training: likelihood of the captions, fine-tuning of the encoder, rewards."""
 
     epochs: int = option(4, "Passes over the training images.")
     learning_rate: float = option(2e-3, "Highest learning rate.")
@@ -121,7 +121,7 @@ class StageOptions:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How captions are generated for validation, for the final scores, and by the saved model."""
+    """How captions are generated; all but the numbers of beams are saved with the model."""
 
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
@@ -134,7 +134,7 @@ class DecodingOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where results go, and how the program runs."""
+    """Options of where results are written and how the program runs."""
 
     output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
     seed: int = option(0, "Seed of weights, shuffling and dropout.")
@@ -151,7 +151,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides a training run. The defaults train on drawn shapes from scratch."""
+    """All settings of a training run. The defaults train on drawn shapes from scratch."""
 
     data: DataOptions = DataOptions()
     model: ModelOptions = ModelOptions()
@@ -240,6 +240,7 @@ def _build_parser(prog: str | None, description: str | None) -> CommandParser:
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=36),
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", default=None, help="Name of a recipe, or a YAML file.")
+    parser.add_argument("--list", action=_ListRecipes, nargs=0, help="List the recipes of the package, and exit.")
     for title, group in GROUPS.items():
         section, hints = parser.add_argument_group(title, group.__doc__), get_type_hints(group)
         for option in fields(group):
@@ -249,6 +250,15 @@ def _build_parser(prog: str | None, description: str | None) -> CommandParser:
                     f"--no_{option.name}", dest=option.name, action="store_false", help=argparse.SUPPRESS
                 )
     return parser
+
+
+class _ListRecipes(argparse.Action):
+    """The option `--list`, which prints the recipes of the package and ends the program, as `--help` does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        for name, summary in recipes().items():
+            print(f"{name:<24}{summary}")
+        parser.exit()
 
 
 def _argument_settings(option: Any, hint: Any) -> dict[str, Any]:
