@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def sample_figure(splits: Mapping[str, Dataset], num_images: int = 10) -> Figure:
-    """Draw images from all over the data set with their captions.
+    """Draw a sample of images from the whole data set, with their captions.
 
     Args:
         splits: Undecoded rows of each split.

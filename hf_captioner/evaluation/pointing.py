@@ -1,10 +1,11 @@
 """Pointing game on the drawn shapes: does the model look at an object when it names it?
 
 After Zhang et al. 2016 ("Top-down Neural Attention by Excitation Backprop", sec. 4.1), with tolerance 0: a word is a
-hit if the peak of its attention map lies in the box of the object that the word names. A cell sees more of the image
-than its part of the grid. Therefore, as in the figures of Xu et al. 2015 (sec. 5.4), the weight of each cell is spread
-by a Gaussian around the middle of the cell before the peak is searched, and the peak of two neighbouring cells of equal
-weight lies between them. This gives more hits, so the accuracy without spreading is reported too (`cell_accuracy`).
+hit if the peak of its attention map lies in the box of the object that the word names. A grid cell of image features
+sees more of the image than its own square of the grid. Therefore, as in the figures of Xu et al. 2015 (sec. 5.4), the
+weight of each cell is spread by a Gaussian around the middle of the cell before the peak is searched, and the peak of
+two neighbouring cells of equal weight lies between them. This gives more hits, so the accuracy without spreading is
+reported too (`cell_accuracy`).
 """
 
 # T: words
@@ -51,7 +52,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Pointing:
-    """How well an attention map points at an object.
+    """Measures of how well an attention map points at an object.
 
     Args:
         hit: Whether the peak of the spread map lies in the object's box.

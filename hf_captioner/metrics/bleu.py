@@ -1,4 +1,4 @@
-"""Official BLEU of `evaluate`, without the download: `evaluate.load("hf_captioner/metrics/bleu.py")`."""
+"""Official BLEU of `evaluate`, without a download, for `evaluate.load("hf_captioner/metrics/bleu.py")`."""
 
 from __future__ import annotations
 

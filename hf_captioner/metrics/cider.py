@@ -1,4 +1,4 @@
-"""CIDEr of COCO caption evaluation: `evaluate.load("hf_captioner/metrics/cider.py")`."""
+"""CIDEr of COCO caption evaluation, for `evaluate.load("hf_captioner/metrics/cider.py")`."""
 
 from __future__ import annotations
 

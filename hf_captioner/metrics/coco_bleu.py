@@ -1,4 +1,4 @@
-"""BLEU-1 to BLEU-4 of COCO caption evaluation: `evaluate.load("hf_captioner/metrics/coco_bleu.py")`."""
+"""BLEU-1 to BLEU-4 of COCO caption evaluation, for `evaluate.load("hf_captioner/metrics/coco_bleu.py")`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diversity of captions, without references: `evaluate.load("hf_captioner/metrics/diversity.py")`."""
+"""Diversity of captions, without references, for `evaluate.load("hf_captioner/metrics/diversity.py")`."""
 
 from __future__ import annotations
 

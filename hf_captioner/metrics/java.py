@@ -78,7 +78,7 @@ def meteor(predictions: Predictions, references: References) -> Tally:
 class _AlignmentCounts(NamedTuple):
     """Counts of alignments between captions, as views of the numbers that METEOR prints.
 
-    A last axis of 2 is: in the prediction, in the reference.
+    Where the last axis has 2 entries, they are for the prediction and for the reference.
     """
 
     words: np.ndarray  # (R, 2)
@@ -89,7 +89,7 @@ class _AlignmentCounts(NamedTuple):
 
     @classmethod
     def of_rows(cls, rows: np.ndarray) -> _AlignmentCounts:
-        """Name the columns of what METEOR prints, `(R, 23)`."""
+        """Return the rows that METEOR prints, `(R, 23)`, with their columns as named fields."""
         words, function_words, matches, chunks, matched_words = np.split(rows, np.cumsum([2, 2, 4 * 2 * 2, 1]), axis=1)
         return cls(words, function_words, matches.reshape(-1, 4, 2, 2), chunks[:, 0], matched_words)
 

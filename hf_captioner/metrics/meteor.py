@@ -1,4 +1,4 @@
-"""METEOR of COCO caption evaluation, which runs Java: `evaluate.load("hf_captioner/metrics/meteor.py")`."""
+"""METEOR of COCO caption evaluation, which runs Java, for `evaluate.load("hf_captioner/metrics/meteor.py")`."""
 
 from __future__ import annotations
 

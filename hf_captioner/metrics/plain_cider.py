@@ -1,4 +1,4 @@
-"""CIDEr without the D: `evaluate.load("hf_captioner/metrics/plain_cider.py")`."""
+"""CIDEr without the D, for `evaluate.load("hf_captioner/metrics/plain_cider.py")`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ROUGE-L of COCO caption evaluation: `evaluate.load("hf_captioner/metrics/rouge_l.py")`."""
+"""ROUGE-L of COCO caption evaluation, for `evaluate.load("hf_captioner/metrics/rouge_l.py")`."""
 
 from __future__ import annotations
 

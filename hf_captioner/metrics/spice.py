@@ -1,4 +1,4 @@
-"""SPICE, which runs Java: `evaluate.load("hf_captioner/metrics/spice.py")`."""
+"""SPICE, which runs Java, for `evaluate.load("hf_captioner/metrics/spice.py")`."""
 
 from __future__ import annotations
 

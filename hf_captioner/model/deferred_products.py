@@ -20,13 +20,13 @@ from .decoder_interface import Siblings
 
 
 class DeferredProduct:
-    """A product with an operand that is the same at every step; the subclasses say which product.
+    """A product of each step's input and an operand that is the same at every step; subclasses define the product.
 
     In the backward pass the first step comes last, since every later step depends on it: there, the operand's gradient
     is computed.
 
     Args:
-        operand: The tensor that every step is multiplied with.
+        operand: Tensor that the input of every step is multiplied with.
     """
 
     def __init__(self, operand: Tensor) -> None:

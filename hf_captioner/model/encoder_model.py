@@ -39,7 +39,7 @@ class CaptionerEncoderOutput(ModelOutput):
 
     @classmethod
     def of(cls, cells: Tensor) -> CaptionerEncoderOutput:
-        """Wrap image cells `(B, P, C)`."""
+        """Build the encoder's output from image cells `(B, P, C)`."""
         return cls(shared=SharedCells(cells))
 
     @property

@@ -31,7 +31,7 @@ class FullOrder:
         return memory
 
     def sort_state(self, state: State) -> State:
-        """Return tensors `(N, ·)` with their captions in reading order."""
+        """Return the decoder's state, tensors `(N, ·)`, with its captions in reading order."""
         return state
 
     def pack(self, words: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class PackedOrder(FullOrder):
         return memory.take(self.images)
 
     def sort_state(self, state: State) -> State:
-        """Return tensors `(N, ·)` with their captions in reading order."""
+        """Return the decoder's state, tensors `(N, ·)`, with its captions in reading order."""
         return tuple(part[self.captions.flatten()] for part in state)
 
     def pack(self, words: Tensor) -> Tensor:

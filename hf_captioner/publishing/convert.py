@@ -57,7 +57,7 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
     """Read the state dicts of the encoder and the decoder, without running any code from the file.
 
     Raises:
-        ValueError: the file is damaged, or holds anything other than `{"encoder": state dict, "decoder": state dict}`.
+        ValueError: The file is damaged, or holds anything other than `{"encoder": state dict, "decoder": state dict}`.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -90,7 +90,7 @@ def read_word_map(path: Path) -> list[str]:
     """Read the tutorial's vocabulary and return its words in the order of their ids.
 
     Raises:
-        ValueError: the file is not a word map, or ids or special tokens are missing.
+        ValueError: The file is not a word map, or ids or special tokens are missing.
     """
     try:
         word_map = json.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ def convert(
         grid_size: Number of rows, and of columns, to which the encoder's grid is pooled.
 
     Raises:
-        ValueError: the weights are not the tutorial's, or belong to another ResNet or vocabulary.
+        ValueError: The weights are not the tutorial's, or belong to another ResNet or vocabulary.
     """
     decoder = checkpoint["decoder"]
     expected = {*RENAMED, *REARRANGED}

@@ -76,7 +76,7 @@ def export_onnx(
             stay in single precision.
 
     Raises:
-        ValueError: a part, the processor or a generation setting cannot be exported, or libraries are missing.
+        ValueError: A part, the processor or a generation setting cannot be exported, or libraries are missing.
     """
     if missing := [name for name in NEEDED_LIBRARIES if find_spec(name) is None]:
         raise ValueError(f"Exporting needs {', '.join(missing)}: run `pip install 'hf_captioner[export]'`.")
@@ -138,7 +138,7 @@ def generation_settings(config: GenerationConfig) -> dict[str, Any]:
     """Return those settings of a generation config that greedy and beam search depend on, as fields of `Settings`.
 
     Raises:
-        ValueError: a setting is missing, or has an effect that is not exported.
+        ValueError: A setting is missing, or has an effect that is not exported.
     """
     given = {name: value for name, value in config.to_diff_dict().items() if value is not None and value is not False}
     if given.pop("do_sample", False):

@@ -14,7 +14,7 @@ def require_empty(folder: Path) -> None:
     """Make sure that writing to a folder overwrites nothing.
 
     Raises:
-        ValueError: something other than an empty folder is there.
+        ValueError: Something other than an empty folder is there.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{str(folder)!r} exists already and is not an empty folder. Name a new or an empty folder.")

@@ -68,10 +68,10 @@ def push(
         URL of the commit.
 
     Raises:
-        ValueError: no licence or no data set is named, nobody else can load a part of the model, the id is invalid,
+        ValueError: No licence or no data set is named, nobody else can load a part of the model, the id is invalid,
             or the repository is not as private as it should be. Nothing is uploaded.
-        PermissionError: the Hub refuses the token.
-        ConnectionError: the Hub cannot be reached, or the connection broke.
+        PermissionError: The Hub refuses the token.
+        ConnectionError: The Hub cannot be reached, or the connection broke.
     """
     card = _check(model.config, repo_id, details)
     scores = None if results is None else read_results(results)
@@ -99,7 +99,7 @@ def export_folder(
     `trust_remote_code=True`. All other arguments are those of `push`.
 
     Raises:
-        ValueError: the folder is not empty, or `push` would refuse the model.
+        ValueError: The folder is not empty, or `push` would refuse the model.
     """
     folder = Path(folder)
     card = _check(model.config, repo_id, details)

@@ -85,8 +85,8 @@ def card_details(
         limits: Text for the section on limits (default: the template's).
 
     Raises:
-        ValueError: neither the arguments nor the recipe name a licence, or a data set.
-        FileNotFoundError: there is no such recipe.
+        ValueError: Neither the arguments nor the recipe name a licence, or a data set.
+        FileNotFoundError: There is no such recipe.
     """
     fields = dict(recipe) if isinstance(recipe, Mapping) else _read_recipe(recipe, config.name_or_path)
     license = license or fields.get("license")

@@ -75,7 +75,7 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class EncoderTraining:
-    """How a stage trains the encoder.
+    """Settings by which a stage trains the encoder.
 
     Args:
         learning_rate: Highest learning rate of the encoder.
