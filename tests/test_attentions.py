@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from hf_captioner import ATTENTIONS
@@ -21,7 +23,7 @@ def build(name: str, **kwargs: Any) -> torch.nn.Module:
     return attention.double().eval()  # type: ignore[no-any-return]
 
 
-def inputs(attention: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+def inputs(attention: torch.nn.Module) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return a query, a memory and, if the attention uses one, a sentinel."""
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(B, K, D, dtype=torch.double, generator=generator)
@@ -29,6 +31,13 @@ def inputs(attention: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor, list
     sentinel = torch.randn(B, K, D, dtype=torch.double, generator=generator)
     sentinels = [sentinel.requires_grad_()] if getattr(attention, "uses_sentinel", False) else []
     return query.requires_grad_(), memory.requires_grad_(), sentinels
+
+
+def attend(name: str, **kwargs: Any) -> tuple[Any, ...]:
+    """Return an attention, a query and a memory, and the context and the weights that the attention computes of them."""
+    attention = build(name, **kwargs)
+    query, memory, _ = inputs(attention)
+    return attention, query, memory, *attention(query, attention.keys(memory), memory)
 
 
 @pytest.mark.parametrize("name", ATTENTIONS.names())
@@ -54,13 +63,9 @@ def test_additive_scores_equal_plain_ones_in_every_precision(dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("images_at_once", [1, 2, B])
-def test_additive_scores_and_their_gradients_equal_plain_ones(
-    images_at_once: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_additive_weights_and_gradients_equal_plain_ones(images_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(additive_scores, "ELEMENTS_AT_ONCE", images_at_once * K * P * A)
-    attention = build("additive")
-    query, memory, _ = inputs(attention)
-    weights = attention.weigh(query, attention.keys(memory))
+    attention, query, memory, _, weights = attend("additive")
     vector = attention.key_to_score.weight[0]
     expected = plain_scores(attention.query_to_key(query), attention.memory_to_key(memory), vector).softmax(-1)
     assert torch.allclose(weights, expected)
@@ -72,9 +77,7 @@ def test_additive_scores_and_their_gradients_equal_plain_ones(
 
 @pytest.mark.parametrize("name", ["additive", "additive_relu", "dot", "hard"])
 def test_context_is_the_weighted_memory(name: str) -> None:
-    attention = build(name)
-    query, memory, _ = inputs(attention)
-    context, weights = attention(query, attention.keys(memory), memory)
+    attention, query, memory, context, weights = attend(name)
     assert torch.allclose(context, (weights.unsqueeze(-1) * memory.unsqueeze(1)).sum(2))
     assert not sums_cells(type(attention)) or torch.equal(attention.weigh(query, attention.keys(memory)), weights)
 
@@ -85,37 +88,25 @@ def test_only_attentions_whose_context_is_the_weighted_memory_say_so() -> None:
 
 
 def test_relu_scores_are_those_of_one_hidden_layer() -> None:
-    attention = build("additive_relu")
-    query, memory, _ = inputs(attention)
-    _, weights = attention(query, attention.keys(memory), memory)
+    attention, query, memory, _, weights = attend("additive_relu")
     hidden = attention.query_to_key(query).unsqueeze(2) + attention.memory_to_key(memory).unsqueeze(1)
     assert torch.allclose(weights, attention.key_to_score(hidden.relu()).squeeze(-1).softmax(-1))
 
 
 @pytest.mark.parametrize("num_heads", [1, 4])
 def test_heads_are_those_of_torch(num_heads: int) -> None:
-    attention = build("multi_head", num_heads=num_heads)
-    query, memory, _ = inputs(attention)
-    context, weights = attention(query, attention.keys(memory), memory)
+    attention, query, memory, context, weights = attend("multi_head", num_heads=num_heads)
 
     # Torch wants queries as wide as all heads, and first all keys, then all values.
     per_head = [part.unflatten(0, (num_heads, -1)).chunk(2, 1) for part in attention.memory_to_key_value.parameters()]
     (key, value), (key_bias, value_bias) = (tuple(half.flatten(0, 1) for half in halves) for halves in per_head)
     expected, expected_weights = functional.multi_head_attention_forward(
         attention.query_to_key(query).transpose(0, 1),
-        functional.linear(memory, key, key_bias).transpose(0, 1),
-        functional.linear(memory, value, value_bias).transpose(0, 1),
-        embed_dim_to_check=A,
-        num_heads=num_heads,
-        in_proj_weight=torch.eye(A, dtype=torch.double).repeat(3, 1),
-        in_proj_bias=None,
-        bias_k=None,
-        bias_v=None,
-        add_zero_attn=False,
-        dropout_p=0.0,
-        out_proj_weight=torch.eye(A, dtype=torch.double),
-        out_proj_bias=None,
-    )
+        *(functional.linear(memory, *each).transpose(0, 1) for each in ((key, key_bias), (value, value_bias))),
+        embed_dim_to_check=A, num_heads=num_heads, add_zero_attn=False, dropout_p=0.0,
+        in_proj_weight=torch.eye(A, dtype=torch.double).repeat(3, 1), in_proj_bias=None, bias_k=None, bias_v=None,
+        out_proj_weight=torch.eye(A, dtype=torch.double), out_proj_bias=None,
+    )  # fmt: skip
     assert torch.allclose(context, attention.heads_to_context(expected.transpose(0, 1)))
     assert torch.allclose(weights, expected_weights)
 
@@ -125,17 +116,14 @@ def test_sentinel_competes_with_the_cells() -> None:
     attention = build("adaptive")
     query, memory, (sentinel,) = inputs(attention)
     context, weights = attention(query, attention.keys(memory), memory, sentinel)
-    for b in range(B):
-        for k in range(K):
-            keys = torch.cat([attention.memory_to_key(memory[b]), attention.sentinel_to_key(sentinel[b, k])[None]])
-            scores = attention.key_to_score(torch.tanh(keys + attention.query_to_key(query[b, k]))).squeeze(1)
-            *alpha, beta = scores.softmax(0)
-            map_of_image = weights[b, k] / weights[b, k].sum()
-            seen = (map_of_image.unsqueeze(1) * memory[b]).sum(0)
-            assert torch.allclose(weights[b, k], torch.stack(alpha))
-            assert torch.allclose(weights[b, k].sum(), 1 - beta)
-            expected = (1 - beta) * seen + beta * attention.sentinel_to_context(sentinel[b, k])
-            assert torch.allclose(context[b, k], expected)
+    for b, k in product(range(B), range(K)):
+        keys = torch.cat([attention.memory_to_key(memory[b]), attention.sentinel_to_key(sentinel[b, k])[None]])
+        scores = attention.key_to_score(torch.tanh(keys + attention.query_to_key(query[b, k]))).squeeze(1)
+        *alpha, beta = scores.softmax(0)
+        assert torch.allclose(weights[b, k], torch.stack(alpha)) and torch.allclose(weights[b, k].sum(), 1 - beta)
+        seen = weights[b, k] / weights[b, k].sum() @ memory[b]
+        expected = (1 - beta) * seen + beta * attention.sentinel_to_context(sentinel[b, k])
+        assert torch.allclose(context[b, k], expected)
 
 
 def test_hard_attention_takes_one_cell_in_training() -> None:
@@ -167,9 +155,7 @@ def test_hard_attention_draws_cells_as_often_as_weighted() -> None:
 
 
 def test_expected_contexts_teach_hard_attention_as_soft_attention_learns() -> None:
-    attention = build("hard", expected_rate=1.0)
-    query, memory, _ = inputs(attention)
-    soft, _ = attention(query, attention.keys(memory), memory)
+    attention, query, memory, soft, _ = attend("hard", expected_rate=1.0)
     expected, _, log_probs = attention.train()(query, attention.keys(memory), memory)
     assert torch.allclose(soft, expected) and not log_probs.any()
     parameters = [query, memory, *attention.parameters()]
