@@ -67,7 +67,7 @@ class RecurrentLayer(nn.Linear):
         return self._update(products, inputs, state, gate_input)
 
     def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
-        """Return `step` as a function that is to be called for every word of a batch.
+        """Return a function that computes the same as `step`, but faster, for use on all words of a batch.
 
         Args:
             siblings: Groups of captions whose inputs and state are the same. Not for training.
@@ -148,7 +148,7 @@ class Sentinel(nn.Linear):
         return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell_state)
 
     def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return `step` as a function that is to be called for every word of a batch."""
+        """Return a function that computes the same as `step`, but faster, for use on all words of a batch."""
         return partial(self._update, DeferredLinear(self.weight))
 
 

@@ -187,7 +187,7 @@ class RecurrentDecoder(nn.Module):
 
     @property
     def _top(self) -> int:
-        """Index of the top layer's h in the state."""
+        """Index of the top layer's hidden state in the state."""
         return -self.layer_type.num_states
 
     def forward(
@@ -320,7 +320,7 @@ class RecurrentDecoder(nn.Module):
         return torch.where(is_drawn, drawn, ids)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
-        """Return `step` as a function that is to be called for all words of a batch, with the same results.
+        """Return a function that computes the same as `step`, but faster, for use on all words of a batch.
 
         Args:
             memory: Memory of all B images; a step may leave out the last ones.

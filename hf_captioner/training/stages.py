@@ -97,7 +97,7 @@ class Stage:
         epochs: Passes over the training images.
         learning_rate: Highest learning rate of the decoder.
         objective: Objective that the stage minimises.
-        encoder: How the encoder is trained; None to freeze it.
+        encoder: Settings of the encoder's training; None to freeze the encoder.
     """
 
     name: str
