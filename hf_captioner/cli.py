@@ -1,4 +1,4 @@
-"""What all commands share: options, loading a captioner, and errors that end in one line."""
+"""Helpers of all commands: options, loading of a captioner, and errors that end in one line."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def positive_int(text: str) -> int:
 
 
 def add_hub_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which version of a captioner on the Hub to load."""
+    """Add the options that select the version of a captioner on the Hub to load."""
     group = parser.add_argument_group("captioners on the Hub")
     group.add_argument("--revision", help="branch, tag or commit (default: main)")
     group.add_argument("--subfolder", help="folder within the repository, or within a local folder")

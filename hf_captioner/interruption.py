@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Raised when a signal stops the program.
+    """Exception that is raised when a signal stops the program.
 
     Args:
         message: What was saved, and how to resume.

@@ -8,7 +8,7 @@ class Habits:
     """Length, repetition and variety of captions."""
 
     def compute(self, *, predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-        """Score captions.
+        """Score the length, repetition and variety of captions.
 
         Returns:
             `words`, the mean number of words; `length_ratio`, its ratio to that of the references; `repeated`, the

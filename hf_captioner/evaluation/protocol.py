@@ -119,7 +119,7 @@ class Protocol:
         return None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the protocol as a record for JSON, with what `comparable_with` says."""
+        """Return the protocol as a record for JSON, with the lines of `comparable_with`."""
         return {**asdict(self), "comparable_with": self.comparable_with()}
 
 

@@ -55,7 +55,7 @@ class Captions:
 
 @dataclass
 class Continuations:
-    """M ways in which the running captions of each image may go on, the most preferred first.
+    """M possible continuations, each by one word, of the running captions of each image, the most preferred first.
 
     Args:
         scores: Sum of log p over the words of the caption that a continuation leads to, `(B, M)`.

@@ -1,4 +1,4 @@
-"""Layers of recurrent decoders.
+"""Recurrent layers of the decoders: LSTM, GRU and the visual sentinel.
 
 Each layer can be run in two equal ways: `layer.step(inputs, state)` takes one step plainly; `layer.unroll()` returns
 the same step as a function to be called for all words of a batch, and computes the gradients of the weights once for
@@ -56,7 +56,7 @@ class RecurrentLayer(nn.Linear):
         return [weight]
 
     def step(self, inputs: Inputs, state: State, gate_input: Tensor | None = None) -> State:
-        """Compute the layer's state after one step, plainly.
+        """Compute the layer's state after one step; this is the plain version of `unroll`.
 
         Args:
             inputs: Tensors `(b, k, ·)`, X wide together.

@@ -1,4 +1,4 @@
-"""What the recurrent decoders have in common: `step`, which reads one word, and `forward`, which reads many fast.
+"""Base class of the recurrent decoders: `step` reads one word of each caption, `forward` many words fast.
 
 Cells are everywhere the grid cells of image features that the encoder computes, and a `Memory` holds those of a batch;
 the c of an LSTM is called the LSTM's cell state.
@@ -138,7 +138,7 @@ class RecurrentDecoder(nn.Module):
         return state.chunk(self._num_states, -1)
 
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
-        """Read one word of each caption, plainly.
+        """Read one word of each caption; this is the plain version of a step of `forward`.
 
         Args:
             words: Word embeddings, `(B, K, E)`.

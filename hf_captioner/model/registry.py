@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 
 
 class Registry:
-    """The parts (named components) of one kind.
+    """Registry of the parts (named components) of one kind.
 
     A name stands for an object given to `register`, for a built-in part or for an entry point of the group
     `hf_captioner.<kind>`. Checkpoints hold names and never import paths.

@@ -173,7 +173,7 @@ def _validate(card: ModelCard) -> None:
 
 @contextmanager
 def _explained_errors(repo_id: str) -> Iterator[None]:
-    """Turn errors of the Hub and of the connection to it into built-in ones whose one line says what to do."""
+    """Turn errors of the Hub and of the connection into built-in errors whose one-line message says what to do."""
     try:
         yield
     except LocalTokenNotFoundError as e:

@@ -29,7 +29,7 @@ LABELS = torch.tensor([caption + [-100] * (5 - len(caption)) for caption in CAPT
 def check_captioner(
     registry: Registry, part: Any, kwargs: dict[str, Any], pixels: Tensor | None = None, **config: Any
 ) -> None:
-    """Check that a captioner with the part and its `kwargs` learns, captions, and comes back from a checkpoint.
+    """Check that a captioner with the part and its `kwargs` can be trained, can caption, and can be saved and reloaded.
 
     An encoder is given the `pixels` `(B, 3, H, W)`; without them, the captioner is given random cells. `config` holds
     further fields of the configuration.

@@ -178,7 +178,7 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
 def build_stages(
     recipe: Recipe, model: CaptionerModel, processor: CaptionerProcessor, captions: Sequence[Sequence[str]]
 ) -> list[Stage]:
-    """Build the stages: likelihood of the captions, fine-tuning of the encoder if asked for, rewards if asked for."""
+    """Build the stages: likelihood of captions and, if the recipe has them, fine-tuning of the encoder and rewards."""
     options, optimization = recipe.stages, recipe.optimization
     freeze_batch_norm = optimization.freeze_batch_norm
     if freeze_batch_norm is None:

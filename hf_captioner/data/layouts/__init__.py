@@ -77,7 +77,7 @@ def _find_parquet(folder: ImageFolder) -> list[str]:
 
 
 def _find_tables(folder: ImageFolder) -> list[str]:
-    """Return the tables that name image files."""
+    """Return the files of tables whose rows name image files."""
     files = folder.matching("*.csv", "*.tsv", "*.jsonl", "*.parquet")
     return [file for file in files if not file.endswith(".parquet") or not has_images_inside(folder, file)]
 
