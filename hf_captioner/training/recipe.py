@@ -121,7 +121,7 @@ class StageOptions:
 
 @dataclass(frozen=True)
 class DecodingOptions:
-    """How captions are generated; all but the numbers of beams are saved with the model."""
+    """Options of decoding; all but the numbers of beams are saved with the model."""
 
     num_beams: int = option(5, "Beams when validating each epoch.")
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
