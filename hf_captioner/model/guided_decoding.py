@@ -129,7 +129,7 @@ def constrained_beam_search(
 
 
 class Constraint:
-    """Phrases of which one must occur in a caption."""
+    """A constraint of `constrained_beam_search`: phrases of which one must occur in a caption."""
 
     def __init__(self, phrases: Sequence[Phrase], device: torch.device) -> None:
         self.phrases = [torch.tensor(phrase, device=device) for phrase in phrases]

@@ -72,7 +72,7 @@ def _check_outputs(attention: nn.Module, attend: Attend, inputs: list[Tensor], u
 
 
 def _check_independence(attention: nn.Module, attend: Attend, inputs: list[Tensor]) -> None:
-    """Check that neither the images of a batch nor the queries of an image see each other."""
+    """Check that neither the images of a batch nor the queries of an image affect each other."""
     query, memory, *sentinels = inputs
     keys, output = attention.keys(memory), attend(*inputs)  # type: ignore[operator]
     some = torch.tensor([2, 0])
@@ -100,7 +100,7 @@ def _check_gradients(attention: nn.Module, attend: Attend, inputs: list[Tensor])
 
 
 def _check_sampling(attention: nn.Module, attend: Attend, inputs: list[Tensor]) -> None:
-    """Check what `forward` returns in training mode, and what an attention that samples has besides."""
+    """Check what `forward` returns in training mode, and the further attributes of an attention that samples."""
     context, weights, *more = attend(*inputs)
     require_shape(context, (B, K, C), "the context is (B, K, C) in training too")
     require_shape(weights, (B, K, P), "the weights are (B, K, P) in training too")

@@ -72,7 +72,7 @@ def _read(decoder: Any, ids: Tensor, memory: Memory, state: State | None = None)
 
 
 def _check_reading(decoder: Any, ids: Tensor, cells: Tensor) -> None:
-    """Check what a decoder returns, that captions do not see each other, and that a state can be carried on."""
+    """Check what a decoder returns, that captions do not affect each other, and that a state can be carried on."""
     memory = decoder.prepare(cells)
     require(isinstance(memory, Memory), "prepare(cells) returns a Memory", type(memory))
     try:
@@ -104,7 +104,7 @@ def _check_reading(decoder: Any, ids: Tensor, cells: Tensor) -> None:
 
 
 def _check_search(decoder: Any, ids: Tensor, cells: Tensor) -> None:
-    """Check what a search does: captions continue others, and images leave."""
+    """Check the operations of a beam search: captions continue other captions, and images are dropped."""
     parents = torch.tensor([1, 1, 2, 3, 5, 5])
     memory = decoder.prepare(cells)
     cache = RecurrentCache(memory, _read(decoder, ids[:, :3], memory).state, 3)
@@ -126,7 +126,7 @@ def _check_search(decoder: Any, ids: Tensor, cells: Tensor) -> None:
 
 
 def _check_optional_arguments(decoder: Any, ids: Tensor, cells: Tensor) -> None:
-    """Check that `lengths` and `sampling` do what they stand for, if the decoder names them."""
+    """Check the effects of the arguments `lengths` and `sampling`, if the decoder's `forward` has them."""
     memory, lengths = decoder.prepare(cells), torch.tensor(LENGTHS)
     accepted = optional_arguments(decoder)
     whole = _read(decoder, ids, memory)

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 class Damage:
-    """Collects and reports the damage that readers of a data set find.
+    """Collector of the damage that readers of a data set find; it reports the damage, or refuses it by an error.
 
     Args:
         report: Function that is called with a line for each kind of damage.
