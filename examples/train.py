@@ -62,5 +62,5 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    # `run_command` shows log messages, and ends errors that the user can mend in one line.
+    # `run_command` shows log messages, and ends errors that the user can fix in one line.
     sys.exit(run_command(main, sys.argv[1:]))

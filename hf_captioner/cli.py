@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Exit codes. An interrupted command ends with 128 plus the number of the signal, as in shells.
 EXIT_PROBLEM = 1  # the command ran and found something wrong
-EXIT_REFUSED = 2  # wrong usage, or an error that the user can mend
+EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -117,7 +117,7 @@ class CaptionerProcessor(ProcessorMixin):
         ids = self.tokenizer(captions, **arguments).input_ids
         for (name, _, _), caption, caption_ids in zip(positions, captions, ids, strict=True):
             if len(caption_ids) <= num_special:
-                raise ValueError(f"{name} is {caption!r}, which has no words; leave it out or mend it.")
+                raise ValueError(f"{name} is {caption!r}, which has no words; leave it out or fix it.")
 
         num_captions = 1 + max(index for _, _, index in positions)
         labels = torch.full((len(rows), num_captions, _padded_length(ids, padding, max_length)), IGNORED)
