@@ -43,7 +43,7 @@ class Damage:
     def broken(self, problem: str) -> None:
         """Report something unusable, which the reader then leaves out; raise a ValueError if `skip_broken` is False."""
         if not self.skip_broken:
-            raise ValueError(f"{problem} Mend it, or go on without it with --skip_broken (skip_broken=True).")
+            raise ValueError(f"{problem} Fix it, or go on without it with --skip_broken (skip_broken=True).")
         self.report(f"Left out: {problem}")
 
     @contextmanager
