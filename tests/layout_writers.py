@@ -48,15 +48,12 @@ def _make_photo(index: int, split: str) -> Photo:
     blocks = np.frombuffer(rng.randbytes(6 * 8 * 3), np.uint8).reshape(6, 8, 3)
     file = io.BytesIO()
     Image.fromarray(blocks).resize((96, 72), Image.Resampling.BICUBIC).save(file, "JPEG")
-    colour = rng.choice(("black", "brown", "white and tan", "spotted"))
-    animal = rng.choice(("dog", "puppy", "terrier", "greyhound"))
-    place = rng.choice(("the beach", "a meadow", "deep snow", "a busy street"))
     captions = (
-        f"A {colour} {animal} runs across {place} .",
-        f"The {animal} , which is {colour} , leaps over {index} stones .",
-        f'A sign says " {place} " behind a {colour} dog .',
-        f"{index} people watch the {animal}'s jump",
-        f"Two dogs play near {place} and a café .",
+        f"A brown dog runs across meadow {index} .",
+        f"The dog , which is brown , leaps over {index} stones .",
+        f'A sign says " {index} " behind a spotted dog .',
+        f"{index} people watch the terrier's jump",
+        f"{index} dogs play near a café .",
     )
     return Photo(f"{1000000 + 37 * index}_{rng.getrandbits(40):010x}.jpg", file.getvalue(), captions, split, index + 1)
 
