@@ -18,7 +18,7 @@ from layout_writers import Photo
 from hf_captioner import load_captions
 from hf_captioner.__main__ import main
 from hf_captioner.data.layouts.splits import assign_split, assign_splits, find_leaks
-from hf_captioner.data.rows import drop_broken_images, undecoded
+from hf_captioner.data.rows import undecoded
 
 Edit = Callable[[list[str]], list[str]]
 
@@ -271,17 +271,6 @@ def test_folders_that_fit_no_layout_are_refused(photos, folder):
         load_captions("shapes", "test", format="coco")
     lw.write_csv(folder / "captions.csv", ["image", "caption"], [("no.jpg", "a dog")])
     assert_refused(folder, r"None of the images that captions\.csv lists is in")
-
-
-def test_unreadable_images_are_left_out_by_name(photos, folder):
-    lw.karpathy(folder, photos)
-    half, text = (folder / "images" / photo.name for photo in photos[3:5])
-    half.write_bytes(photos[3].content[:1000])
-    text.write_text("This is no photograph.")
-    report: list[str] = []
-    kept = drop_broken_images(load_captions(str(folder), "train"), report=report.append)
-    assert len(kept) == 8 and not {half.name, text.name} & set(kept["image_id"])
-    assert all(str(path) in line for path, line in zip((half, text), report, strict=True))
 
 
 def test_format_chooses_between_layouts(photos, folder, caplog):
