@@ -9,22 +9,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    Trainer,
-    TrainingArguments,
-)
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, Trainer, TrainingArguments
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 from hf_captioner.model.encoders import TimmEncoder
-
-Build = Callable[..., CaptionerModel]
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +32,7 @@ def labels(processor: CaptionerProcessor) -> torch.Tensor:
     return processor(text=texts)["labels"]
 
 
-def test_outputs_have_the_shape_of_the_labels(
-    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
-) -> None:
+def test_outputs_have_the_shape_of_the_labels(tiny_model, pixel_values, labels):
     model = tiny_model()
     num_images, num_captions, num_words = labels.shape
     several = model(pixel_values, labels=labels)
@@ -57,9 +45,7 @@ def test_outputs_have_the_shape_of_the_labels(
     assert isinstance(model(pixel_values, labels=labels, return_dict=False), tuple)
 
 
-def test_loss_equals_that_computed_caption_by_caption(
-    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
-) -> None:
+def test_loss_equals_that_computed_caption_by_caption(tiny_model, pixel_values, labels):
     model = tiny_model(doubly_stochastic_weight=0.7, doubly_stochastic_reduction="sum")
     log_likelihood, num_words, shortfalls = 0.0, 0, []
     for image, captions in zip(pixel_values, labels, strict=True):
@@ -76,57 +62,39 @@ def test_loss_equals_that_computed_caption_by_caption(
     assert model(pixel_values, labels=labels).loss.item() == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_batch_generates_what_single_images_do_with_and_without_cache(
-    tiny_model: Build, pixel_values: torch.Tensor, num_beams: int
-) -> None:
-    model = tiny_model(seed=3, initializer_range=1.0)
-    settings = {"num_beams": num_beams, "max_length": 12}
-    batch = model.generate(pixel_values, **settings)
-    assert torch.equal(model.generate(pixel_values, use_cache=False, **settings), batch)
-    cells = model.encoder(pixel_values).last_hidden_state
-    assert torch.equal(model.generate(encoder_outputs=CaptionerEncoderOutput.of(cells), **settings), batch)
-    for image, expected in zip(pixel_values, batch, strict=True):
-        alone = model.generate(image[None], **settings)[0]
-        assert torch.equal(alone, expected[: len(alone)])
-
-
-def test_greedy_search_takes_the_likeliest_word_at_each_step(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+def test_greedy_search_takes_the_likeliest_word_at_each_step(tiny_model, pixel_values):
     model = tiny_model(seed=3, initializer_range=1.0)
     sequences = model.generate(pixel_values, num_beams=1, max_length=10)
+    encoder_outputs = CaptionerEncoderOutput.of(model.encoder(pixel_values).last_hidden_state)
+    assert torch.equal(model.generate(encoder_outputs=encoder_outputs, num_beams=1, max_length=10), sequences)
     logits = model(pixel_values, decoder_input_ids=sequences[:, :-1]).logits
     logits[..., 0] = -torch.inf  # <unk> is suppressed
-    for row, scores in zip(sequences, logits, strict=True):
-        for t, word in enumerate(row[1:].tolist()):
-            assert word == scores[t].argmax().item()
-            if word == model.config.eos_token_id:
-                break
+    ends = sequences[:, 1:] == model.config.eos_token_id
+    words = ends.cumsum(1) - ends.long() == 0  # all up to <end>
+    assert torch.equal(sequences[:, 1:][words], logits.argmax(-1)[words])
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_a_prefix_is_continued(tiny_model: Build, pixel_values: torch.Tensor, num_beams: int) -> None:
+def test_a_prefix_is_continued(tiny_model, pixel_values, num_beams):
     model = tiny_model(seed=3, initializer_range=1.0)
     whole = model.generate(pixel_values[:1], num_beams=1, max_length=10)
     continued = model.generate(pixel_values[:1], decoder_input_ids=whole[:, :4], num_beams=1, max_length=10)
     assert torch.equal(whole, continued)
-    prefixed = model.generate(
-        pixel_values, decoder_input_ids=whole[:, :4].expand(3, -1), num_beams=num_beams, max_length=10
-    )
-    assert torch.equal(prefixed[:, :4], whole[:, :4].expand(3, -1))
+    prefix = whole[:, :4].expand(3, -1)
+    prefixed = model.generate(pixel_values, decoder_input_ids=prefix, num_beams=num_beams, max_length=10)
+    assert torch.equal(prefixed[:, :4], prefix)
 
 
-def test_beams_share_one_memory(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+def test_beams_share_one_memory(tiny_model, pixel_values):
     model = tiny_model()
     calls: list[tuple[int, ...]] = []
-    handle = model.decoder.attention.memory_to_key.register_forward_hook(
-        lambda module, inputs, output: calls.append(tuple(inputs[0].shape))
-    )
+    project = model.decoder.attention.memory_to_key
+    project.register_forward_hook(lambda module, inputs, output: calls.append(tuple(inputs[0].shape)))
     model.generate(pixel_values, num_beams=5, max_length=8)
-    handle.remove()
     assert calls == [(3, 16, model.encoder.part.hidden_size)]  # once, for three images, not for fifteen beams
 
 
-def test_frozen_encoder_stays_as_it_is(tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor) -> None:
+def test_frozen_encoder_stays_as_it_is(tiny_model, pixel_values, labels):
     model = tiny_model()
     model.freeze_encoder()
     model.train()
@@ -138,32 +106,24 @@ def test_frozen_encoder_stays_as_it_is(tiny_model: Build, pixel_values: torch.Te
     assert all(parameter.grad is not None for parameter in model.decoder.parameters())
 
 
-def trainer(model: CaptionerModel, rows: list[dict[str, torch.Tensor]], folder: Path, **arguments: Any) -> Trainer:
-    """Trainer whose batches are stacked rows, quiet and on the CPU."""
-    arguments = {"remove_unused_columns": False, "report_to": [], "save_strategy": "no", "use_cpu": True, **arguments}
-    return Trainer(
-        model=model, args=TrainingArguments(output_dir=str(folder), **arguments), train_dataset=rows, eval_dataset=rows
-    )
+@pytest.fixture
+def trainer(pixel_values: torch.Tensor, labels: torch.Tensor, tmp_path: Path) -> Callable[..., Trainer]:
+    """Return a function that builds trainers on the images and the first words of their captions."""
+
+    def build(model: CaptionerModel, num_words: int | None = None, **kwargs: Any) -> Trainer:
+        pairs = zip(pixel_values, labels[..., :num_words], strict=True)
+        rows = [{"pixel_values": image, "labels": captions} for image, captions in pairs]
+        quiet = {"remove_unused_columns": False, "report_to": [], "save_strategy": "no", "use_cpu": True}
+        arguments = TrainingArguments(output_dir=str(tmp_path), **quiet, logging_steps=1, **kwargs)
+        return Trainer(model=model, args=arguments, train_dataset=rows, eval_dataset=rows)
+
+    return build
 
 
-@pytest.fixture(scope="module")
-def rows(pixel_values: torch.Tensor, labels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    return [{"pixel_values": image, "labels": captions} for image, captions in zip(pixel_values, labels, strict=True)]
-
-
-def test_trainer_of_transformers_trains_and_evaluates(
-    tiny_model: Build, rows: list[dict[str, torch.Tensor]], tmp_path: Path
-) -> None:
+def test_trainer_of_transformers_trains_and_evaluates(tiny_model, trainer):
     model = tiny_model()
     before = model.decoder.output.weight.clone()
-    settings = {
-        "max_steps": 2,
-        "eval_strategy": "steps",
-        "eval_steps": 2,
-        "logging_steps": 1,
-        "label_names": ["labels"],
-    }
-    training = trainer(model, rows, tmp_path, **settings)
+    training = trainer(model, max_steps=2, eval_strategy="steps", eval_steps=2, label_names=["labels"])
     training.train()
     history = [record for record in training.state.log_history if "loss" in record or "eval_loss" in record]
     assert len(history) == 3 and not torch.equal(model.decoder.output.weight, before)
@@ -172,27 +132,21 @@ def test_trainer_of_transformers_trains_and_evaluates(
 @pytest.mark.parametrize(
     ("weight", "length"), [(0.0, None), (1.0, 3)], ids=["uneven captions", "doubly stochastic, even captions"]
 )
-def test_trainer_accumulates_gradients_to_those_of_one_large_batch(
-    tiny_model: Build, rows: list[dict[str, torch.Tensor]], tmp_path: Path, weight: float, length: int | None
-) -> None:
-    rows = [{**row, "labels": row["labels"][..., :length]} for row in rows]
+def test_trainer_accumulates_gradients_to_those_of_one_large_batch(tiny_model, trainer, weight, length):
     losses, weights = [], []
     for batch_size, num_batches in ((3, 1), (1, 3)):
         model = tiny_model(output_dropout=0.0, doubly_stochastic_weight=weight)
         model.freeze_encoder()
         sizes = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": num_batches}
-        training = trainer(model, rows, tmp_path, max_steps=1, optim="sgd", learning_rate=1.0, logging_steps=1, **sizes)
+        training = trainer(model, length, max_steps=1, optim="sgd", learning_rate=1.0, **sizes)
         training.train()
         losses.append(training.state.log_history[0]["loss"])
-        weights.append({name: parameter.detach().clone() for name, parameter in model.decoder.named_parameters()})
+        weights.append(dict(model.decoder.named_parameters()))
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    for name, parameter in weights[0].items():
-        torch.testing.assert_close(weights[1][name], parameter, rtol=0, atol=1e-6)
+    torch.testing.assert_close(weights[1], weights[0], rtol=0, atol=1e-6)
 
 
-def test_losses_of_the_parts_of_a_batch_add_up(
-    tiny_model: Build, pixel_values: torch.Tensor, labels: torch.Tensor
-) -> None:
+def test_losses_of_the_parts_of_a_batch_add_up(tiny_model, pixel_values, labels):
     model = tiny_model(doubly_stochastic_weight=0.7)
     words = labels != -100
     numbers = {"num_items_in_batch": int(words.sum()), "num_captions": int(words.any(-1).sum())}
@@ -200,19 +154,10 @@ def test_losses_of_the_parts_of_a_batch_add_up(
     assert sum(parts).item() == pytest.approx(model(pixel_values, labels=labels).loss.item(), abs=1e-6)
 
 
-def test_the_encoder_is_built_once_and_its_weights_change_no_others(
-    tiny_model: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from safetensors.torch import save_file
-
+def test_the_encoder_is_built_once_and_its_weights_change_no_others(tiny_model, tmp_path, monkeypatch):
     built: list[dict[str, Any]] = []
-    build_encoder = TimmEncoder.__init__
-
-    def count(self: TimmEncoder, *args: Any, **kwargs: Any) -> None:
-        built.append(kwargs)
-        build_encoder(self, *args, **kwargs)
-
-    monkeypatch.setattr(TimmEncoder, "__init__", count)
+    build = TimmEncoder.__init__
+    monkeypatch.setattr(TimmEncoder, "__init__", lambda *args, **kwargs: built.append(kwargs) or build(*args, **kwargs))
     other = tiny_model(seed=1).encoder.part.body.state_dict()
     save_file(other, tmp_path / "weights.safetensors")
     random, trained = tiny_model(), tiny_model(encoder_weights=tmp_path / "weights.safetensors", pretrained=True)
@@ -222,43 +167,29 @@ def test_the_encoder_is_built_once_and_its_weights_change_no_others(
     assert all(torch.equal(trained.decoder.state_dict()[name], weights[name]) for name in weights)
 
 
-def test_auto_classes_load_a_saved_folder(captioner_folder: Path) -> None:
-    assert AutoConfig.from_pretrained(captioner_folder).model_type == "hf_captioner"
-    for auto in (AutoModel, AutoModelForImageTextToText):
-        assert type(auto.from_pretrained(captioner_folder)).__name__ == "CaptionerModel"
-    assert type(AutoProcessor.from_pretrained(captioner_folder)).__name__ == "CaptionerProcessor"
-    assert type(AutoImageProcessor.from_pretrained(captioner_folder)).__name__ == "CaptionerImageProcessor"
-    assert AutoTokenizer.from_pretrained(captioner_folder).eos_token == "<end>"
-
-
-def test_a_saved_captioner_reloads_bit_equal_and_captions_alike(
-    tiny_model: Build, captioner_folder: Path, pixel_values: torch.Tensor
-) -> None:
+def test_a_saved_captioner_reloads_bit_equal_and_captions_alike(tiny_model, captioner_folder, pixel_values):
     model, reloaded = tiny_model(seed=1, scale=6), CaptionerModel.from_pretrained(captioner_folder).eval()
     assert (captioner_folder / "model.safetensors").is_file()
+    assert AutoConfig.from_pretrained(captioner_folder).model_type == "hf_captioner"
+    for auto in (AutoModel, AutoModelForImageTextToText):
+        assert type(auto.from_pretrained(captioner_folder)) is CaptionerModel
     assert reloaded.state_dict().keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in reloaded.state_dict().items())
     assert torch.equal(reloaded.generate(pixel_values), model.generate(pixel_values))
 
 
-def test_resnet101_takes_a_step_and_captions() -> None:
-    """Check the default encoder, with random weights and images of 224 pixels."""
+def test_resnet101_is_the_default_encoder_and_learns():
     torch.manual_seed(0)
     model = CaptionerModel.from_encoder(pretrained=False, vocab_size=100)
     assert model.config.encoder_name == "resnet101" and model.encoder.part.grid_size(224, 224) == (7, 7)
-    pixel_values = torch.randn(2, 3, 224, 224)
-    labels = torch.randint(4, 100, (2, 5, 6))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    before = model.encoder.part.body.conv1.weight.clone()
-    loss = model(pixel_values, labels=labels).loss
-    loss.backward()
-    optimizer.step()
-    assert torch.isfinite(loss) and not torch.equal(model.encoder.part.body.conv1.weight, before)
-    model.eval()
-    assert model.generate(pixel_values[:1], num_beams=2, max_length=5).shape[1] <= 5
+    pixel_values, labels = torch.randn(2, 3, 224, 224), torch.randint(4, 100, (2, 5, 6))
+    model(pixel_values, labels=labels).loss.backward()
+    gradient = model.encoder.part.body.conv1.weight.grad
+    assert torch.isfinite(gradient).all() and gradient.any()
+    assert model.eval().generate(pixel_values[:1], num_beams=2, max_length=5).shape[1] <= 5
 
 
-def test_errors(tiny_model: Build, pixel_values: torch.Tensor) -> None:
+def test_errors(tiny_model, pixel_values):
     model = tiny_model()
     with pytest.raises(ValueError, match="No image is given"):
         model(labels=torch.tensor([[4, 3]]))
