@@ -14,10 +14,12 @@ import sys
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import evaluate
 import pytest
 from conftest import CAPTIONS, SHARED
+from pyarrow import parquet
 
 import hf_captioner.metrics
 from hf_captioner.metrics import METRICS, caption_metrics, java, scores
@@ -49,22 +51,16 @@ SCORES = {
 METEOR = 0.37927725081602387
 # Alignment counts that the Java program of METEOR prints for each of these images.
 ALIGNMENTS = [
-    "0 3 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0",
-    "1 1 0 0 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 1 1",
-    "10 8 6 4 4 4 4 4 0 0 0 0 0 0 0 0 0 0 0 0 2 8 8",
-    "7 5 2 2 2 2 1 1 0 0 0 0 0 0 0 0 1 1 0 0 4 4 4",
-    "8 8 2 3 5 5 2 2 0 0 0 0 1 0 0 1 0 0 0 0 1 8 8",
-    "6 6 6 4 0 0 2 2 0 0 0 0 0 0 0 0 0 0 0 0 2 2 2",
-]
+    "0 3 0 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0", "1 1 0 0 1 1 0 0 0 0 0 0 0 0 0 0 0 0 0 0 1 1 1",
+    "10 8 6 4 4 4 4 4 0 0 0 0 0 0 0 0 0 0 0 0 2 8 8", "7 5 2 2 2 2 1 1 0 0 0 0 0 0 0 0 1 1 0 0 4 4 4",
+    "8 8 2 3 5 5 2 2 0 0 0 0 1 0 0 1 0 0 0 0 1 8 8", "6 6 6 4 0 0 2 2 0 0 0 0 0 0 0 0 0 0 0 0 2 2 2",
+]  # fmt: skip
 
 
 @pytest.fixture
 def load(monkeypatch, tmp_path):
     """Function that loads a metric of this package by its path with `evaluate.load`; the network is refused."""
-
-    def refuse(*args):
-        raise AssertionError("a metric tried to reach the network")
-
+    refuse = mock.Mock(side_effect=AssertionError("a metric tried to reach the network"))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     return lambda name: evaluate.load(str(MODULES / f"{name}.py"), cache_dir=str(tmp_path))
 
@@ -92,20 +88,14 @@ def test_scores_of_pycocoevalcap():
     assert {name: computed[name] for name in SCORES} == pytest.approx(SCORES, abs=1e-6)
 
 
-def test_scores_of_pycocoevalcap_and_official_bleu_on_flickr8k(load):
+def test_scores_of_pycocoevalcap_and_official_bleu_on_flickr8k(load, flickr8k):
     """Flickr8k validation: the first caption of each image is the prediction, the other four are its references."""
-    golden_file, table_file = (
-        SHARED / "golden" / "caption_metrics.json",
-        SHARED / "flickr8k" / "data" / "validation-00000-of-00001.parquet",
-    )
-    if not (golden_file.exists() and table_file.exists()):
-        pytest.skip("needs golden and flickr8k, which are not beside this repository in shared/")
-    from pyarrow import parquet
-
+    golden_file, table_file = SHARED / "golden/caption_metrics.json", "data/validation-00000-of-00001.parquet"
+    if not golden_file.exists():
+        pytest.skip("needs golden, which is not beside this repository in shared/")
     golden = json.loads(golden_file.read_text())
-    columns = [f"caption_{number}" for number in range(5)]
-    table = parquet.read_table(table_file, columns=columns)
-    rows = [[row[column] for column in columns] for row in table.to_pylist()]
+    table = parquet.read_table(flickr8k / table_file, columns=[f"caption_{number}" for number in range(5)])
+    rows = [list(row.values()) for row in table.to_pylist()]
     predictions, references = [row[0] for row in rows], [row[1:] for row in rows]
     assert [" ".join(tokenize_ptb(c)) for captions in rows for c in captions] == golden["ptb_tokenized_validation"]
 
@@ -154,9 +144,8 @@ PTB_CASES = {
 }
 
 
-@pytest.mark.parametrize("caption", PTB_CASES)
-def test_ptb(caption):
-    assert " ".join(tokenize_ptb(caption)) == PTB_CASES[caption]
+def test_ptb():
+    assert {caption: " ".join(tokenize_ptb(caption)) for caption in PTB_CASES} == PTB_CASES
 
 
 def test_plain_captions_get_the_same_tokens_without_the_lexer_rules(monkeypatch):
@@ -169,18 +158,14 @@ def test_plain_captions_get_the_same_tokens_without_the_lexer_rules(monkeypatch)
     assert [tokenize(caption) for caption in captions] == quickly
 
 
-@pytest.mark.parametrize(
-    ("caption", "tokens"),
-    [
-        ("A dog, 2.5m tall; isn't it?", "A dog , 2.5m tall ; isn't it ?"),
-        ("3-4 t-shirts (1,000) a.b.", "3 - 4 t-shirts ( 1,000 ) a . b ."),
-        ("R&amp;B &quot;x&quot; &lt;skipped>", 'R & B " x " < skipped >'),
-        ("run-\nning\nnow<skipped>", "running now"),
-        ("", ""),
-    ],
-)
-def test_13a(caption, tokens):
-    assert " ".join(tokenize_13a(caption)) == tokens
+def test_13a():
+    cases = {
+        "A dog, 2.5m tall; isn't it?": "A dog , 2.5m tall ; isn't it ?",
+        "3-4 t-shirts (1,000) a.b.": "3 - 4 t-shirts ( 1,000 ) a . b .",
+        "R&amp;B &quot;x&quot; &lt;skipped>": 'R & B " x " < skipped >',
+        **{"run-\nning\nnow<skipped>": "running now", "": ""},
+    }
+    assert {caption: " ".join(tokenize_13a(caption)) for caption in cases} == cases
 
 
 def test_corpus_counts_equal_cider_caption_by_caption(corpus):
@@ -211,23 +196,26 @@ def test_module(name, corpus, load, monkeypatch, tmp_path):
     assert parsed.examples and doctest.DocTestRunner().run(parsed).failed == 0
 
 
+def match_ngrams(predictions, references, **kwargs):
+    return scores.match_ngrams(*split(predictions, references), scores.shortest, **kwargs)
+
+
 def test_bleu_by_hand():
-    predictions, references = split(["a b c d"], [["a b c d e f g h", "a b c d e f"]])
-    official = scores.bleu(scores.match_ngrams(predictions, references, scores.shortest))
+    captions = ["a b c d"], [["a b c d e f g h", "a b c d e f"]]
+    official = scores.bleu(match_ngrams(*captions))
     assert official["precisions"] == [1.0, 1.0, 1.0, 1.0]
     assert official["bleu"] == official["brevity_penalty"] == pytest.approx(math.exp(1 - 6 / 4))
     assert (official["translation_length"], official["reference_length"]) == (4, 6)
-    empty = scores.bleu(scores.match_ngrams([[]], [[["a"]]], scores.shortest))
+    empty = scores.bleu(match_ngrams([""], [["a"]]))
     assert (empty["bleu"], empty["brevity_penalty"], empty["length_ratio"]) == (0, 0, 0)
-    empty_references = scores.bleu(scores.match_ngrams([["a"]], [[[]]], scores.shortest))
+    empty_references = scores.bleu(match_ngrams(["a"], [[""]]))
     assert (empty_references["bleu"], empty_references["length_ratio"]) == (0, math.inf)
     with pytest.raises(ValueError, match="max_order is 0"):
-        scores.match_ngrams(predictions, references, scores.shortest, max_order=0)
+        match_ngrams(*captions, max_order=0)
 
 
 def test_bleu_clips_to_one_reference_and_smooths_above_unigrams():
-    predictions, references = split(["the the the the"], [["the cat the", "the"]])
-    counts = scores.match_ngrams(predictions, references, scores.shortest)
+    counts = match_ngrams(["the the the the"], [["the cat the", "the"]])
     assert (counts.matches, counts.totals) == ([2, 0, 0, 0], [4, 3, 2, 1])
     assert scores.bleu(counts)["bleu"] == 0
     assert scores.bleu(counts, smooth=True)["precisions"] == [2 / 4, 1 / 4, 1 / 3, 1 / 2]
@@ -238,17 +226,14 @@ def test_bleu_clips_to_one_reference_and_smooths_above_unigrams():
 def test_closest_reference(lengths, expected):
     assert scores.closest(lengths, 5) == expected
     assert scores.shortest(lengths, 5) == min(lengths)
-    captions = [" ".join("abcdefghi"[:length]) for length in lengths]
-    predictions, references = split(["a b c d e"], [captions])
-    penalty = min(1, math.exp(1 - expected / 5))
-    computed = scores.coco_bleu(NgramCounts(predictions, references)).of_corpus()
-    assert computed["bleu_1"] == pytest.approx(penalty, abs=1e-6)
+    counts = NgramCounts([list("abcde")], [[list("abcdefghi"[:length]) for length in lengths]])
+    computed = scores.coco_bleu(counts).of_corpus()
+    assert computed["bleu_1"] == pytest.approx(min(1, math.exp(1 - expected / 5)), abs=1e-6)
 
 
 def test_cider_by_hand():
     # No n-gram is in both images, so that every weight is ln 2 and cancels in the cosine.
-    references = [["a b"], ["c d e f"]]
-    predictions, references = split(["a", "c d e f"], references)
+    predictions, references = split(["a", "c d e f"], [["a b"], ["c d e f"]])
     first, second = scores.CiderD(references).scores(predictions, references)
     # One of four orders matches, and the prediction is one token short.
     assert first == pytest.approx(10 / 4 / math.sqrt(2) * math.exp(-1 / 72))
@@ -274,10 +259,10 @@ def test_cider_with_the_frequencies_of_other_images():
 
 
 def test_rouge_l_by_hand():
-    predictions, references = split(["a b c"], [["a x c d", "b"]])
     precision, recall = 2 / 3, 1  # the first reference has the better precision, the second the better recall
     expected = (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
-    assert scores.rouge_l(predictions, references).of_corpus()["rouge_l"] == pytest.approx(expected)
+    computed = scores.rouge_l(*split(["a b c"], [["a x c d", "b"]])).of_corpus()
+    assert computed["rouge_l"] == pytest.approx(expected)
     assert scores.rouge_l([[], []], [[[]], [["a"]]]).of_corpus()["rouge_l"] == 0.5  # two empty captions are equal
 
 
@@ -288,8 +273,8 @@ def test_common_subsequence_length_equals_the_plain_recursion(length):
 
     @cache
     def plain(i, j):
-        """Length for the first i and j tokens (Lin 2004)."""
-        if i == 0 or j == 0:
+        """Return the length for the first i and j tokens (Lin 2004)."""
+        if 0 in (i, j):
             return 0
         return plain(i - 1, j - 1) + 1 if first[i - 1] == second[j - 1] else max(plain(i - 1, j), plain(i, j - 1))
 
@@ -299,16 +284,12 @@ def test_common_subsequence_length_equals_the_plain_recursion(length):
 @pytest.mark.parametrize(
     ("predictions", "references"),
     [
-        (["", ""], [["a dog"], ["a cat"]]),
-        (["", "a"], [["", "..."], [""]]),
-        (["one image"], [["one reference"]]),
-        (["a", "b", "c"], [["a"], ["b", "b c"], ["c", "d", "e"]]),
-        (["a dog", "a cat"], ["a dog", ["the cat"]]),
-        (["собака бежит", "猫が走る", "🐶"], [["собака"], ["猫"], ["🐶 🐶"]]),
+        (["", ""], [["a dog"], ["a cat"]]), (["", "a"], [["", "..."], [""]]), (["one image"], [["one reference"]]),
+        (["a", "b", "c"], [["a"], ["b", "b c"], ["c", "d", "e"]]), (["a dog", "a cat"], ["a dog", ["the cat"]]),
+        (["собака бежит", "猫が走る", "🐶"], [["собака"], ["猫"], ["🐶 🐶"]]), (("a", "b"), (("a",), ("b", "c"))),
         (["word " * 1000, "dog"], [["word " * 999 + "dog", "dog"], ["cat " * 1000]]),
-        (("a", "b"), (("a",), ("b", "c"))),
     ],
-)
+)  # fmt: skip
 def test_edge_cases_give_scores_in_range(predictions, references):
     computed = caption_metrics(predictions, references)
     assert len(computed) == 16
@@ -322,17 +303,13 @@ def test_edge_cases_give_scores_in_range(predictions, references):
 @pytest.mark.parametrize(
     ("predictions", "references", "message"),
     [
-        ([], [], "nothing to score"),
-        (["a"], [["a"], ["b"]], "predictions has 1 entries but references has 2"),
-        (["a"], [[]], r"references\[0\] is empty"),
-        (["a", "b"], [["a"], None], r"references\[1\] is empty"),
-        ("a", ["a"], "predictions is 'a'"),
-        (["a"], "a", "references is 'a'"),
-        (["a"], None, "references is None"),
+        ([], [], "nothing to score"), (["a"], [["a"], ["b"]], "predictions has 1 entries but references has 2"),
+        (["a"], [[]], r"references\[0\] is empty"), (["a", "b"], [["a"], None], r"references\[1\] is empty"),
+        ("a", ["a"], "predictions is 'a'"), (["a"], "a", "references is 'a'"), (["a"], None, "references is None"),
         (["a", None], [["a"], ["b"]], "Image 1 has the caption None"),
         (["a"], [[["a", "b"]]], r"Image 0 has the caption \['a', 'b'\]"),
     ],
-)
+)  # fmt: skip
 def test_errors(predictions, references, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         caption_metrics(predictions, references)
@@ -356,14 +333,9 @@ def test_diversity_by_hand(load):
     predictions = ["a dog runs", "A dog runs.", "a cat", ""]
     computed = metric.compute(predictions=predictions, training=["a cat ."], ended=[True, True, False, True])
     assert computed == {
-        "distinct_captions": 3 / 4,
-        "distinct_1": 4 / 8,  # a, dog, runs, cat
-        "distinct_2": 3 / 5,
-        "vocabulary": 4,
-        "length": 2.0,
-        "novel_captions": 3 / 4,
-        "endless_captions": 1 / 4,
-    }
+        "distinct_captions": 3 / 4, "distinct_1": 4 / 8, "distinct_2": 3 / 5, "vocabulary": 4,  # a, dog, runs, cat
+        "length": 2.0, "novel_captions": 3 / 4, "endless_captions": 1 / 4,
+    }  # fmt: skip
     with pytest.raises(ValueError, match="ended has 1 entries for 2"):
         metric.compute(predictions=["a", "b"], ended=[True])
     with pytest.raises(ValueError, match="predictions is 'a'"):
@@ -392,21 +364,16 @@ def test_spice_without_its_models_says_how_to_download_them(monkeypatch, tmp_pat
         java.spice([["a", "dog"]], [[["a", "dog"]]])
 
 
-class RecordedMeteor:
-    """Stands for pycocoevalcap's scorer: asks for the alignment of each image, as that does, and gets `ALIGNMENTS`."""
-
-    def __init__(self):
-        self.alignments = iter(ALIGNMENTS)
-
-    def _stat(self, prediction, references):
-        return next(self.alignments)
-
-    def compute_score(self, references, predictions):
-        for image in references:
-            self._stat(predictions[image][0], references[image])
-
-
 def test_meteor_of_recorded_alignments(monkeypatch):
+    class RecordedMeteor:
+        """Stands for pycocoevalcap's scorer, which asks METEOR's Java program for the alignment of each image."""
+
+        _stat = mock.Mock(side_effect=ALIGNMENTS)
+
+        def compute_score(self, references, predictions):
+            for image in references:
+                self._stat(predictions[image][0], references[image])
+
     monkeypatch.setattr(java, "coco_scorer", lambda name: RecordedMeteor)
     tally = java.meteor(*tokenize_captions(PREDICTIONS, REFERENCES, tokenize_ptb))
     assert tally.of_corpus()["meteor"] == pytest.approx(METEOR, abs=1e-12)
