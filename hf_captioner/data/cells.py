@@ -1,4 +1,4 @@
-"""Cells of images by a frozen encoder, encoded once and kept on disk."""
+"""Cached image cells: a frozen encoder computes the grid cells of image features once, and they are kept on disk."""
 
 from __future__ import annotations
 
@@ -8,21 +8,18 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..model.encoder_model import CaptionerEncoder
 from ..model.images import REDUCTION_GAP
 from .loading import read_ahead
 from .rows import read_pixels
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from ..model.encoder_model import CaptionerEncoder
 
 # Half the disk space of float32. Cells have values of a few units, and dropout disturbs them far more than the 0.05 %
 # of rounding does.
@@ -62,14 +59,8 @@ def cached_cells(
     of the images, so cells of another encoder, another transform or other images are never read. The file has this
     name only once it is complete.
 
-    Args:
-        encoder: `CaptionerEncoder` in evaluation mode.
-        image_processor: `CaptionerImageProcessor`.
-        dataset: Undecoded rows.
-        mirrored: Whether to encode the images mirrored left to right.
-        cache_dir: Folder of the cache; `default_cache_dir()` by default.
-        batch_size: Number of images to encode at once.
-        show_progress: Whether to show a progress bar on a terminal.
+    The encoder must be in evaluation mode, and the rows undecoded. With `mirrored`, images are encoded mirrored left to
+    right. The cache is in `cache_dir`, by default `default_cache_dir()`.
 
     Returns:
         Read-only float16 array `(images, P, C)`.

@@ -1,21 +1,20 @@
-"""Batches from rows of a captioned data set."""
+"""Collation of rows of a captioned data set into batches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.images import Size
 from .rows import Row, open_row, read_pixels
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MIN_CROP = 0.8  # smallest fraction of an image's width, and of its height, that augmentation keeps
 
@@ -23,7 +22,7 @@ MIN_CROP = 0.8  # smallest fraction of an image's width, and of its height, that
 class CaptionCollator:
     """Collates undecoded rows into a batch that contains every image once, with all its captions.
 
-    What is random about an image depends on `row["random_seed"]`, which `loading.StepLoader` adds, or without it on
+    Random augmentation of an image depends on `row["random_seed"]`, which `loading.StepLoader` adds, or without it on
     torch's global generator.
 
     Args:
@@ -52,12 +51,8 @@ class CaptionCollator:
         augment: bool = False,
     ) -> None:
         assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
-        self.processor = processor
-        self.cells = cells
-        self.mirror = mirror
-        self.mirrored_cells = mirrored_cells
-        self.max_words = max_words
-        self.augment = augment and cells is None
+        self.processor, self.max_words, self.augment = processor, max_words, augment and cells is None
+        self.cells, self.mirror, self.mirrored_cells = cells, mirror, mirrored_cells
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
         """Collate rows with `captions` and `image`, or with `captions` and `index`."""
@@ -81,7 +76,6 @@ class CaptionCollator:
 
 def _augment(row: Row, image_processor: CaptionerImageProcessor) -> Image:
     """Open the image of a row, crop it and change its colours at random."""
-    from torchvision.transforms import v2
 
     def used_size(width: int, height: int) -> Size:
         # What the crop leaves is resized to `resized_size`, so the whole image must be larger than that.

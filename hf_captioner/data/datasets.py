@@ -12,7 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from ..model.registry import Registry
 from .layouts import load_layout
@@ -20,9 +22,6 @@ from .layouts.damage import NAMES_SHOWN, Damage
 from .layouts.splits import Splits, canonical_split, find_leaks
 from .layouts.stored_tables import read_hub
 from .rows import undecoded
-
-if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +76,6 @@ def load_captions(
         return _load_part(name_or_path, split, options, kwargs)
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
-    from datasets import Dataset, DatasetDict, IterableDatasetDict
-
     damage = Damage(report, skip_broken=skip_broken, names_shown=names_shown)
     splits = _read_path(name_or_path, format, streaming, damage)
     chosen = None if split is None else pick_split(splits, split, name_or_path)
@@ -121,15 +118,13 @@ def load_flickr8k(
 
 
 def _load_part(name: str, split: str | None, options: Mapping[str, Any], kwargs: Mapping[str, Any]) -> Any:
-    """Call the function of a named data set with those options that it accepts; stream the result if it does not."""
+    """Call the function of a named data set with the options that it accepts, and stream its result on request."""
     part = DATASETS.get(name)
     parameters = signature(part).parameters
     accepted = {option: value for option, value in options.items() if option in parameters}
     loaded = part(split, **accepted, **kwargs)
     if not options["streaming"] or "streaming" in accepted:
         return loaded
-    from datasets import Dataset, IterableDatasetDict
-
     if isinstance(loaded, Dataset):
         return loaded.to_iterable_dataset()
     return IterableDatasetDict({name: dataset.to_iterable_dataset() for name, dataset in loaded.items()})

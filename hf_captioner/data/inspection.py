@@ -5,13 +5,12 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+
+from datasets import Dataset
+from tqdm.auto import tqdm
 
 from ..model.captions import build_tokenizer
 from .rows import open_row
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 MIN_COUNTS = (1, 2, 3, 5, 10)
 FEW_WORDS = 2  # a caption with no more words is reported
@@ -57,8 +56,6 @@ def near_empty_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
 
 def image_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
     """Open every image of undecoded rows; yield the sizes of each split's images, and each that can't be read."""
-    from tqdm.auto import tqdm
-
     for name, dataset in splits.items():
         sizes: Counter[tuple[int, int]] = Counter()
         problems = []

@@ -1,4 +1,4 @@
-"""Which images are read at which optimizer step, and the random seed of each.
+"""Loading of images: which are read at which optimizer step, and with which random seed.
 
 Both follow from the seed, the epoch and the image's index alone: neither the number of processes, nor the number of
 workers, nor the step at which a run was interrupted changes what an epoch shows.
@@ -12,14 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch.utils.data import DataLoader, Sampler
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Batch = dict[str, Any]  # tensors, and plain values that go to the model with them
 Key = tuple[int, int]  # epoch and index of an image
@@ -28,12 +26,12 @@ Result = TypeVar("Result")
 
 
 def is_worker_death(error: RuntimeError) -> bool:
-    """Return whether an error, of torch or of `StepLoader`, says that a worker process died."""
+    """Return whether an error of torch or of `StepLoader` reports that a worker process died."""
     return "DataLoader worker" in str(error) and not _is_raised_by_worker(error)
 
 
 def _is_raised_by_worker(error: Exception) -> bool:
-    """Return whether an error was raised by code in a live worker, as torch says at the beginning of its message."""
+    """Return whether an error was raised by code in a live worker; torch notes that at the start of its message."""
     return re.match(r"Caught \w+ in DataLoader worker", str(error)) is not None
 
 
@@ -68,19 +66,19 @@ class StepSampler(Sampler[list[Key]]):
     """Samples the images of each optimizer step, in a new order each epoch, and yields those of one process.
 
     No image is left out and no step is small: the images of an epoch are divided into steps whose sizes differ by at
-    most one, and the images of a step in the same way into parts, one for each process and each step of gradient
+    most one, and the images of a step in the same way into batches, one for each process and each step of gradient
     accumulation.
 
     Args:
         num_images: Number of images of the split.
-        batch_size: Largest number of images in a part.
+        batch_size: Largest number of images in a batch.
         seed: Seed of the order.
         num_processes: Number of processes that train together.
         process: Index of this process.
-        accumulation: Number of parts of a step that a process reads one after the other.
+        accumulation: Number of batches per step that a process reads one after the other.
 
     Raises:
-        ValueError: There are fewer images than parts of a step.
+        ValueError: There are fewer images than batches of a step.
     """
 
     def __init__(
@@ -115,7 +113,7 @@ class StepSampler(Sampler[list[Key]]):
                 yield [(self.epoch, image) for image in part.tolist()]
 
     def __len__(self) -> int:
-        """Return the number of parts that this process reads in a whole epoch."""
+        """Return the number of batches that this process reads in a whole epoch."""
         return self.num_steps * self.accumulation
 
 
@@ -151,12 +149,8 @@ def _leave_process_group(worker: int) -> None:
 class StepLoader:
     """Loads the batches of this process, step by step.
 
-    Args:
-        rows: Undecoded rows of the training split.
-        sampler: Sampler of the images of each step.
-        collate: Function from rows to a batch, such as `CaptionCollator`.
-        device: Device for the batches.
-        num_workers: Number of processes that read images; 0 to read them in this process.
+    A sampler chooses the images of each step. `num_workers` processes, or this one if there are none, read their
+    undecoded rows and make batches of them by `collate`, such as a `CaptionCollator`.
     """
 
     def __init__(
@@ -198,7 +192,7 @@ class StepLoader:
             yield group
 
     def _read_batches(self) -> Iterator[Batch]:
-        """Yield all batches on the device."""
+        """Yield all batches of an iteration of the data loader, moved to the device."""
         try:
             for batch in self.loader:
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}

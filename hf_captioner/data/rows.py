@@ -6,20 +6,20 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
+from datasets import Dataset, IterableDataset
+from datasets import Image as ImageFeature
+from PIL.Image import Image
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from ..errors import first_line
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.images import OpenedImage, Size, open_image
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-    from PIL.Image import Image
-
 Row = dict[str, Any]
-AnyDataset = TypeVar("AnyDataset", bound="Dataset | IterableDataset")
+AnyDataset = TypeVar("AnyDataset", bound=Dataset | IterableDataset)
 
 logger = logging.getLogger(__name__)
 
@@ -27,12 +27,7 @@ logger = logging.getLogger(__name__)
 def check_captions(
     dataset: Dataset, *, skip_broken: bool = False, report: Callable[[str], None] = logger.warning
 ) -> Dataset:
-    """Refuse or remove captions without a word and images without a caption.
-
-    Args:
-        dataset: Split as `load_captions` returns it.
-        skip_broken: Remove them, and report each image concerned, instead of raising an error.
-        report: Function that is called with a line for each of these images.
+    """Refuse captions without a word and images without a caption, or remove them and report each image concerned.
 
     Raises:
         ValueError: A caption is empty and `skip_broken` is False.
@@ -45,11 +40,10 @@ def check_captions(
     for name, before, after in zip(names, captions, kept, strict=True):
         if before == after and after:
             continue
-        problem = (
-            f"Image {name!r} of split {dataset.split} has {len(before) - len(after)} empty of {len(before)} captions"
-        )
+        counts = f"{len(before) - len(after)} empty of {len(before)} captions"
+        problem = f"Image {name!r} of split {dataset.split} has {counts}"
         if not skip_broken:
-            raise ValueError(f"{problem}. Every caption needs a word: mend the data, or go on with --skip_broken.")
+            raise ValueError(f"{problem}. Every caption needs a word: fix the data, or go on with --skip_broken.")
         report(f"{problem}: left out.")
     dataset = dataset.remove_columns("captions").add_column("captions", kept)
     return dataset.select([i for i, row in enumerate(kept) if row])
@@ -57,8 +51,6 @@ def check_captions(
 
 def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = logger.warning) -> Dataset:
     """Open every image once, return the rows whose images can be read, and report each of the others in a line."""
-    from tqdm.auto import tqdm
-
     kept = []
     for index, row in enumerate(tqdm(undecoded(dataset), desc="Checking images", leave=False, disable=None)):
         try:
@@ -72,8 +64,6 @@ def drop_broken_images(dataset: Dataset, *, report: Callable[[str], None] = logg
 
 def undecoded(dataset: AnyDataset, column: str = "image") -> AnyDataset:
     """Return the same rows with each image as its file, `{"bytes": …, "path": …}`, for `open_row` to open later."""
-    from datasets import Image as ImageFeature
-
     return dataset.cast_column(column, ImageFeature(decode=False))
 
 

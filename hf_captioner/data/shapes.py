@@ -31,7 +31,7 @@ TENTHS = {"train": range(0, 8), "validation": range(8, 9), "test": range(9, 10)}
 
 
 def _ring(radii: tuple[float, ...], num_points: int) -> tuple[Point, ...]:
-    """Return points at equal angles, clockwise from the top, whose distances to the centre repeat `radii`."""
+    """Return points at equal angles, clockwise from the top, whose distances to the centre cycle through `radii`."""
     angles = [2 * math.pi * i / num_points for i in range(num_points)]
     distances = [radii[i % len(radii)] for i in range(num_points)]
     return tuple((r * math.sin(a), -r * math.cos(a)) for r, a in zip(distances, angles, strict=True))

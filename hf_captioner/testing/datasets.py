@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from datasets import Dataset, DatasetDict
+
 from ..data.collator import CaptionCollator
 from ..data.rows import check_captions, open_row, undecoded
 from ..errors import first_line
@@ -29,8 +31,6 @@ def check_dataset(part: Callable[..., Any], **kwargs: Any) -> None:
     Raises:
         AssertionError: The part breaks the rule that the message names.
     """
-    from datasets import Dataset, DatasetDict
-
     splits = part(None, **kwargs)
     has_splits = isinstance(splits, DatasetDict) and len(splits) > 0
     require(has_splits, "split=None gives a DatasetDict of all splits", type(splits))

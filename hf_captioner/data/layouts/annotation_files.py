@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pyarrow import parquet
+
 from .caption_columns import captions_in_row, find_columns
 from .damage import Damage
 from .image_folder import ImageFolder
@@ -41,8 +43,7 @@ def read_karpathy(folder: ImageFolder, files: Sequence[str], damage: Damage) -> 
     Images of `restval`, the part of COCO's validation images that all papers train on, are for training.
     """
     for file in files:
-        for index, image in enumerate(_list_field(read_json(folder, file), "images", file)):
-            location = f"{file}, images[{index}]"
+        for location, image in _entries(read_json(folder, file), "images", file):
             with damage.skipping():
                 captions = captions_in_row({"raw": [s["raw"] for s in _field(image, "sentences", location)]})
                 split = _field(image, "split", location)
@@ -63,16 +64,14 @@ def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iter
         content = read_json(folder, file)
         images: dict[Any, tuple[str, str]] = {}  # location and file name by id
         captions: dict[Any, list[str]] = {}
-        for index, image in enumerate(_list_field(content, "images", file)):
-            location = f"{file}, images[{index}]"
+        for location, image in _entries(content, "images", file):
             with damage.skipping():
                 image_id, name = (_field(image, key, location) for key in ("id", "file_name"))
                 if image_id in images:
                     raise ValueError(f"{location}: the id {image_id} occurs twice.")
                 images[image_id], captions[image_id] = (location, name), []
         caption_ids: set[Any] = set()
-        for index, annotation in enumerate(_list_field(content, "annotations", file)):
-            location = f"{file}, annotations[{index}]"
+        for location, annotation in _entries(content, "annotations", file):
             with damage.skipping():
                 caption_id, image_id = (_field(annotation, key, location) for key in ("id", "image_id"))
                 if caption_id in caption_ids:
@@ -119,11 +118,9 @@ def read_tables(folder: ImageFolder, files: Sequence[str], damage: Damage) -> It
 
 
 def _table_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Yield the location and the values by column of each row; values beyond a CSV's header are under None."""
+    """Yield the location and the values by column of each row; values beyond a CSV's header have the key None."""
     suffix = Path(file).suffix.lower()
     if suffix == ".parquet":
-        from pyarrow import parquet
-
         start = 0
         for batch in parquet.ParquetFile(folder.root / file).iter_batches():
             for index, row in enumerate(batch.to_pylist(), start):
@@ -196,11 +193,11 @@ def _decode(text: bytes, location: str) -> str:
         ) from e
 
 
-def _list_field(content: Any, name: str, file: str) -> list[dict[str, Any]]:
-    """Return a list in the content of a JSON file, or raise a ValueError if it is not there."""
+def _entries(content: Any, name: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the location and the value of each entry of a list in a JSON file; without the list, raise a ValueError."""
     if not isinstance(content, dict) or not isinstance(content.get(name), list):
         raise ValueError(f"{file} has no list {name!r}.")
-    return content[name]
+    yield from ((f"{file}, {name}[{index}]", entry) for index, entry in enumerate(content[name]))
 
 
 def _field(record: Mapping[str, Any], name: str, location: str) -> Any:

@@ -1,4 +1,4 @@
-"""Which columns of a table hold images, captions and ids, and how captions are stored in a column."""
+"""Recognition of a table's columns of images, captions and ids by their names, and reading of captions from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ID_COLUMNS = ("image_id", "img_id", "cocoid", "__key__")
 
 
 class Columns(NamedTuple):
-    """Names of a table's columns. There are several of captions if these are numbered."""
+    """Names of a table's columns; several columns hold captions if they are numbered."""
 
     image: str
     captions: list[str]
@@ -31,11 +31,7 @@ class Columns(NamedTuple):
 
 
 def find_columns(names: Iterable[str], source: str) -> Columns:
-    """Find the columns to read by their names.
-
-    Args:
-        names: Names of all columns.
-        source: File or data set that has them, for the error.
+    """Find the columns to read among all columns of a `source`, a file or a data set, by their names.
 
     Raises:
         ValueError: There is no column of images, or none of captions.
@@ -55,7 +51,10 @@ def find_columns(names: Iterable[str], source: str) -> Columns:
 
 
 def find_caption_columns(names: Iterable[str]) -> list[str]:
-    """Return the columns of captions, all of one kind; numbered ones such as `caption_0` in their order."""
+    """Return the columns of captions: those with the preferred name of `CAPTION_COLUMNS`, sorted by their numbers.
+
+    For example, they are `caption_0` and `caption_1` in a table with the columns `caption_1`, `caption_0` and `text`.
+    """
     found: dict[str, list[tuple[int, str]]] = {}
     for name in names:
         if match := re.fullmatch(rf"({'|'.join(CAPTION_COLUMNS)})(?:[_ -]?(\d+))?", name.strip().lower()):
@@ -65,12 +64,10 @@ def find_caption_columns(names: Iterable[str]) -> list[str]:
 
 
 def captions_in_row(row: Mapping[str, Any], columns: Iterable[str] | None = None) -> list[str]:
-    """Return all captions of a row.
+    """Return all captions of a row, whose columns of captions are found by name unless they are given.
 
-    Args:
-        row: Values by column. A value may be a string, a list, the JSON of a list, or a record such as COCO's and
-            Karpathy's, whose own caption columns are then read.
-        columns: Columns of captions; by default they are found by name.
+    A value may be a string, a list, the JSON of a list, or a record such as COCO's and Karpathy's, whose own caption
+    columns are then read.
     """
     columns = find_caption_columns(row) if columns is None else columns
     return [caption for name in columns for caption in _captions_in_value(row[name])]

@@ -93,8 +93,11 @@ def split_line(line: str, head: re.Pattern[str], known_names: set[str]) -> tuple
     for match in head.finditer(line):
         start, name = 0, match["image"]
         if match.start() > 0:
-            # Any text may be part of a name, so this match begins with the end of the caption before it.
-            name = _strip_caption(name, known_names)
+            # Any text may be part of a name, so this match begins with the end of the caption before it. Flickr's
+            # names are an id, an underscore and hexadecimal digits, and a caption may end right before them.
+            likely = re.search(r"(?:\d+(?:_[0-9a-f]+)?|[^\s.]+)\.\w+(?:\.\d+)?$", name)
+            known = (name[i:] for i in range(len(name)) if name[i:] in known_names)
+            name = next(known, likely[0] if likely else name)
             start = match.end("image") - len(name)
         heads.append({**match.groupdict(), "image": name})
         starts.append(start)
@@ -103,16 +106,6 @@ def split_line(line: str, head: re.Pattern[str], known_names: set[str]) -> tuple
         return line, []
     captions = [line[end:start].strip() for end, start in zip(ends, [*starts[1:], len(line)], strict=True)]
     return line[: starts[0]].strip(), list(zip(heads, captions, strict=True))
-
-
-def _strip_caption(text: str, known_names: set[str]) -> str:
-    """Return the name of an image at the end of a text, preferably one that is known from elsewhere in the file."""
-    known = next((text[i:] for i in range(len(text)) if text[i:] in known_names), None)
-    if known is not None:
-        return known
-    # Flickr's names are an id, an underscore and hexadecimal digits, and a caption may end right before them.
-    likely = re.search(r"(?:\d+(?:_[0-9a-f]+)?|[^\s.]+)\.\w+(?:\.\d+)?$", text)
-    return likely[0] if likely else text
 
 
 def _build_record(

@@ -12,7 +12,7 @@ from .caption_columns import IMAGE_SUFFIXES
 
 
 class ImageFolder:
-    """All files under a folder, found in one walk.
+    """Lists of the images and the other files under a folder, found in one walk.
 
     Args:
         path: Path of a folder, or of a file in it; `matching` then finds this file alone.
@@ -74,16 +74,9 @@ class ImageFolder:
         return _matching(self.files, patterns)
 
     def find(self, name: str, folder: str = "") -> str | None:
-        """Find the image that a file of the data set names.
+        """Return the path relative to the root of the image that a file in `folder` names; None if it is missing.
 
         Since archives unpack in many ways, the image may lie deeper than its name says.
-
-        Args:
-            name: Path of the image as the file has it, relative or absolute.
-            folder: Folder of that file, relative to the root.
-
-        Returns:
-            The path of the image relative to the root; None if it is missing.
 
         Raises:
             ValueError: The image lies outside the data set's folder, or several different images have this name.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, IterableDataset, NamedSplit
 
 from .annotation_files import Record
 from .damage import Damage
 from .image_folder import ImageFolder
 from .splits import Splits, assign_splits, missing_splits
 from .stored_tables import row_features
-
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
 
 ReadRecords = Callable[[ImageFolder, list[str], Damage], Iterable[Record]]
 Rows = dict[tuple[str | None, str], dict[str, Any]]  # by split, None if files name none, and image id
@@ -27,8 +26,6 @@ def read_listing(
     Raises:
         ValueError: Something is broken, or none of the listed images is there.
     """
-    from datasets import Dataset, NamedSplit
-
     rows = _gather_rows(folder, files, read_records(folder, files, damage), damage)
     splits: dict[str, Dataset | IterableDataset] = {}
     for name, split_rows in _divide(folder, rows, damage).items():

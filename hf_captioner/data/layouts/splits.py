@@ -8,14 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
+
+import pyarrow.compute as pc
+from datasets import Dataset, IterableDataset
 
 from .damage import join_names
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-
-Splits = Mapping[str, "Dataset | IterableDataset"]  # by the names of splits
+Splits = Mapping[str, Dataset | IterableDataset]  # by the names of splits
 
 CANONICAL_NAMES = {
     **dict.fromkeys(("train", "training", "trn", "restval"), "train"),
@@ -99,7 +99,7 @@ class Leak(NamedTuple):
 
 
 def find_leaks(splits: Mapping[str, Dataset]) -> list[Leak]:
-    """Find images that are in two splits of undecoded rows, by their bytes and by their file names.
+    """Find images that are in two splits, by their bytes and file names; the rows must be undecoded.
 
     Files of different sizes differ, so only files of equal size are read.
     """
@@ -121,8 +121,6 @@ class _ImageFiles:
     """Ids, file names, file sizes and digests of a split's images, known without decoding them."""
 
     def __init__(self, dataset: Dataset) -> None:
-        import pyarrow.compute as pc
-
         self.dataset = dataset
         self.ids = [str(name) for name in dataset["image_id"][:]]
         # The lengths of bytes in a table are known without reading them.
@@ -138,7 +136,7 @@ class _ImageFiles:
         self._digests: dict[int, bytes] = {}
 
     def digest(self, index: int) -> bytes:
-        """Return the digest of the image in this row, which is read once."""
+        """Return the digest of the image at this index; the image is read only the first time."""
         if index not in self._digests:
             self._digests[index] = image_digest(self.dataset[index]["image"])
         return self._digests[index]
@@ -153,7 +151,7 @@ def _equal_pairs(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[tup
 
 
 def _file_size(path: str) -> int | None:
-    """Return the size of a file in bytes, or None if there is none: whoever opens it reports the error."""
+    """Return the size of a file in bytes, or None without the file; opening it will report the error."""
     try:
         return os.path.getsize(path)
     except OSError:

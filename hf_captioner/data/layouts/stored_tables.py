@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
+
+import pyarrow as pa
+from datasets import Dataset, Features, IterableDataset, List, NamedSplit, Value, load_dataset, load_from_disk
+from datasets import Image as ImageFeature
+from pyarrow import parquet
 
 from ...errors import first_line
 from ..rows import undecoded
@@ -13,17 +18,11 @@ from .damage import Damage
 from .image_folder import ImageFolder
 from .splits import assign_split, assign_splits, canonical_split, image_digest, missing_splits, split_in_path
 
-if TYPE_CHECKING:
-    from datasets import Dataset, Features, IterableDataset
-
-AnyDataset: TypeAlias = "Dataset | IterableDataset"
+AnyDataset: TypeAlias = Dataset | IterableDataset
 
 
 def has_images_inside(folder: ImageFolder, file: str) -> bool:
-    """Return whether a Parquet file, or else a ValueError is raised, holds images rather than names of files."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
+    """Return whether a Parquet file holds images, not names of files; raise a ValueError if it is no Parquet file."""
     try:
         schema = parquet.read_schema(folder.root / file)
     except pa.ArrowInvalid as e:
@@ -34,8 +33,6 @@ def has_images_inside(folder: ImageFolder, file: str) -> bool:
 
 def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
     """Read Parquet files with images inside; the names of files or folders give the splits."""
-    from datasets import load_dataset
-
     data_files: dict[str, list[str]] = {}
     for file in files:
         data_files.setdefault(split_in_path(file) or "train", []).append(str(folder.root / file))
@@ -44,20 +41,16 @@ def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streamin
 
 def read_saved(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
     """Read one split or several that `save_to_disk` wrote."""
-    from datasets import Dataset, load_from_disk
-
     loaded = load_from_disk(str(folder.root))
     splits = {str(loaded.split or "train"): loaded} if isinstance(loaded, Dataset) else loaded
     standardized = standardize(splits, str(folder.path), damage)
     if not streaming:
         return standardized
-    return {name: cast("Dataset", dataset).to_iterable_dataset() for name, dataset in standardized.items()}
+    return {name: cast(Dataset, dataset).to_iterable_dataset() for name, dataset in standardized.items()}
 
 
 def read_hub(path: str, damage: Damage, streaming: bool) -> Mapping[str, AnyDataset]:
     """Read a data set on the Hub, or raise a ValueError if it can't be reached or has other columns."""
-    from datasets import load_dataset
-
     try:
         splits = load_dataset(path, streaming=streaming)
     except (OSError, ValueError) as e:  # raised by datasets and huggingface_hub for a data set that is not there
@@ -73,8 +66,6 @@ def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -
 
     Rows of one caption each are gathered into one row per image, except in a stream. Errors name the `source`.
     """
-    from datasets import Dataset
-
     splits = {canonical_split(str(name)): dataset for name, dataset in splits.items()}
     first = next(iter(splits.values()))
     columns = find_columns(_column_names(first), source)
@@ -97,9 +88,6 @@ def standardize(splits: Mapping[str, AnyDataset], source: str, damage: Damage) -
 
 def row_features() -> Features:
     """Return the columns of a captioned data set and their types."""
-    from datasets import Features, List, Value
-    from datasets import Image as ImageFeature
-
     return Features({"image": ImageFeature(), "captions": List(Value("string")), "image_id": Value("string")})
 
 
@@ -133,9 +121,6 @@ def _standardize_stream(
 
 def _standardize_split(dataset: Dataset, split: str, columns: Columns, source: str, damage: Damage) -> Dataset:
     """Bring a split to the columns `image`, `captions` and `image_id`, with one row per image."""
-    from datasets import Image as ImageFeature
-    from datasets import Value
-
     captions = [captions_in_row(row) for row in dataset.select_columns(columns.captions).to_list()]
     dataset = dataset.remove_columns(columns.captions)
     dataset = dataset.add_column("captions", captions, feature=row_features()["captions"])
@@ -154,8 +139,6 @@ def _standardize_split(dataset: Dataset, split: str, columns: Columns, source: s
 
 def _divide_by_column(dataset: AnyDataset, image_column: str, split_column: str) -> dict[str, AnyDataset]:
     """Divide a data set into splits by the values of a column."""
-    from datasets import Dataset
-
     values = [canonical_split(str(row[split_column])) for row in dataset.select_columns(split_column)]
     if isinstance(dataset, Dataset):
         return {
@@ -185,8 +168,6 @@ def _image_digests(dataset: Dataset) -> list[str]:
 
 def _select_assigned(dataset: Dataset, split: str, missing: Sequence[str]) -> Dataset:
     """Return those training images that are assigned to a split when missing splits are made."""
-    from datasets import NamedSplit
-
     assigned = assign_splits(_image_digests(dataset), missing)
     dataset = dataset.select([i for i, name in enumerate(assigned) if name == split])
     dataset._split = NamedSplit(split)  # there is no public way

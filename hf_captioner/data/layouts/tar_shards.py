@@ -8,7 +8,9 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from datasets import Dataset, IterableDataset, NamedSplit
 
 from .caption_columns import ID_COLUMNS, IMAGE_SUFFIXES, captions_in_row
 from .damage import Damage
@@ -16,16 +18,11 @@ from .image_folder import ImageFolder
 from .splits import Splits, assign_split, missing_splits, split_in_path
 from .stored_tables import row_features
 
-if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-
 TEXT_SUFFIXES = (".txt", ".text", ".caption", ".captions")
 
 
 def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Splits:
     """Stream tar shards, or copy them once into an Arrow file in the cache of `datasets` for random access."""
-    from datasets import Dataset, IterableDataset, NamedSplit
-
     shards: dict[str, list[str]] = {}
     for file in files:
         shards.setdefault(split_in_path(file) or "train", []).append(str(folder.root / file))
