@@ -48,14 +48,14 @@ ATTENTIONS = Registry(
 
 
 class AdditiveAttention(nn.Module):
-    """Attention that scores cells by a hidden layer, `e = v · tanh(W_a a + W_h h)`; the weights are their softmax.
+    """Attention that scores an image cell a for a query h by a hidden layer, `e = v · tanh(W_a a + W_h h)`.
 
-    Xu et al. 2015, eq. 4-6 (f_att after Bahdanau et al. 2014).
+    The weights are the softmax of the scores. Xu et al. 2015, eq. 4-6 (f_att after Bahdanau et al. 2014).
 
     Args:
-        query_size: D, width of a query, the decoder's state.
-        memory_size: C, channels of a cell.
-        attention_size: A, width of the hidden layer.
+        query_size: Width of a query, which is a hidden state of the decoder, D.
+        memory_size: Number of channels of an image cell, C.
+        attention_size: Width of the hidden layer, A.
     """
 
     sums_cells = True
@@ -68,11 +68,10 @@ class AdditiveAttention(nn.Module):
 
     def keys(self, memory: Tensor) -> Tensor:
         """Compute what depends on the images alone, `exp(2 W_a a)`: `(B, P, C) -> (B, P, A)`."""
-        keys: Tensor = Exponential.apply(self.memory_to_key(memory))
-        return keys
+        return Exponential.apply(self.memory_to_key(memory))
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend: `(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
+        """Attend to the image cells: `(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
         weights = self.weigh(query, keys)
         return weights @ memory, weights
 
@@ -83,8 +82,7 @@ class AdditiveAttention(nn.Module):
     def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
         """Score all cells for each query, `(B, K, A), (B, P, A) -> (B, K, P)`."""
         vector = self.key_to_score.weight.squeeze(0)  # (A,)
-        scores: Tensor = AdditiveScores.apply(query_key, keys, vector)
-        return scores
+        return AdditiveScores.apply(query_key, keys, vector)
 
 
 class ReLUAttention(AdditiveAttention):
@@ -92,13 +90,11 @@ class ReLUAttention(AdditiveAttention):
 
     def keys(self, memory: Tensor) -> Tensor:
         """Compute what depends on the images alone, `W_a a`: `(B, P, C) -> (B, P, A)`."""
-        keys: Tensor = self.memory_to_key(memory)
-        return keys
+        return self.memory_to_key(memory)
 
     def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
         """Score all cells for each query, `(B, K, A), (B, P, A) -> (B, K, P)`."""
-        scores: Tensor = self.key_to_score(torch.relu(query_key.unsqueeze(2) + keys.unsqueeze(1)))  # (B, K, P, 1)
-        return scores.squeeze(-1)
+        return self.key_to_score(torch.relu(query_key.unsqueeze(2) + keys.unsqueeze(1))).squeeze(-1)  # (B, K, P)
 
 
 class DotAttention(nn.Module):
@@ -117,7 +113,7 @@ class DotAttention(nn.Module):
         return keys / math.sqrt(keys.shape[1])
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend: `(B, K, D), (B, A, P), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
+        """Attend to the image cells: `(B, K, D), (B, A, P), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
         weights = self.weigh(query, keys)
         return weights @ memory, weights
 
@@ -160,7 +156,7 @@ class MultiHeadAttention(nn.Module):
         return key_value.transpose(1, 2).contiguous()
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Attend: `(B, K, D), (B, H, P, 2A/H), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
+        """Attend to the cells: `(B, K, D), (B, H, P, 2A/H), (B, P, C) -> context (B, K, C), weights (B, K, P)`."""
         key, value = keys.chunk(2, -1)  # (B, H, P, A/H)
         heads = self.query_to_key(query).unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, H, K, A/H)
         scores = heads / math.sqrt(heads.shape[-1]) @ key.transpose(2, 3)  # (B, H, K, P)
@@ -170,11 +166,11 @@ class MultiHeadAttention(nn.Module):
 
 
 class AdaptiveAttention(AdditiveAttention):
-    """Additive attention to the cells and to a visual sentinel (Lu et al. 2017, eq. 6-12).
+    """Additive attention to the image cells and to a visual sentinel (Lu et al. 2017, eq. 6-12).
 
-    The sentinel s, what the decoder knows without the image, competes with the cells in one softmax. Its weight is β,
-    and the context is `Σ_p α_p a_p + β s`. The weights `(B, K, P)` returned are those of the cells alone and sum to
-    1 - β; divided by that sum, they are a map of the image.
+    The sentinel s stands for what the decoder knows without the image, and competes with the cells in one softmax. Its
+    weight is β, and the context is `Σ_p α_p a_p + β s`. The weights `(B, K, P)` returned are those of the cells alone
+    and sum to 1 - β; divided by that sum, they are a map of the image.
 
     Departures: the decoder decides when to look and where the context goes, so with `lstm` and `gru` the model looks
     before the LSTM, and with `top_down` after the attention LSTM; cells keep their own size C, to which the sentinel
@@ -239,13 +235,11 @@ class HardAttention(AdditiveAttention):
         for name, value in (("reinforce_weight", reinforce_weight), ("entropy_weight", entropy_weight)):
             if value < 0:
                 raise ValueError(f"{name} is {value}, but must not be negative.")
-        self.expected_rate = expected_rate
-        self.reinforce_weight = reinforce_weight
-        self.entropy_weight = entropy_weight
+        self.expected_rate, self.reinforce_weight, self.entropy_weight = expected_rate, reinforce_weight, entropy_weight
         self.register_buffer("baseline", torch.zeros(()))
 
     def forward(self, query: Tensor, keys: Tensor, memory: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        """Attend: `(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`.
+        """Attend to the image cells: `(B, K, D), (B, P, A), (B, P, C) -> context (B, K, C), weights (B, K, P)`.
 
         In training, it also returns the log-probabilities of the drawn cells, `(B, K)`.
         """

@@ -1,4 +1,4 @@
-"""Encoders: images in, a grid of image cells out.
+"""Encoders, which turn an image into cells: the feature vectors at the positions of a grid over the image.
 
 An encoder is a `torch.nn.Module` that is built with the configuration's `encoder_name` and, as keyword arguments, its
 `encoder_kwargs`. It has
@@ -6,12 +6,12 @@ An encoder is a `torch.nn.Module` that is built with the configuration's `encode
 - `forward(pixel_values (B, 3, H, W)) -> cells (B, P, C)`, cells row by row from the top left;
 - `hidden_size`, the number of channels C;
 - `grid_size(height, width)`, the rows and columns of the grid for images of this size;
-- `data_config`, timm's description of the pixels that the weights want: size, crop, interpolation, mean and std.
+- `data_config`, timm's description of the pixels that the weights expect: size, crop, interpolation, mean and std.
 
 If trained weights are to be loaded, or the user overrides `data_config`, it is also given `pretrained` and
 `pretrained_cfg_overlay`, as `timm.create_model` takes them. An encoder may also have
 
-- `grid_box(height, width)`, where the grid lies in the image, if it doesn't cover the image exactly;
+- `grid_box(height, width)`, the box in the image that the grid covers, if that isn't the whole image;
 - `stages()`, its parameters in groups from the images to the cells, so that it can be trained in part;
 - `checkpoint_gradients()`, which makes training take less memory.
 """
@@ -30,11 +30,10 @@ from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .images import Box
 from .modes import in_evaluation
 from .receptive_field import receptive_field_offset
 from .registry import Registry
-
-Box = tuple[float, float, float, float]
 
 ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder", "timm_pooled": f"{__name__}:PooledTimmEncoder"})
 
@@ -66,7 +65,7 @@ class TimmEncoder(nn.Module):
 
     @property
     def data_config(self) -> dict[str, Any]:
-        """Timm's description of the pixels that the weights want: size, crop, interpolation, mean and std."""
+        """Timm's description of the pixels that the weights expect: size, crop, interpolation, mean and std."""
         return dict(resolve_model_data_config(self.body))
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -104,7 +103,7 @@ class TimmEncoder(nn.Module):
         return self._boxes[size]
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encode images `(B, 3, H, W)` as cells `(B, P, C)`, row by row from the top left."""
+        """Encode images `(B, 3, H, W)` as image cells `(B, P, C)`, row by row from the top left."""
         # With channels first, convolutions take half as long again on CPUs, and in half precision on GPUs.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         features = self.body.forward_features(pixel_values)  # type: ignore[operator]
@@ -121,7 +120,7 @@ class TimmEncoder(nn.Module):
         return [[named[name] for name in groups[number]] for number in sorted(groups)]
 
     def checkpoint_gradients(self) -> None:
-        """Keep few activations for the backward pass and compute the others again, which takes less memory.
+        """Turn on gradient checkpointing: most activations are computed again in the backward pass, to save memory.
 
         Raises:
             ValueError: timm doesn't support this for the model.
@@ -142,11 +141,7 @@ class TimmEncoder(nn.Module):
         return layout == "NHWC" and features.shape[-1] == self.hidden_size
 
     def _grid_of(self, features: Any, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of the grid that the model's features of an image form.
-
-        Raises:
-            ValueError: They form no grid.
-        """
+        """Return the rows and columns of the grid that the model's features form, or raise a ValueError."""
         if isinstance(features, Tensor) and features.ndim == 4:
             channels_last = self._channels_last(features)
             grid = tuple(features.shape[1:3]) if channels_last else tuple(features.shape[2:4])
@@ -161,15 +156,16 @@ class TimmEncoder(nn.Module):
         else:
             channels = -1
         if channels != self.hidden_size:
+            shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
             raise ValueError(
-                f"Encoder {self.name!r} gives no grid of image cells (its features are "
-                f"{_shape_of(features)}). Choose a timm CNN, Swin-like model or ViT, such as 'resnet101'."
+                f"Encoder {self.name!r} gives no grid of image cells (its features are {shape}). "
+                "Choose a timm CNN, Swin-like model or ViT, such as 'resnet101'."
             )
         return int(grid[0]), int(grid[1])
 
 
 class PooledTimmEncoder(TimmEncoder):
-    """Any timm model that `TimmEncoder` takes, its cells pooled to a square grid of the same size for all images.
+    """Any timm model that `TimmEncoder` takes, with cells pooled to a square grid of a fixed size.
 
     Args:
         name: Name of a timm model.
@@ -177,7 +173,7 @@ class PooledTimmEncoder(TimmEncoder):
         kwargs: Further arguments of `TimmEncoder`.
 
     Raises:
-        ValueError: `pooled_size` is below 1, or see `TimmEncoder`.
+        ValueError: `pooled_size` is below 1, or `TimmEncoder` refuses the other arguments.
     """
 
     def __init__(self, name: str, *, pooled_size: int = 14, **kwargs: Any) -> None:
@@ -187,12 +183,16 @@ class PooledTimmEncoder(TimmEncoder):
         self.pooled_size = pooled_size
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of the grid, the same for all sizes that `TimmEncoder` takes."""
+        """Return `(pooled_size, pooled_size)`, the rows and columns of the grid whatever the image size.
+
+        Raises:
+            ValueError: The model gives no grid of cells, or can't take images of this size.
+        """
         super().grid_size(height, width)
         return self.pooled_size, self.pooled_size
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Encode images `(B, 3, H, W)` as cells `(B, P, C)`, row by row from the top left."""
+        """Encode images `(B, 3, H, W)` as image cells `(B, P, C)`, row by row from the top left."""
         height, width = pixel_values.shape[-2:]
         grid = super().grid_size(height, width)
         features = super().forward(pixel_values).transpose(1, 2).unflatten(2, grid)  # (B, C, rows, columns)
@@ -200,11 +200,7 @@ class PooledTimmEncoder(TimmEncoder):
 
 
 def _create_body(name: str, **kwargs: Any) -> nn.Module:
-    """Build a timm model without its classifier.
-
-    Raises:
-        ValueError: timm has no such model, or refuses the arguments.
-    """
+    """Build a timm model without its classifier, or raise a ValueError if timm has no such model or refuses kwargs."""
     try:
         # num_classes=0: the classifier would be saved and never used.
         return timm.create_model(name, num_classes=0, **kwargs)
@@ -218,8 +214,3 @@ def _create_body(name: str, **kwargs: Any) -> nn.Module:
         ) from e
     except TypeError as e:
         raise ValueError(f"timm's {name!r} refuses the arguments {kwargs}: {e}. Check encoder_kwargs.") from e
-
-
-def _shape_of(features: Any) -> str:
-    """Describe features in an error message, by their shape if they are a tensor."""
-    return str(tuple(features.shape)) if isinstance(features, Tensor) else type(features).__name__

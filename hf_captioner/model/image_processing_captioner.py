@@ -26,9 +26,8 @@ from .pixels import Crop, PixelTransform, resize_and_crop, visible_box, write_pi
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 _TORCH_FILTERS = ("bilinear", "bicubic")
-_LEAST_KEPT = (
-    0.4  # if the crop keeps at least this fraction of the image, torch resizes the whole faster than Pillow a part
-)
+# If the crop keeps at least this fraction of the image, torch resizes the whole faster than Pillow a part.
+_LEAST_KEPT = 0.4
 
 
 # Cached outside the processor, because all attributes of a processor are saved as JSON.
@@ -109,14 +108,8 @@ class CaptionerImageProcessor(BaseImageProcessor):
     ) -> None:
         super().__init__(**kwargs)
         self.size = {"height": 224, "width": 224} if size is None else dict(size)
-        self.interpolation = interpolation
-        self.crop_pct = crop_pct
-        self.crop_mode = crop_mode
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-        self._check()
-
-    def _check(self) -> None:
+        self.interpolation, self.crop_pct, self.crop_mode = interpolation, crop_pct, crop_mode
+        self.image_mean, self.image_std = list(image_mean), list(image_std)
         if self.size.keys() != {"height", "width"} or min(self.size.values()) < 1:
             raise ValueError(f'size is {self.size}; give {{"height": H, "width": W}} in pixels.')
         # timm treats an unknown crop mode as "center".
@@ -151,14 +144,9 @@ class CaptionerImageProcessor(BaseImageProcessor):
         channels, height, width = data_config["input_size"]
         if channels != 3:
             raise ValueError(f"The model takes {channels} channels; choose an encoder that takes 3, for RGB.")
-        return cls(
-            size={"height": height, "width": width},
-            interpolation=data_config["interpolation"],
-            crop_pct=data_config["crop_pct"],
-            crop_mode=data_config["crop_mode"],
-            image_mean=data_config["mean"],
-            image_std=data_config["std"],
-        )
+        size, mean, std = {"height": height, "width": width}, data_config["mean"], data_config["std"]
+        others = {name: data_config[name] for name in ("interpolation", "crop_pct", "crop_mode")}
+        return cls(size, image_mean=mean, image_std=std, **others)
 
     def _resize_and_padding(self) -> tuple[Callable[[Tensor], Tensor], tuple[int, int, int]]:
         """Return timm's resize, and the colour with which it pads."""
@@ -197,20 +185,11 @@ class CaptionerImageProcessor(BaseImageProcessor):
         """Read pixel values `(B, 3, H, W)` of images, and their full sizes. Pipeline, training and evaluation use it.
 
         The pixel values are those of timm's evaluation transform, but for small differences from decoding large JPEG
-        files at reduced size (see `images.REDUCTION_GAP`) and from faster filters (see `_resize_and_crop`).
-
-        Args:
-            sources: B images of any kind that `open_source` reads.
-            open_source: Function that opens one of them, by means of `open`, which is the default.
+        files at reduced size (see `images.REDUCTION_GAP`) and from faster filters (see `_resize_and_crop`). Each source
+        is opened by `open_source`, which calls `open`; `open` itself is the default.
         """
-        transform = PixelTransform(
-            self.resized_size,
-            self.interpolation,
-            self._resize_and_padding()[1],
-            self.image_mean,
-            self.image_std,
-            _resize_and_crop,
-        )
+        padding, mean, std = self._resize_and_padding()[1], self.image_mean, self.image_std
+        transform = PixelTransform(self.resized_size, self.interpolation, padding, mean, std, _resize_and_crop)
         pixel_values = self._empty(len(sources))
         sizes = write_pixels(pixel_values.numpy(), map(open_source or self.open, sources), transform)
         return pixel_values, sizes

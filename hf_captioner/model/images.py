@@ -1,4 +1,4 @@
-"""Opening images of any kind. Needs neither torch nor transformers."""
+"""Functions that open images of any kind. This module needs neither torch nor transformers."""
 
 # H: height, W: width
 
@@ -29,15 +29,10 @@ REDUCTION_GAP = 2
 
 @dataclass(frozen=True)
 class OpenedImage:
-    """An opened image, perhaps decoded at reduced size.
-
-    Args:
-        image: Upright RGB image. A large JPEG file may be decoded at a half, a quarter or an eighth of its size.
-        size: Width and height of the image at full size.
-    """
+    """An opened image, upright and in RGB. A large JPEG file may be decoded at a half to an eighth of its size."""
 
     image: Image.Image
-    size: Size
+    size: Size  # of the image at full size
 
 
 def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | None = None) -> Image.Image:
@@ -160,19 +155,16 @@ def _scale_16_bits(values: np.ndarray) -> np.ndarray:
 
 
 def scaled(image: Image.Image, longest_edge: float) -> Image.Image:
-    """Return a copy of an image whose longer edge has this many pixels."""
+    """Return an image resized, in its own aspect ratio, so that its longer edge has `longest_edge` pixels."""
     scale = longest_edge / max(image.size)
     width, height = (max(1, round(edge * scale)) for edge in image.size)
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def jpeg_uri(image: Image.Image, longest_edge: int = 640, quality: int = 82) -> str:
-    """Return an image as a data URI, for web pages that hold all they show.
+    """Return an RGB image as the data URI of a JPEG, for web pages that hold all they show.
 
-    Args:
-        image: RGB image.
-        longest_edge: Larger images are scaled down to this number of pixels.
-        quality: JPEG quality, from 1 to 95.
+    Images whose longer edge has more than `longest_edge` pixels are scaled down. `quality` is from 1 to 95.
     """
     file = io.BytesIO()
     smaller = scaled(image, longest_edge) if max(image.size) > longest_edge else image

@@ -1,4 +1,4 @@
-"""Captions from a folder written by `hf-captioner export`, with onnxruntime, numpy, Pillow and tokenizers alone.
+"""Captioning with a folder written by `hf-captioner export`, by onnxruntime, numpy, Pillow and tokenizers alone.
 
 The folder holds this module too, so neither hf_captioner nor torch nor transformers has to be installed:
 
@@ -17,8 +17,8 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +39,9 @@ class Pixels:
     """The transform of `CaptionerImageProcessor` without torch: resize, crop the centre, standardise.
 
     Images are resized by Pillow instead of torch, which changes some pixels by a few levels of 255.
-
-    Args:
-        size: Height and width of the model's input.
-        interpolation: Name of a Pillow filter, in lower case.
-        crop_pct: Images are resized to `size / crop_pct` before the centre of `size` is cropped.
-        crop_mode: `"center"`, `"squash"` or `"border"`.
-        mean: Mean of red, green and blue on the scale from 0 to 1, which is subtracted.
-        std: Standard deviation of the three, by which they are divided.
     """
 
-    size: tuple[int, int]
+    size: tuple[int, int]  # height and width of the model's input
     interpolation: str
     crop_pct: float
     crop_mode: str
@@ -151,7 +143,10 @@ class OnnxCaptioner:
         """
         single = not isinstance(images, list | tuple)
         sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
-        search_settings = self._settings(settings)
+        known = [field.name for field in fields(Settings)]
+        if unknown := settings.keys() - set(known):
+            raise ValueError(f"Unknown settings: {', '.join(sorted(unknown))}. Choose from {', '.join(known)}.")
+        search_settings = replace(self.settings, **settings)
         results: list[list[Result]] = []
         for start in range(0, len(sources), batch_size):
             pixel_values, sizes = self.pixels(sources[start : start + batch_size])
@@ -162,7 +157,7 @@ class OnnxCaptioner:
         return results[0] if single else results
 
     def encode(self, pixel_values: np.ndarray) -> tuple[Arrays, Arrays]:
-        """Return cells, keys and mean cell of images, and the first states `(B, 1, D)`, from pixels `(B, 3, H, W)`."""
+        """Return cells, attention keys and mean cells of images `(B, 3, H, W)`, and the first states `(B, 1, D)`."""
         outputs = self.encoder.run(None, {"pixel_values": pixel_values})
         return outputs[: -self._num_states], outputs[-self._num_states :]
 
@@ -174,17 +169,10 @@ class OnnxCaptioner:
         return search(self.read, memory, state, settings or self.settings, num_cells=num_cells)
 
     def read(self, words: np.ndarray, memory: Arrays, state: Arrays) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        """Read one more word of each caption, as described at `onnx_search.Read`."""
+        """Run the decoder for one more word of each caption; see `onnx_search.Read` for arguments and results."""
         inputs = zip(self.decoder.get_inputs(), (words, *memory, *state), strict=True)
         log_probs, weights, *state = self.decoder.run(None, {value.name: array for value, array in inputs})
         return log_probs, weights, state
-
-    def _settings(self, changes: Mapping[str, Any]) -> Settings:
-        """Return the exported settings with some of them replaced."""
-        known = [field.name for field in fields(Settings)]
-        if unknown := changes.keys() - set(known):
-            raise ValueError(f"Unknown settings: {', '.join(sorted(unknown))}. Choose from {', '.join(known)}.")
-        return Settings(**{**vars(self.settings), **changes})
 
     def _describe(self, captions: Captions, with_scores: bool, image_size: Size) -> list[Result]:
         """Return the results for one image, whose captions are the only ones given."""
@@ -211,12 +199,11 @@ class OnnxCaptioner:
 
 
 def main(folder: str | Path, argv: Sequence[str]) -> None:
-    """Run the command line of an exported folder. Errors that users can mend end in one line and exit code 2."""
+    """Run the command line of an exported folder. Errors that users can fix end in one line and exit code 2."""
     arguments = _parse(argv)
-    changes = {} if arguments.num_beams is None else {"num_beams": arguments.num_beams}
     try:
         captioner = OnnxCaptioner(folder, num_threads=arguments.threads)
-        changes["num_beams"] = changes.get("num_beams") or max(captioner.settings.num_beams, arguments.num_captions)
+        num_beams = arguments.num_beams or max(captioner.settings.num_beams, arguments.num_captions)
         records = []
         for start in range(0, len(arguments.images), arguments.batch_size):
             names = arguments.images[start : start + arguments.batch_size]
@@ -226,7 +213,7 @@ def main(folder: str | Path, argv: Sequence[str]) -> None:
                 return_scores=True,
                 return_attentions=arguments.attentions,
                 num_return_sequences=arguments.num_captions,
-                **changes,
+                num_beams=num_beams,
             )
             for name, captions in zip(names, found, strict=True):
                 records.append({"image": name, "captions": captions})
@@ -247,9 +234,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument
     add("images", metavar="IMAGE", nargs="+", help="image files")
     add("--num_beams", type=_positive, metavar="N", help="number of beams (default: as exported)")
-    add(
-        "--num_captions", type=_positive, metavar="N", default=1, help="captions per image, the best first (default: 1)"
-    )
+    add("--num_captions", type=_positive, metavar="N", default=1, help="captions per image, best first (default: 1)")
     add("--batch_size", type=_positive, metavar="N", default=8, help="images to caption at once (default: %(default)s)")
     add("--json", type=Path, metavar="FILE", help="JSON file to write captions, their words and log-probabilities to")
     add("--attentions", action="store_true", help="include the attention map of each word in the JSON file")

@@ -26,11 +26,7 @@ Read = Callable[[np.ndarray, Arrays, Arrays], tuple[np.ndarray, np.ndarray, Arra
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `generate()` that the searches here support, with the same meaning.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
+    """The arguments of `generate()` that the searches here support, with the same meaning."""
 
     decoder_start_token_id: int
     eos_token_id: Sequence[int]

@@ -1,4 +1,4 @@
-"""Images to pixel values: resize, crop the centre, standardise. Needs neither torch nor transformers."""
+"""Transform of images into pixel values: resize, centre crop, standardise. Needs neither torch nor transformers."""
 
 # B: images, H: height, W: width
 
@@ -25,16 +25,10 @@ _PARTIAL_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.R
 
 
 def visible_box(original: Size, resized: Size, crop: Size, part: Box | None = None) -> Box:
-    """Return the box of an image that a model sees after a resize and a centre crop.
+    """Return the box of an image, in its pixels, that a model sees after a resize and a centre crop, or a part of it.
 
-    Args:
-        original: Width and height of the image.
-        resized: Width and height to which it is resized.
-        crop: Width and height of the centre crop.
-        part: `(left, top, right, bottom)` of a part of the crop, in its pixels; None for the whole crop.
-
-    Returns:
-        `(left, top, right, bottom)` in pixels of the original. It exceeds the image where the model sees padding.
+    `part` is in pixels of the crop, which is all of it by default. The box exceeds the image where the model sees
+    padding.
     """
     x, y = (crop_start(*edge) for edge in zip(resized, crop, strict=True))
     left, top, right, bottom = part or (0, 0, *crop)
@@ -53,16 +47,7 @@ def resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: s
     If Pillow resizes only a part of an image, it holds the borders of the part in single precision, and may resize
     vertically before horizontally. For the usual filters this changes a few pixels by a level of 255. A filter whose
     weights jump would take another pixel's colour, and Lanczos amplifies the differences, so with those the whole image
-    is resized.
-
-    Args:
-        image: RGB image.
-        size: Width and height to resize to.
-        crop: `(left, top, right, bottom)` of the part to keep, in pixels of that size.
-        interpolation: Name of a Pillow filter, in lower case.
-
-    Returns:
-        Pixels of the part, `(H, W, 3)`, uint8.
+    is resized. The result is `(H, W, 3)`, uint8, for an RGB image.
     """
     resampling = Image.Resampling[interpolation.upper()]
     if resampling not in _PARTIAL_FILTERS:
@@ -75,26 +60,17 @@ def resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: s
 
 @dataclass(frozen=True)
 class PixelTransform:
-    """Settings of the transform from an opened image to pixel values.
+    """Settings of the transform from an opened image to pixel values."""
 
-    Args:
-        resized_size: Function from width and height of a full image to the width and height it is resized to.
-        interpolation: Name of a Pillow filter, in lower case.
-        padding: Colour (red, green, blue) around an image that is smaller than the crop, each from 0 to 255.
-        mean: Mean of red, green and blue on the scale from 0 to 1, which is subtracted.
-        std: Standard deviation of the three, by which they are divided.
-        resize: Function with the arguments and result of `resize_and_crop`.
-    """
-
-    resized_size: Callable[[int, int], Size]
-    interpolation: str
-    padding: tuple[int, int, int]
-    mean: Sequence[float]
-    std: Sequence[float]
+    resized_size: Callable[[int, int], Size]  # from width and height of a full image to those it is resized to
+    interpolation: str  # name of a Pillow filter, in lower case
+    padding: tuple[int, int, int]  # colour around an image that is smaller than the crop, from 0 to 255
+    mean: Sequence[float]  # mean of red, green and blue on the scale from 0 to 1, which is subtracted
+    std: Sequence[float]  # standard deviation of the three, by which they are divided
     resize: Resize = resize_and_crop
 
     def visible_part(self, opened: OpenedImage, width: int, height: int) -> tuple[np.ndarray, int, int]:
-        """Resize an image; return the pixels of it in a centre crop of this size, and their left and top edge there."""
+        """Resize an image; return its pixels within a centre crop of this size, and their left and top edge in it."""
         resized = self.resized_size(*opened.size)
         left, top = crop_start(resized[0], width), crop_start(resized[1], height)
         part = max(left, 0), max(top, 0), min(left + width, resized[0]), min(top + height, resized[1])
@@ -102,15 +78,9 @@ class PixelTransform:
 
 
 def write_pixels(pixel_values: np.ndarray, images: Iterable[OpenedImage], transform: PixelTransform) -> list[Size]:
-    """Resize images, crop their centres and write their standardised pixel values.
+    """Resize B images, crop their centres and overwrite `(B, 3, H, W)` float32 by their standardised pixel values.
 
-    Args:
-        pixel_values: `(B, 3, H, W)`, float32, overwritten.
-        images: B opened images. They are requested as needed, up to `AT_ONCE` at a time.
-        transform: Settings of the transform.
-
-    Returns:
-        Width and height of each image at full size.
+    Return the width and height of each image at full size. Images are requested as needed, up to `AT_ONCE` at a time.
     """
     height, width = pixel_values.shape[2:]
     means, stds = (np.asarray(numbers, np.float64)[:, None, None] for numbers in (transform.mean, transform.std))
