@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,7 +15,9 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets import Image as ImageFeature
+from layout_writers import write_parquet
 from PIL import Image
+from test_images import jpeg
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner.data import cells as cells_module
@@ -25,12 +26,6 @@ from hf_captioner.data.collator import CaptionCollator, _augment
 from hf_captioner.data.datasets import pick_split
 from hf_captioner.data.loading import StepLoader, StepSampler
 from hf_captioner.data.rows import check_captions, drop_broken_images, open_row, undecoded
-
-
-def jpeg(photo: Image.Image) -> bytes:
-    file = io.BytesIO()
-    photo.save(file, "JPEG")
-    return file.getvalue()
 
 
 @pytest.fixture
@@ -47,12 +42,6 @@ def rows_with_a_broken_image(photos: list[Image.Image]) -> Dataset:
 @pytest.fixture
 def rows(rows_with_a_broken_image: Dataset) -> Dataset:
     return rows_with_a_broken_image.select([0, 1, 2, 4])
-
-
-def write_parquet(folder: Path, rows: Dataset, captions: dict[str, list[str]]) -> None:
-    """Write the images of rows with columns of captions as a test split."""
-    table = {"image": [row["image"]["bytes"] for row in rows], **captions}
-    Dataset.from_dict(table).cast_column("image", ImageFeature()).to_parquet(folder / "test.parquet")
 
 
 def test_real_flickr8k(flickr8k):
@@ -76,7 +65,8 @@ def test_split_is_picked_by_any_of_its_names():
 
 
 def test_numbered_columns_of_captions_keep_their_order(rows, tmp_path):
-    write_parquet(tmp_path, rows, {f"caption_{i}": [f"caption {i} of {n}" for n in range(4)] for i in range(11)})
+    columns = [{f"caption_{i}": f"caption {i} of {n}" for i in range(11)} for n in range(4)]
+    write_parquet(tmp_path / "test.parquet", ({"image": row["image"]} | columns[n] for n, row in enumerate(rows)))
     dataset = load_captions(str(tmp_path), "test")
     assert dataset["captions"][2] == [f"caption {i} of 2" for i in range(11)]
     assert dataset["image_id"][2] == "test-000002"
@@ -94,8 +84,7 @@ def test_numbered_columns_of_captions_keep_their_order(rows, tmp_path):
 )
 def test_errors_say_what_can_be_loaded(name, split, error, message, rows, tmp_path):
     for folder, column in (("good", "text"), ("bad", "label")):
-        (tmp_path / folder).mkdir()
-        write_parquet(tmp_path / folder, rows, {column: ["a dog"] * 4})
+        write_parquet(tmp_path / folder / "test.parquet", ({"image": row["image"], column: "a dog"} for row in rows))
     with pytest.raises(error, match=message):
         load_captions(name.replace("FOLDER", str(tmp_path)), split)
 
@@ -174,11 +163,8 @@ def frozen(tiny_model: Callable[..., CaptionerModel]) -> CaptionerModel:
     return model
 
 
-Cache = Callable[..., np.ndarray]
-
-
 @pytest.fixture
-def cache(frozen: CaptionerModel, processor: CaptionerProcessor, tmp_path: Path) -> Cache:
+def cache(frozen: CaptionerModel, processor: CaptionerProcessor, tmp_path: Path) -> Callable[..., np.ndarray]:
     """Return a function that returns cached cells of undecoded rows."""
     return partial(cached_cells, frozen.encoder, processor.image_processor, cache_dir=tmp_path / "cells")
 
@@ -227,25 +213,20 @@ def test_interrupted_encoding_leaves_no_file(rows_with_a_broken_image, cache, tm
 
 
 PEAK_MEMORY_OF_A_WORKER = """
-import io, resource, sys
+import resource, sys
 import numpy as np, torch
-from datasets import Dataset, Image as ImageFeature
-from PIL import Image
-from hf_captioner import CaptionerImageProcessor
-from hf_captioner.data.rows import read_pixels
+from hf_captioner import CaptionerImageProcessor, load_captions
 from hf_captioner.data.loading import StepLoader, StepSampler
+from hf_captioner.data.rows import read_pixels, undecoded
 
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+def collate(batch):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
+    return {"pixel_values": read_pixels(batch, processor), "peak": torch.tensor(peak)}
 
 num_images = int(sys.argv[1])
 torch.set_num_threads(1)
-file = io.BytesIO()
-Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)).save(file, "JPEG")
-rows = Dataset.from_list([{"image": {"bytes": file.getvalue(), "path": None}, "image_id": str(i)} for i in range(64)])
-rows = rows.select(np.arange(num_images) % 64).cast_column("image", ImageFeature(decode=False))
+rows = undecoded(load_captions("shapes", "train", num_images=64)).select(np.arange(num_images) % 64)
 processor = CaptionerImageProcessor(size={"height": 96, "width": 96})
-collate = lambda batch: {"pixel_values": read_pixels(batch, processor), "peak": torch.tensor(peak())}
 loader = StepLoader(rows, StepSampler(num_images, 16, seed=0), collate, num_workers=1)
 print(max(batch["peak"].item() for group in loader.steps(0) for batch in group))
 """
@@ -253,8 +234,6 @@ print(max(batch["peak"].item() for group in loader.steps(0) for batch in group))
 
 @pytest.mark.slow
 def test_memory_of_a_worker_does_not_grow_with_the_data_set():
-    few, many = (
-        float(subprocess.check_output([sys.executable, "-c", PEAK_MEMORY_OF_A_WORKER, str(n)], text=True))
-        for n in (128, 1280)
-    )
+    script = [sys.executable, "-c", PEAK_MEMORY_OF_A_WORKER]
+    few, many = (float(subprocess.check_output([*script, str(n)], text=True)) for n in (128, 1280))
     assert many - few < 60  # MiB; the pixel values of the additional images take 121 MiB

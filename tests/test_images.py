@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -37,6 +38,13 @@ def ramp(height: int = 75, width: int = 100, seed: int = 0) -> Image.Image:
     y, x = np.mgrid[:height, :width]
     array = np.stack([x * 255 / width, y * 255 / height, (x + y) * 255 / (height + width)], -1)
     return Image.fromarray((array + rng.integers(0, 60, array.shape)).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image, orientation: int = 1) -> bytes:
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    image.save(file, "JPEG", quality=92, exif=exif)
+    return file.getvalue()
 
 
 def half_transparent(mode: str) -> Image.Image:
@@ -87,8 +95,7 @@ COLOUR_KEY = COLOURS.copy()
 COLOUR_KEY.info["transparency"] = BLUE
 GREYS_OF_16_BITS = rgb(grey(np.uint16) / 257)
 FILES = {
-    "plain.png": (COLOURS, quadrants(), 0),
-    "plain.bmp": (COLOURS, quadrants(), 0),
+    **dict.fromkeys(("plain.png", "plain.bmp"), (COLOURS, quadrants(), 0)),
     "cmyk.jpg": (COLOURS.convert("CMYK"), quadrants(), 4),
     "cmyk.tif": (COLOURS.convert("CMYK"), quadrants(), 2),
     "grey.jpg": (GREYS, rgb(grey()), 3),
@@ -100,10 +107,8 @@ FILES = {
     "palette_alpha.png": (half_transparent("RGBA").quantize(8), on_white(RED), 1),
     "palette_alpha.gif": (half_transparent("RGBA"), on_white(RED), 1),
     "one_bit.png": (Image.fromarray(grey() > 99), rgb((grey() > 99) * np.uint8(255)), 0),
-    "16_bit.png": (GREYS_16, GREYS_OF_16_BITS, 0.5),
-    "16_bit.tif": (GREYS_16, GREYS_OF_16_BITS, 0.5),
+    **dict.fromkeys(("16_bit.png", "16_bit.tif", "16_bit.pgm"), (GREYS_16, GREYS_OF_16_BITS, 0.5)),
     "16_bit_big_endian.tif": (Image.fromarray(grey(np.uint16).astype(">u2")), GREYS_OF_16_BITS, 0.5),
-    "16_bit.pgm": (GREYS_16, GREYS_OF_16_BITS, 0.5),
 }
 
 
