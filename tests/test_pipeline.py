@@ -22,8 +22,6 @@ from hf_captioner.data.rows import read_pixels
 from hf_captioner.model.captions import build_tokenizer, caption_words
 from hf_captioner.model.pipeline_captioner import caption_attentions
 
-# B: images, S: captions returned for an image, N = B·S: captions, T: words
-
 QUICK = {"num_beams": 3, "max_new_tokens": 8}
 BLACK = np.zeros((8, 8, 3), np.uint8)
 DECODINGS = [
@@ -80,11 +78,11 @@ def test_results_are_those_of_feeding_the_captions_to_the_model(captioner, pixel
         sequences = output.sequences
         with torch.no_grad():
             expected = captioner.model(images, decoder_input_ids=sequences[:, :-1], output_attentions=True)
-        maps = expected.cross_attentions[0].unflatten(3, (4, 4)).squeeze(1)  # (N, T, 4, 4)
+        maps = expected.cross_attentions[0].unflatten(3, (4, 4)).squeeze(1)  # (captions, words, 4, 4)
         ends = sequences[:, 1:] == 3
-        words = ends.cumsum(1) - ends.long() == 0  # (N, T), all up to <end>
+        words = ends.cumsum(1) - ends.long() == 0  # (captions, words), all up to <end>
         torch.testing.assert_close(caption_attentions(output, (4, 4))[words], maps[words], atol=1e-5, rtol=0)
-    scores = expected.logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (N, T)
+    scores = expected.logits.log_softmax(-1).gather(2, sequences[:, 1:, None]).squeeze(2)  # (captions, words)
     ordinary = sequences[:, 1:] > 3  # this random model also generates <start> and <pad> within a caption
 
     torch.manual_seed(0)
