@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -24,17 +25,11 @@ from PIL import Image
 
 from hf_captioner import CaptionerModel, CaptionerProcessor, load_captions
 from hf_captioner.data.rows import open_row, undecoded
+from hf_captioner.evaluation import scoring
 from hf_captioner.evaluation.predictions import Prediction, decode_captions, read_predictions
 from hf_captioner.evaluation.protocol import hash_of_ids
 from hf_captioner.evaluation.report_page import report_page
 from hf_captioner.evaluation.results import find_results, read_results, write_results
-from hf_captioner.evaluation.scoring import (
-    Evaluation,
-    collapse_warnings,
-    compare_evaluations,
-    evaluate_predictions,
-    score_captions,
-)
 from hf_captioner.metrics import caption_metrics, caption_tallies
 from hf_captioner.metrics.resampling import compare, intervals, resampled
 
@@ -44,19 +39,17 @@ Build = Callable[..., CaptionerModel]
 def test_every_image_is_captioned_once_in_order(tiny_model: Build, processor: CaptionerProcessor) -> None:
     rows = undecoded(load_captions("shapes", "test", num_images=7))
     model = tiny_model().train()
-    predictions = decode_captions(
-        model, processor, rows, Accelerator(cpu=True), batch_size=3, num_beams=2, max_length=6
-    )
+    arguments, kwargs = (model, processor, rows, Accelerator(cpu=True)), {"num_beams": 2, "max_length": 6}
+    predictions = decode_captions(*arguments, batch_size=3, **kwargs)
     assert model.training
     assert [p.image_id for p in predictions] == rows["image_id"][:]
     assert [p.references for p in predictions] == rows["captions"][:]
     model.eval()
     images = processor(images=[open_row(row) for row in rows])["pixel_values"]
-    assert [p.caption for p in predictions] == processor.batch_decode(model.generate(images, num_beams=2, max_length=6))
+    assert [p.caption for p in predictions] == processor.batch_decode(model.generate(images, **kwargs))
     with torch.no_grad():
         cells = model.encoder(images).last_hidden_state.numpy()
-    again = decode_captions(model, processor, rows, Accelerator(cpu=True), cells=cells, num_beams=2, max_length=6)
-    assert again == predictions
+    assert decode_captions(*arguments, cells=cells, **kwargs) == predictions
 
 
 WORKER = """
@@ -78,31 +71,28 @@ def test_two_processes_caption_what_one_does(captioner_folder: Path, tmp_path: P
     """Seven images are uneven for two processes: none is lost or decoded twice, and both processes get all captions."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    launchers = [[sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]]
-    for launcher in launchers:
-        subprocess.run([*launcher, script, captioner_folder, tmp_path], check=True, capture_output=True, timeout=300)
+    for launcher in ([], ["-m", "torch.distributed.run", "--nproc_per_node", "2"]):
+        command = [sys.executable, *launcher, script, captioner_folder, tmp_path]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
     alone, first, second = ((tmp_path / name).read_text() for name in ("1-0", "2-0", "2-1"))
     assert alone == first == second and alone.count("Prediction(") == 7
 
 
-def prediction(caption: str, ended: bool = True) -> Prediction:
-    return Prediction(0, "photo", caption, ended, ["a black dog runs on the beach", "a dog"])
-
-
 @pytest.mark.parametrize(
-    ("predictions", "warnings"),
+    ("caption", "num_endless", "warnings"),
     [
-        ([prediction(f"dog {n}") for n in range(20)], []),
-        ([prediction("a dog") for _ in range(20)], ["only 5.0% of them are distinct"]),
-        ([prediction(f"dog {n}", ended=n > 5) for n in range(20)], ["30.0% of the captions never reach <end>"]),
-        ([prediction("a a a a", ended=False) for _ in range(20)], ["only 5.0%", "100.0% of the captions"]),
+        ("dog {}", 0, []),
+        ("a dog", 0, ["only 5.0% of them are distinct"]),
+        ("dog {}", 6, ["30.0% of the captions never reach <end>"]),
+        ("a a a a", 20, ["only 5.0%", "100.0% of the captions"]),
     ],
 )
-def test_warnings_of_collapsed_captions(predictions: list[Prediction], warnings: list[str]) -> None:
-    found = collapse_warnings(score_captions(predictions))
+def test_warnings_of_collapsed_captions(caption: str, num_endless: int, warnings: list[str]) -> None:
+    predictions = [Prediction(0, "photo", caption.format(n), n >= num_endless, ["a dog"]) for n in range(20)]
+    found = scoring.collapse_warnings(scoring.score_captions(predictions))
     assert len(found) == len(warnings)
     assert all(part in line for part, line in zip(warnings, found, strict=True))
-    assert collapse_warnings({"distinct_captions": 1.0}) == []  # unknown whether captions ended
+    assert scoring.collapse_warnings({"distinct_captions": 1.0}) == []  # unknown whether captions ended
 
 
 def test_teacher_forced_captions_are_refused(tiny_model: Build, processor: CaptionerProcessor, tmp_path: Path) -> None:
@@ -120,9 +110,8 @@ def test_teacher_forced_captions_are_refused(tiny_model: Build, processor: Capti
 
 
 def dataset(names: list[str]) -> Dataset:
-    return Dataset.from_dict(
-        {"image_id": names, "captions": [["a dog", f"dog {n}"][: 1 + n % 2] for n in range(len(names))]}
-    )
+    captions = [["a dog", f"dog {n}"][: 1 + n % 2] for n in range(len(names))]
+    return Dataset.from_dict({"image_id": names, "captions": captions})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +133,7 @@ def test_captions_of_a_file_find_their_images(
     assert [(p.image_id, p.ended) for p in found] == [(name, None) for name in names]
     assert [message.split(" of ")[0] for message in caplog.messages] == ["1 captions"]
     assert read_predictions(tmp_path / "a.jsonl", dataset(names)) == found
-    evaluation = evaluate_predictions(found, system="a", dataset="coco", split="val", num_resamples=10)
+    evaluation = scoring.evaluate_predictions(found, system="a", dataset="coco", split="val", num_resamples=10)
     assert "endless_captions" not in evaluation.scores and evaluation.protocol.decoding is None
 
 
@@ -154,12 +143,10 @@ def test_captions_of_a_file_find_their_images(
         (["a", "b"], '[{"image_id": "a", "caption": "x"}]', "no caption for 1 of 2 images, such as 'b'"),
         (["a"], '[{"image_id": "a", "caption": "x"}, {"image_id": "a", "caption": "y"}]', "'a' more than once"),
         (["a", "a"], '[{"image_id": "a", "caption": "x"}]', "image id 'a' more than once"),
-        (["a"], '{"a": "x"}', "is not a list of records"),
-        (["a"], '[{"image_id": "a"}]', "is not a list of records"),
-        (["a"], "a dog", "is not JSON"),
-        (["a"], "[]", "no caption for 1 of 1 images"),
+        (["a"], '{"a": "x"}', "is not a list of records"), (["a"], '[{"image_id": "a"}]', "is not a list of records"),
+        (["a"], "a dog", "is not JSON"), (["a"], "[]", "no caption for 1 of 1 images"),
     ],
-)
+)  # fmt: skip
 def test_bad_files_of_captions(names: list[str], text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -203,13 +190,14 @@ def test_paired_comparison() -> None:
     with pytest.raises(ValueError, match="captioned 20 and 4 images"):
         compare(first, caption_tallies(CAPTIONS[:4], REFERENCES[:4]))
     with pytest.raises(ValueError, match="captioned different images"):
-        compare_evaluations(evaluation_of("shapes", "test"), evaluation_of("shapes", "test", 10))
+        scoring.compare_evaluations(evaluation_of("shapes", "test"), evaluation_of("shapes", "test", 10))
 
 
-def evaluation_of(dataset: str, split: str, num_images: int = 20, **fields: Any) -> Evaluation:
+def evaluation_of(dataset: str, split: str, num_images: int = 20, **fields: Any) -> scoring.Evaluation:
     rows = [(CAPTIONS[i % 20], REFERENCES[i % 20][:1] * 5) for i in range(num_images)]
     predictions = [Prediction(i, f"photo{i}", caption, True, texts) for i, (caption, texts) in enumerate(rows)]
-    return evaluate_predictions(predictions, system="x", dataset=dataset, split=split, num_resamples=5, **fields)
+    fields = {"system": "x", "num_resamples": 5, **fields}
+    return scoring.evaluate_predictions(predictions, dataset=dataset, split=split, **fields)
 
 
 def test_results_are_written_with_their_protocol_and_read(tmp_path: Path) -> None:
@@ -239,9 +227,8 @@ def test_results_are_written_with_their_protocol_and_read(tmp_path: Path) -> Non
 
 
 def test_scores_of_the_first_release_are_read() -> None:
-    folder = Path(__file__).parent / "fixtures" / "first_release" / "captioner"
-    path = find_results(folder)
-    assert path == folder / "scores.json"
+    path = Path(__file__).parent / "fixtures/first_release/captioner/scores.json"
+    assert find_results(path.parent) == path
     results = read_results(path)
     assert results.description == "shapes, validation, 80 images, 3 beams" and results.protocol is None
     assert results.scores["bleu_4"] == 0.36466134477501655 and "protocol" not in results.scores
@@ -250,12 +237,10 @@ def test_scores_of_the_first_release_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("words", "not JSON"),
-        ("[1]", "hold no scores"),
-        ('{"words": "many"}', "hold no scores"),
+        ("words", "not JSON"), ("[1]", "hold no scores"), ('{"words": "many"}', "hold no scores"),
         ('{"scores": {"cider": 1.0}, "protocol": {"system": "x"}}', "The protocol has no decoding, dataset"),
     ],
-)
+)  # fmt: skip
 def test_malformed_results(text: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=message):
@@ -281,24 +266,12 @@ def test_table_says_which_published_scores_are_comparable(dataset: str, split: s
 def test_report_page_is_complete_and_loads_nothing() -> None:
     evaluation = evaluation_of("shapes", "test")
     evaluation.predictions[3] = Prediction(3, "<photo>", "<script>alert(1)</script>", True, ["snow & ice"])
-    opened: list[int] = []
-
-    def picture(index: int) -> Image.Image:
-        opened.append(index)
-        return Image.new("RGB", (40, 30), (index * 9, 0, 0))
-
-    page = report_page(evaluation, picture, num_images=20)
+    open_image = mock.Mock(side_effect=lambda index: Image.new("RGB", (40, 30), (index * 9, 0, 0)))
+    page = report_page(evaluation, open_image, num_images=20)
     html.parser.HTMLParser().feed(page)
-    assert len(opened) == len(set(opened)) == 20 and page.count("<figure>") == 60
-    titles = (
-        "Best images",
-        "Worst images",
-        "Random images",
-        "Words per caption",
-        "Most frequent words",
-        "95 % interval",
-    )
-    assert all(title in page for title in titles)
+    assert sorted(call.args[0] for call in open_image.mock_calls) == list(range(20)) and page.count("<figure>") == 60
+    titles = "Best images,Worst images,Random images,Words per caption,Most frequent words,95 % interval"
+    assert all(title in page for title in titles.split(","))
     assert "<script" not in page and "&lt;script&gt;alert" in page and "snow &amp; ice" in page
     assert not re.search(r"""(?:src|href)=["'](?!data:)|url\(|@import""", page)
     style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
@@ -309,13 +282,10 @@ def test_report_page_is_complete_and_loads_nothing() -> None:
 
 
 def test_captions_without_spaces_are_scored_by_characters() -> None:
+    references = ["赤い丸が青い四角の上にある。", "青い四角の上に赤い丸がある。"]
     near, far = (
-        [
-            Prediction(i, str(i), caption, True, ["赤い丸が青い四角の上にある。", "青い四角の上に赤い丸がある。"])
-            for i in range(2)
-        ]
+        scoring.score_captions([Prediction(i, str(i), caption, True, references) for i in range(2)])
         for caption in ("赤い丸が青い星の上にある。", "犬が海辺で走っている。")
     )
-    assert 0.5 < score_captions(near)["bleu_4"] < 1
-    assert score_captions(far)["bleu_4"] < 0.1
-    assert score_captions(near)["bleu_1"] == pytest.approx(12 / 13 * math.exp(1 - 14 / 13))
+    assert 0.5 < near["bleu_4"] < 1 and far["bleu_4"] < 0.1
+    assert near["bleu_1"] == pytest.approx(12 / 13 * math.exp(1 - 14 / 13))
