@@ -45,28 +45,20 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         sys.modules.pop(package, None)
 
 
-def test_built_in_part_is_imported_when_it_is_used(registry: Registry) -> None:
-    assert registry.get("apple") is OrderedDict
-    assert registry.origin("pear") == "no_such_module:Pear"  # listing imports nothing
-    assert registry.names() == ["apple", "pear"]
-
-
-def test_registered_part_is_found(registry: Registry) -> None:
-    @registry.register("fig")
-    class Fig: ...
-
-    assert registry.get("fig") is Fig
-    assert "fig" in registry.names()
-    assert registry.origin("fig") == "registered in this process"
-
-
-def test_entry_point_is_found(registry: Registry, install: Install) -> None:
+def test_parts_are_imported_when_they_are_used(registry: Registry, install: Install) -> None:
     install("orchard", "class Plum: ...", plum="Plum")
     install("joinery", "class Oak: ...", group="trees", oak="Oak")
     assert registry.names() == ["apple", "pear", "plum"]
+    assert registry.origin("pear") == "no_such_module:Pear" and registry.origin("plum") == "orchard:Plum of orchard"
     assert "orchard" not in sys.modules
-    assert registry.get("plum").__module__ == "orchard"
-    assert registry.origin("plum") == "orchard:Plum of orchard"
+    assert registry.get("apple") is OrderedDict and registry.get("plum").__module__ == "orchard"
+
+    @registry.register("fig")
+    class Fig: ...
+
+    assert registry.get("fig") is Fig and registry.origin("fig") == "registered in this process"
+    assert registry.names() == ["apple", "fig", "pear", "plum"]
+    assert [registry.package(name) for name in ("plum", "apple", "fig", "quince")] == ["orchard", None, None, None]
 
 
 @pytest.mark.parametrize("name", ["apple", "plum", "fig"])
@@ -77,22 +69,18 @@ def test_taken_name_cannot_be_registered(registry: Registry, install: Install, n
         registry.register(name)(object())
 
 
-def test_name_claimed_by_two_packages_is_refused(registry: Registry, install: Install) -> None:
-    install("orchard", "class Plum: ...", plum="Plum")
+def test_name_claimed_twice_is_refused(registry: Registry, install: Install) -> None:
+    install("orchard", "class Apple: ...\nclass Plum: ...\nclass Kiwi: ...", apple="Apple", plum="Plum", kiwi="Kiwi")
     install("garden", "class Plum: ...", plum="Plum")
     with pytest.raises(
         ValueError, match=r"'plum' of the fruits is claimed by both .*:Plum of .* and .*:Plum of"
     ) as error:
         registry.get("plum")
     assert "orchard:Plum" in str(error.value) and "garden:Plum" in str(error.value)
-
-
-def test_name_of_a_built_in_claimed_by_a_package_is_refused(registry: Registry, install: Install) -> None:
-    install("orchard", "class Apple: ...\nclass Plum: ...", apple="Apple", plum="Plum")
     with pytest.raises(ValueError, match=r"claimed by both collections:OrderedDict and orchard:Apple of orchard"):
         registry.get("apple")
-    assert registry.names() == ["apple", "pear", "plum"]  # other names still work
-    assert registry.get("plum").__name__ == "Plum"
+    assert registry.names() == ["apple", "kiwi", "pear", "plum"]  # other names still work
+    assert registry.get("kiwi").__name__ == "Kiwi"
 
 
 @pytest.mark.parametrize(
@@ -119,12 +107,6 @@ def test_unknown_name_lists_the_known_ones(registry: Registry, install: Install)
     assert "'hf_captioner.fruits'" in str(error.value) and "install that package" in str(error.value)
     with pytest.raises(ValueError, match=r"'quince' is not .* pip install quinces"):
         registry.get("quince", "quinces")
-
-
-def test_package_of_a_part(registry: Registry, install: Install) -> None:
-    install("orchard", "", plum="Plum")
-    registry.register("fig")(object())
-    assert [registry.package(name) for name in ("plum", "apple", "fig", "quince")] == ["orchard", None, None, None]
 
 
 def test_parts_are_listed_with_where_they_come_from(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
