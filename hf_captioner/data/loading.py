@@ -181,7 +181,7 @@ class StepLoader:
         return self.sampler.num_steps
 
     def steps(self, epoch: int, step: int = 0) -> Iterator[list[Batch]]:
-        """Yield the batches of each step of an epoch, from the given step on: one for each part of a step.
+        """Yield the batches of each step of an epoch, from the given step on: one per step of gradient accumulation.
 
         Raises:
             RuntimeError: A worker died (see `is_worker_death`).

@@ -111,7 +111,7 @@ def split_line(line: str, head: re.Pattern[str], known_names: set[str]) -> tuple
 def _build_record(
     file: str, line: CaptionLine, line_format: LineFormat, splits: Mapping[str, str] | None, damage: Damage
 ) -> Record:
-    """Build the record of one caption, without the damage of its line."""
+    """Build the record of one caption, and repair the damage of its line."""
     name = re.sub(r"\.\d+$", "", line.head["image"])
     if name != line.head["image"]:
         kind = "file names with a number behind their suffix, which is removed"
