@@ -14,12 +14,9 @@ import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+import datasets
 from PIL import Image, ImageDraw
-
-if TYPE_CHECKING:
-    import datasets
 
 Point = tuple[float, float]
 Colour = tuple[int, int, int]
@@ -131,15 +128,6 @@ class _Object:
     centre: Point
 
 
-@dataclass(frozen=True)
-class _Scene:
-    """One or two objects, their relation or position, and the 2 x 2 light colours behind them."""
-
-    objects: tuple[_Object, ...]
-    layout: str
-    background: tuple[Colour, ...]
-
-
 def load_shapes(
     split: str | None = None, *, num_images: int | None = None, image_size: int = 96, seed: int = 0
 ) -> datasets.Dataset | datasets.DatasetDict:
@@ -172,8 +160,6 @@ def load_shapes(
     Raises:
         ValueError: The split is unknown, `num_images` is below 1 or `image_size` below 32.
     """
-    import datasets
-
     if split is None:
         drawn = {
             name: load_shapes(name, num_images=num_images, image_size=image_size, seed=seed) for name in NUM_IMAGES
@@ -199,23 +185,23 @@ def _row(split: str, index: int, image_size: int, seed: int) -> dict[str, object
     """Draw one row of a split."""
     # Random seeds itself from the SHA-512 of a string, which, unlike hash(), is the same in every process.
     rng = random.Random(f"shapes/{seed}/{split}/{index}")
-    scene = _sample_scene(rng, split)
-    image, boxes = _draw(scene, image_size)
+    objects, layout, background = _sample_scene(rng, split)
+    image, boxes = _draw(objects, background, image_size)
     png = io.BytesIO()
     image.save(png, format="PNG", compress_level=1)  # 3x as fast as the default, a third larger
     return {
         "image": {"bytes": png.getvalue(), "path": None},
-        "captions": _captions(scene, rng),
+        "captions": _captions(objects, layout, rng),
         "image_id": f"shapes-{split}-{index:05d}",
         "objects": [
             {"shape": o.shape, "colour": o.colour, "size": o.size, "box": list(box)}
-            for o, box in zip(scene.objects, boxes, strict=True)
+            for o, box in zip(objects, boxes, strict=True)
         ],
     }
 
 
-def _sample_scene(rng: random.Random, split: str) -> _Scene:
-    """Sample a scene whose description belongs to the split."""
+def _sample_scene(rng: random.Random, split: str) -> tuple[list[_Object], str, list[Colour]]:
+    """Sample a scene of the split: its objects, their layout, and a background of 2 x 2 light colours."""
     while True:
         num_objects = 1 if rng.random() < LONE_FRACTION else 2
         shapes = rng.sample(list(SHAPES), num_objects)
@@ -227,15 +213,13 @@ def _sample_scene(rng: random.Random, split: str) -> _Scene:
             break
     sides = [rng.uniform(*SIZES[size]) for size in sizes]
     centres = _sample_centre(rng, sides, layout) if num_objects == 1 else _sample_centres(rng, sides, layout)
-    objects = tuple(
+    objects = [
         _Object(shape, colour, size, side, math.radians(rng.uniform(-8, 8)), _paint(rng, colour), centre)
         for shape, colour, size, side, centre in zip(shapes, colours, sizes, sides, centres, strict=True)
-    )
+    ]
     hue = rng.random()
-    background = tuple(
-        _rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.02, 0.12), rng.uniform(0.91, 1)) for _ in range(4)
-    )
-    return _Scene(objects, layout, background)
+    corners = [_rgb(hue + rng.uniform(-0.08, 0.08), rng.uniform(0.02, 0.12), rng.uniform(0.91, 1)) for _ in range(4)]
+    return objects, layout, corners
 
 
 def _sample_centre(rng: random.Random, sides: list[float], position: str) -> list[Point]:
@@ -269,12 +253,12 @@ def _rgb(hue: float, saturation: float, value: float) -> Colour:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def _draw(scene: _Scene, image_size: int) -> tuple[Image.Image, list[Box]]:
+def _draw(objects: list[_Object], background: list[Colour], image_size: int) -> tuple[Image.Image, list[Box]]:
     """Draw a scene; return the image, and for each object the box of the pixels that it touches."""
-    light = Image.frombytes("RGB", (2, 2), bytes(itertools.chain(*scene.background)))
+    light = Image.frombytes("RGB", (2, 2), bytes(itertools.chain(*background)))
     image = light.resize((image_size, image_size), Image.Resampling.BICUBIC)
     boxes = []
-    for item in scene.objects:
+    for item in objects:
         mask = Image.new("L", (SUPERSAMPLING * image_size,) * 2)
         ImageDraw.Draw(mask).polygon(_outline(item, SUPERSAMPLING * image_size), fill=255)
         mask = mask.reduce(SUPERSAMPLING)
@@ -300,9 +284,9 @@ def _outline(item: _Object, scale: int) -> list[tuple[int, int]]:
     ]
 
 
-def _captions(scene: _Scene, rng: random.Random) -> list[str]:
+def _captions(objects: list[_Object], layout: str, rng: random.Random) -> list[str]:
     """Describe a scene in several captions, one for each sentence template."""
-    first, second = scene.objects[0], scene.objects[-1]
+    first, second = objects[0], objects[-1]
     rules = {
         **RULES,
         "FIRST": (f"{first.size.upper()} {first.colour} {first.shape}",),
@@ -310,10 +294,10 @@ def _captions(scene: _Scene, rng: random.Random) -> list[str]:
         "FIRST_SHAPE": (first.shape,),
         "FIRST_LOOKS": (f"{first.size.upper()} and {first.colour}",),
     }
-    if len(scene.objects) == 1:
-        return [_expand(form, {**rules, "POSITION": (scene.layout,)}, rng) for form in LONE_FORMS]
-    inverse, _ = RELATIONS[scene.layout]
-    rules |= {"RELATION": (scene.layout,), "INVERSE": (inverse,)}
+    if len(objects) == 1:
+        return [_expand(form, {**rules, "POSITION": (layout,)}, rng) for form in LONE_FORMS]
+    inverse, _ = RELATIONS[layout]
+    rules |= {"RELATION": (layout,), "INVERSE": (inverse,)}
     return [_expand(form, rules, rng) for form in PAIR_FORMS]
 
 

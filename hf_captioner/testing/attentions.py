@@ -20,19 +20,14 @@ Attend = Callable[..., tuple[Tensor, ...]]  # query, memory and perhaps a sentin
 def check_attention(part: Callable[..., nn.Module], **kwargs: Any) -> None:
     """Check that an attention keeps the contract in `model/attentions.py`.
 
-    Args:
-        part: The class or function that `ATTENTIONS` would hold.
-        kwargs: Its arguments beside the sizes, as in `attention_kwargs`.
+    `part` is the class or function that `ATTENTIONS` would hold, and `kwargs` are its `attention_kwargs`.
 
     Raises:
         AssertionError: The part breaks the rule that the message names.
     """
     attention = part(query_size=D, memory_size=C, attention_size=A, **kwargs).double().eval()
     uses_sentinel = getattr(attention, "uses_sentinel", False)
-    inputs = [noise(B, K, D), noise(B, P, C)]
-    sentinel = noise(B, K, D)
-    if uses_sentinel:
-        inputs.append(sentinel)
+    inputs = [noise(B, K, D), noise(B, P, C), noise(B, K, D)][: 3 if uses_sentinel else 2]
 
     def attend(query: Tensor, memory: Tensor, *sentinels: Tensor) -> tuple[Tensor, ...]:
         return attention(query, attention.keys(memory), memory, *sentinels)  # type: ignore[operator]
@@ -65,10 +60,8 @@ def _check_outputs(attention: nn.Module, attend: Attend, inputs: list[Tensor], u
         require_close(context, weights @ memory, "with sums_cells, the context is weights @ memory")
         weighed = attention.weigh(query, keys)  # type: ignore[operator]
         require_close(weighed, weights, "with sums_cells, weigh(query, keys) gives the weights of forward")
-    is_same = all(map(torch.equal, output, attend(*inputs)))
-    require(is_same, "in evaluation, the same inputs give the same outputs")
-    fewer_cells = attend(query, memory[:, :4], *sentinels)
-    require_shape(fewer_cells[1], (B, K, 4), "the number of cells may be any")
+    require(all(map(torch.equal, output, attend(*inputs))), "in evaluation, the same inputs give the same outputs")
+    require_shape(attend(query, memory[:, :4], *sentinels)[1], (B, K, 4), "the number of cells may be any")
 
 
 def _check_independence(attention: nn.Module, attend: Attend, inputs: list[Tensor]) -> None:
@@ -91,8 +84,7 @@ def _check_gradients(attention: nn.Module, attend: Attend, inputs: list[Tensor])
     """Compare the gradients of all inputs and parameters with numerical ones."""
     inputs = [tensor.clone().requires_grad_() for tensor in inputs]
     learned = [parameter for parameter in attention.parameters() if parameter.requires_grad]
-    has_gradients = all(tensor.requires_grad for tensor in attend(*inputs))
-    require(has_gradients, "gradients flow from context and weights")
+    require(all(tensor.requires_grad for tensor in attend(*inputs)), "gradients flow from context and weights")
     try:
         torch.autograd.gradcheck(lambda *tensors: attend(*tensors[: len(inputs)]), (*inputs, *learned))
     except RuntimeError as e:  # GradcheckError, or an error of a faulty backward

@@ -22,11 +22,8 @@ DATA_CONFIG = {
 def check_dataset(part: Callable[..., Any], **kwargs: Any) -> None:
     """Check that a data set keeps the contract in `data/datasets.py`.
 
-    Every row is read, so give arguments that keep the data set small if the part has some.
-
-    Args:
-        part: The function that `DATASETS` would hold.
-        kwargs: Its further arguments.
+    `part` is the function that `DATASETS` would hold, and `kwargs` are its further arguments. Every row is read, so
+    give arguments that keep the data set small if the part has some.
 
     Raises:
         AssertionError: The part breaks the rule that the message names.

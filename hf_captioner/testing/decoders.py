@@ -33,11 +33,8 @@ def check_decoder(part: Callable[..., nn.Module], **kwargs: Any) -> None:
     """Check that a decoder keeps the contract in `model/decoder_interface.py`.
 
     Attentions that ask for a sentinel, or sample, are among those that the decoder is tried with if it supports them,
-    and each optional argument is tried that its `forward` names.
-
-    Args:
-        part: The class or function that `DECODERS` would hold.
-        kwargs: Its arguments beside the sizes and settings, as in `decoder_kwargs`.
+    and each optional argument is tried that its `forward` names. `part` is the class or function that `DECODERS` would
+    hold, and `kwargs` are its `decoder_kwargs`.
 
     Raises:
         AssertionError: The part breaks the rule that the message names.

@@ -22,9 +22,7 @@ REFERENCES = [
 def check_metric(part: Callable[[], Any], **kwargs: Any) -> None:
     """Check that a metric keeps the contract in `metrics/__init__.py`.
 
-    Args:
-        part: The class that `METRICS` would hold.
-        kwargs: Further arguments of `compute`.
+    `part` is the class that `METRICS` would hold, and `kwargs` are further arguments of its `compute`.
 
     Raises:
         AssertionError: The part breaks the rule that the message names.
