@@ -91,10 +91,7 @@ class TimmEncoder(nn.Module):
         """Return where the grid lies in the image: `(left, top, right, bottom)` in pixels.
 
         The middle of a cell of this box is the middle of what the cell looks at. It is measured once per size, see
-        `receptive_field_offset`.
-
-        Raises:
-            ValueError: The model gives no grid of cells, or can't take images of this size.
+        `receptive_field_offset`. The errors are those of `grid_size`.
         """
         size = (height, width)
         if size not in self._boxes:

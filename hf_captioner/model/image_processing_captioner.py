@@ -127,10 +127,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
 
     @classmethod
     def from_data_config(cls, data_config: Mapping[str, Any]) -> CaptionerImageProcessor:
-        """Build the processor with which a timm model was evaluated.
-
-        Args:
-            data_config: Result of `timm.data.resolve_model_data_config(model)`.
+        """Build the processor with which a timm model was evaluated, from `timm.data.resolve_model_data_config(model)`.
 
         Raises:
             ValueError: A key is missing, or the model does not take three channels.
@@ -208,17 +205,11 @@ class CaptionerImageProcessor(BaseImageProcessor):
         return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]
 
     def visible_box(self, width: int, height: int, part: Box | None = None) -> Box:
-        """Return the box of an image that the model sees, to draw attention maps on the image.
+        """Return the box of an image, upright after its EXIF rotation, that the model sees, to draw attention maps on.
 
-        Args:
-            width: Width of the upright image (after its EXIF rotation) in pixels.
-            height: Height of the upright image in pixels.
-            part: `(left, top, right, bottom)` of a part of the pixel values, such as an encoder's `grid_box`; None for
-                all of them.
-
-        Returns:
-            `(left, top, right, bottom)` in pixels of the image, with (0, 0) at the upper left corner of its first
-            pixel. The box exceeds the image where the model sees padding.
+        The box is `(left, top, right, bottom)` in pixels of the image, where (0, 0) is the upper left corner of its
+        first pixel. It exceeds the image where the model sees padding. `part` is such a box in the pixel values, as an
+        encoder's `grid_box`; by default all of them.
         """
         size = (self.size["width"], self.size["height"])
         return visible_box((width, height), self.resized_size(width, height), size, part)

@@ -252,7 +252,9 @@ def beam_search(read: Read, memory: Arrays, state: Arrays, settings: Settings, n
     log_probs, weights, *state = (part.repeat(num_beams, 1) for part in (log_probs, weights, *state))
     for length in range(2, settings.max_length + 1):
         parents = beams.advance(log_probs, weights)  # (B, K)
-        remaining = _remaining_images(beams)  # (B',), positions in the batch
+        remaining = beams.can_improve.nonzero()[0]  # (B',), positions in the batch
+        if len(remaining) > DROP_AT * len(images):
+            remaining = np.arange(len(images))
         if len(remaining) == 0 or length == settings.max_length:
             break
         state = [part[remaining[:, None], parents[remaining]] for part in state]
@@ -263,14 +265,6 @@ def beam_search(read: Read, memory: Arrays, state: Arrays, settings: Settings, n
         log_probs, weights, state = read(beams.running.words[..., length - 1], memory, state)
     finished.write_images(images, beams.finished)
     return finished
-
-
-def _remaining_images(beams: Beams) -> np.ndarray:
-    """Return the positions `(B',)` of images that can improve, or of all while more than the fraction `DROP_AT` can."""
-    can_improve = beams.can_improve
-    if can_improve.sum() > DROP_AT * len(can_improve):
-        return np.arange(len(can_improve))
-    return can_improve.nonzero()[0]
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:

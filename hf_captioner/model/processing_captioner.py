@@ -33,12 +33,9 @@ class CaptionerProcessor(ProcessorMixin):
     def from_captions(
         cls, captions: Iterable[str], data_config: Mapping[str, Any], *, min_count: int = 5
     ) -> CaptionerProcessor:
-        """Build a processor for a training split and a timm encoder.
+        """Build a processor from captions of the training split only and from `resolve_model_data_config` of timm.
 
-        Args:
-            captions: Captions of the training split only, for `build_tokenizer`.
-            data_config: Result of `timm.data.resolve_model_data_config(model)`.
-            min_count: Number of times that a word must occur to get an id of its own.
+        A word gets an id of its own if it occurs at least `min_count` times.
 
         Raises:
             ValueError: See `build_tokenizer` and `CaptionerImageProcessor.from_data_config`.
