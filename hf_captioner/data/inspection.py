@@ -55,7 +55,7 @@ def near_empty_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
 
 
 def image_lines(splits: Mapping[str, Dataset]) -> Iterator[str]:
-    """Open every image of undecoded rows; yield the sizes of each split's images, and a line for each unreadable one."""
+    """Open every image of undecoded rows; yield the sizes of each split's images and a line per unreadable one."""
     for name, dataset in splits.items():
         sizes: Counter[tuple[int, int]] = Counter()
         problems = []
