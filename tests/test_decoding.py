@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytest import MonkeyPatch
 from reference_search import Model, Settings, Words, all_captions, beam_search, diverse_beam_search
 from torch import Tensor
 from transformers import TextStreamer
@@ -44,7 +45,7 @@ def generate(model: CaptionerModel, cells: Tensor, **kwargs: Any) -> Any:
     return model.generate(encoder_outputs=CaptionerEncoderOutput.of(cells), return_dict_in_generate=True, **kwargs)
 
 
-def by_transformers(patch: pytest.MonkeyPatch, model: CaptionerModel, cells: Tensor, **kwargs: Any) -> Any:
+def by_transformers(patch: MonkeyPatch, model: CaptionerModel, cells: Tensor, **kwargs: Any) -> Any:
     """Generate by transformers' own beam search."""
     with patch.context() as patched:
         patched.setattr(modeling_captioner, "can_drop_images", lambda *_: False)
@@ -57,9 +58,7 @@ def trimmed(sequence: Tensor) -> Words:
     return words[: words.index(END) + 1] if END in words else words
 
 
-def test_beam_search_equals_a_reference_and_transformers(
-    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_beam_search_equals_two_references(model: CaptionerModel, cells: Tensor, monkeypatch: MonkeyPatch) -> None:
     """No sequence differs, whatever the number of beams, the length penalty, early stopping and the longest caption."""
     readers = [read_by(model, image) for image in cells]
     names = ("num_beams", "max_length", "length_penalty", "early_stopping")
@@ -84,9 +83,7 @@ def test_beam_search_equals_a_reference_and_transformers(
     ],
     ids=lambda kwargs: next(iter(kwargs)),
 )  # fmt: skip
-def test_settings_act_as_in_transformers(
-    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch, kwargs: dict[str, Any]
-) -> None:
+def test_settings_of_transformers(model: CaptionerModel, cells: Tensor, monkeypatch: MonkeyPatch, kwargs: dict) -> None:
     plain_kwargs = {"max_length": 13, "num_beams": 3, "num_return_sequences": 2}
     kwargs = plain_kwargs | kwargs | ({"max_length": None} if "max_new_tokens" in kwargs else {})
     ours = generate(model, cells, **kwargs)
@@ -132,16 +129,14 @@ def test_finished_images_are_dropped_from_the_batch(model: CaptionerModel, cells
     ],
     ids=["greedy", "beam", "returned", "diverse", "constrained"],
 )
-def test_batch_equals_one_by_one(model: CaptionerModel, cells: Tensor, kwargs: dict[str, Any]) -> None:
+def test_batch_equals_one_by_one(model: CaptionerModel, cells: Tensor, kwargs: dict) -> None:
     batch = generate(model, cells, max_length=14, **kwargs).sequences
     for image, expected in zip(cells, batch.unflatten(0, (len(cells), -1)), strict=True):
         alone = generate(model, image[None], max_length=14, **kwargs).sequences
         assert [trimmed(sequence) for sequence in alone] == [trimmed(sequence) for sequence in expected]
 
 
-def test_checking_for_finished_images_less_often_changes_no_caption(
-    model: CaptionerModel, cells: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rare_checks_for_ends_change_no_caption(model: CaptionerModel, cells: Tensor, monkeypatch: MonkeyPatch) -> None:
     """On accelerators the search checks every few steps only; here the CPU is made to do so."""
     kwargs = {"num_beams": 3, "num_return_sequences": 2, "max_length": 20}
     expected = generate(model, cells, **kwargs).sequences
@@ -249,9 +244,7 @@ def test_constrained_search_with_enough_beams_finds_the_best_captions_meeting_th
 
 @pytest.mark.parametrize("num_beams", [2, 3, 5])
 @pytest.mark.parametrize("constraints", [[[5]], [[5], [11]], [[5, 6, 7]], [[[5, 6], [12]], [9]], [[5, 5], [5, 6]]])
-def test_few_beams_meet_every_constraint(
-    model: CaptionerModel, cells: Tensor, num_beams: int, constraints: list[Any]
-) -> None:
+def test_few_beams_meet_constraints(model: CaptionerModel, cells: Tensor, num_beams: int, constraints: list) -> None:
     output = generate(model, cells, num_beams=num_beams, max_length=12, force_words_ids=constraints, **CONSTRAINED)
     for sequence in output.sequences:
         assert all(holds(trimmed(sequence), constraint) for constraint in constraints), (sequence, constraints)
@@ -269,14 +262,14 @@ def test_few_beams_meet_every_constraint(
         ({**CONSTRAINED, "force_words_ids": [[5]], "bad_words_ids": [[5]]}, "stop forbidding these words"),
     ],
 )
-def test_errors(model: CaptionerModel, cells: Tensor, kwargs: dict[str, Any], message: str) -> None:
+def test_errors(model: CaptionerModel, cells: Tensor, kwargs: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(model, cells, **{"max_length": 9, "num_beams": 4, **kwargs})
 
 
 def test_a_score_is_the_sum_over_words_read_one_by_one(
     model: CaptionerModel, cells: Tensor, processor: CaptionerProcessor, pixel_values: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: MonkeyPatch,
 ) -> None:  # fmt: skip
     captions = processor(text=["a black dog", "two small children in the snow", "the woman"])["labels"]
     output = model.score(cells=cells, captions=captions)
