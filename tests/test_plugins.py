@@ -22,10 +22,7 @@ from hf_captioner import testing
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = {folder.name.removeprefix("plugin_"): folder for folder in sorted(ROOT.glob("examples/plugin_*"))}
-ARGUMENTS: dict[str, Any] = {
-    "encoder": {"encoder_name": "test_resnet", "image_size": (64, 96)},
-    "dataset": {"size": 32},
-}
+OPTIONS: dict[str, Any] = {"encoder": {"encoder_name": "test_resnet", "image_size": (64, 96)}, "dataset": {"size": 32}}
 PARTS = {"encoder": "two_scales", "attention": "sparse", "decoder": "minimal", "dataset": "clocks", "metric": "habits"}
 
 # Program that trains and saves a captioner with each plug-in, and writes its losses and captions.
@@ -149,7 +146,7 @@ def test_is_a_complete_small_package_that_keeps_the_contract_of_its_kind(kind: s
     assert group == f"hf_captioner.{kind}s" and list(points) == [PARTS[kind]]
     assert f"pip install ./examples/plugin_{kind}" in (FOLDERS[kind] / "README.md").read_text()
     part = runpy.run_path(str(file))[points[PARTS[kind]].rpartition(":")[2]]
-    getattr(testing, f"check_{kind}")(part, **ARGUMENTS.get(kind, {}))
+    getattr(testing, f"check_{kind}")(part, **OPTIONS.get(kind, {}))
 
 
 def test_decoder_uses_the_public_contract_alone() -> None:
