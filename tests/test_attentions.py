@@ -167,12 +167,11 @@ def test_expected_contexts_teach_hard_attention_as_soft_attention_learns() -> No
     ("name", "kwargs", "message"),
     [
         ("multi_head", {"num_heads": 3}, "num_heads is 3, which does not divide attention_size=8"),
-        ("multi_head", {"num_heads": 0}, "num_heads is 0"),
-        ("hard", {"expected_rate": 1.5}, "expected_rate is 1.5"),
+        ("multi_head", {"num_heads": 0}, "num_heads is 0"), ("hard", {"expected_rate": 1.5}, "expected_rate is 1.5"),
         ("hard", {"reinforce_weight": -1.0}, "reinforce_weight is -1.0"),
         ("hard", {"entropy_weight": -1.0}, "entropy_weight is -1.0"),
     ],
-)
+)  # fmt: skip
 def test_refuses(name: str, kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(name, **kwargs)
