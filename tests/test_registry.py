@@ -72,11 +72,9 @@ def test_taken_name_cannot_be_registered(registry: Registry, install: Install, n
 def test_name_claimed_twice_is_refused(registry: Registry, install: Install) -> None:
     install("orchard", "class Apple: ...\nclass Plum: ...\nclass Kiwi: ...", apple="Apple", plum="Plum", kiwi="Kiwi")
     install("garden", "class Plum: ...", plum="Plum")
-    with pytest.raises(
-        ValueError, match=r"'plum' of the fruits is claimed by both .*:Plum of .* and .*:Plum of"
-    ) as error:
+    with pytest.raises(ValueError, match=r"'plum' of the fruits is claimed by both .*:Plum of .* and .*:Plum of") as e:
         registry.get("plum")
-    assert "orchard:Plum" in str(error.value) and "garden:Plum" in str(error.value)
+    assert "orchard:Plum" in str(e.value) and "garden:Plum" in str(e.value)
     with pytest.raises(ValueError, match=r"claimed by both collections:OrderedDict and orchard:Apple of orchard"):
         registry.get("apple")
     assert registry.names() == ["apple", "kiwi", "pear", "plum"]  # other names still work
@@ -87,11 +85,10 @@ def test_name_claimed_twice_is_refused(registry: Registry, install: Install) -> 
     ("source", "reason"),
     [
         ("raise RuntimeError('needs a license')", "needs a license"),
-        ("import no_such_module", "No module named 'no_such_module'"),
-        ("", "no attribute 'Plum'"),
+        ("import no_such_module", "No module named 'no_such_module'"), ("", "no attribute 'Plum'"),
         ("import sys; sys.exit('wants another machine')", "wants another machine"),
     ],
-)
+)  # fmt: skip
 def test_failing_entry_point_is_named(registry: Registry, install: Install, source: str, reason: str) -> None:
     install("orchard", source, plum="Plum")
     with pytest.raises(ValueError, match=rf"'plum' of the fruits \(orchard:Plum of orchard\).*{reason}") as error:
