@@ -106,9 +106,7 @@ def test_beam_search_is_that_of_generate(
     ],
     ids=lambda kwargs: next(iter(kwargs), "default"),
 )  # fmt: skip
-def test_settings_act_as_in_generate(
-    model: CaptionerModel, cells: Tensor, num_beams: int, kwargs: dict[str, Any]
-) -> None:
+def test_settings_act_as_in_generate(model: CaptionerModel, cells: Tensor, num_beams: int, kwargs: dict) -> None:
     assert_as_generated(model, cells, **{"max_length": 13, **kwargs, "num_beams": num_beams})
 
 
