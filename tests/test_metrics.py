@@ -126,8 +126,7 @@ PTB_CASES = {
     "the '90s the 90's 1980s 5'10": "the '90s the 90 's 1980s 5 '10",
     "t-shirt 3-year-old's and/or 24/7 a-b-": "t-shirt 3-year-old 's and/or 24/7 a-b",
     "St. Louis Mr. Smith J. Smith etc.": "st. louis mr. smith j. smith etc.",
-    "a U.S. flag, at 3:30 p.m.": "a u.s. flag at 3:30 p.m.",
-    "a U.S.-based t.v. a.k.a.": "a u.s.-based t.v. a.k.a.",
+    "a U.S. flag, at 3:30 p.m.": "a u.s. flag at 3:30 p.m.", "a U.S.-based t.v. a.k.a.": "a u.s.-based t.v. a.k.a.",
     "No. 5 dog no.5 no. five, 10 ft. 5 lbs.": "no. 5 dog no. 5 no five 10 ft. 5 lbs",
     "1,000 dogs -5 .5 12.5mm 10-15% $5.50 #1": "1,000 dogs -5 .5 12.5 mm 10-15 % $ 5.50 # 1",
     "man,2 dogs 2:00-3:00 dog...5 dog--5": "man ,2 dogs 2:00 -3:00 dog 5 dog 5",
@@ -139,9 +138,8 @@ PTB_CASES = {
     "🐶 dog❤ zero\u200bwidth a\u00a0b tab\tnew\nline": "dog ❤ zero width a b tab new line",
     "Ein Hund läuft über die Straße": "ein hund läuft über die straße",
     "собака бежит, 日本語。 café cafe\u0301": "собака бежит 日本語 。 café cafe\u0301",
-    "एक कुत्ता दौड़ रहा है ।": "एक कुत्ता दौड़ रहा है ।",
-    " . , - '": "",
-}
+    "एक कुत्ता दौड़ रहा है ।": "एक कुत्ता दौड़ रहा है ।", " . , - '": "",
+}  # fmt: skip
 
 
 def test_ptb():
