@@ -29,7 +29,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse arguments, spelling options as they were declared."""
+        """Parse arguments in which options may be written `--a-b` or `--a_b`; they are declared as `--a_b`."""
         return super().parse_known_args(underscored(sys.argv[1:] if args is None else args), namespace)
 
     def error(self, message: str) -> Any:

@@ -30,7 +30,7 @@ def check_captions(
     """Refuse captions without a word and images without a caption, or remove them and report each image concerned.
 
     Raises:
-        ValueError: A caption is empty and `skip_broken` is False.
+        ValueError: A caption is empty, or an image has none, and `skip_broken` is False.
     """
     captions = dataset["captions"][:]
     kept = [[caption for caption in row if re.search(r"\w", caption or "")] for row in captions]

@@ -165,12 +165,13 @@ class PointingGame:
     def scores(self) -> dict[str, dict[str, float]]:
         """Return the scores of words for shapes and of words for colours.
 
-        - `accuracy`: fraction of hits. A word that names no object of the image is a miss.
-        - `cell_accuracy`: fraction of hits by the middle of the heaviest cell.
-        - `chance`: expected accuracy of a random peak.
-        - `weight_inside`: mean fraction of the weight inside the box, for words that name an object of the image.
-        - `accuracy_map_before`, `accuracy_map_after`: fraction of hits of the map of the word before or after, where
-          there is one: the accuracy of maps that are off by one step.
+        - `accuracy`: fraction of words whose smoothed attention map peaks inside the box of the object that they
+          name. A word that names no object of the image is a miss.
+        - `cell_accuracy`: the same with the middle of the heaviest cell as the peak.
+        - `chance`: expected accuracy of a peak at a random position.
+        - `weight_inside`: mean fraction of the attention weight inside the box, for words that name an object.
+        - `accuracy_map_before`, `accuracy_map_after`: `accuracy` with the map of the word before or after, where
+          there is one.
         - `words`: number of words scored; `absent`: number of these that name no object of the image; `skipped`: number
           of words left out because each of several objects may be meant.
         """

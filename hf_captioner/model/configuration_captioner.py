@@ -92,7 +92,7 @@ class CaptionerConfig(PreTrainedConfig):
             )
 
     def validate_rates(self) -> None:
-        """Check that probabilities are in [0, 1) and weights are not negative."""
+        """Check that probabilities are in [0, 1) and weights of loss terms are not negative."""
         for name in ("memory_dropout", "embedding_dropout", "output_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1).")

@@ -103,7 +103,7 @@ class Siblings:
 
     @classmethod
     def of(cls, parents: Tensor) -> Siblings:
-        """Group captions by the caption that each continues, `(N,)`."""
+        """Group captions by their parents `(N,)`, the captions that they continue."""
         found, group = parents.unique(return_inverse=True)
         index = torch.arange(len(parents), device=parents.device)
         return cls(index.new_empty(len(found)).scatter_(0, group, index), group)

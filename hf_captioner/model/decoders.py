@@ -109,7 +109,7 @@ class SpatialDecoder(LSTMDecoder):
         return state, (hidden + self.context_to_hidden(context), context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
-        """Return a function that computes the same as `step`, but faster, for use on all words of a batch."""
+        """Return a faster equivalent of `step`; see `RecurrentDecoder.unrolled_step` for the arguments."""
         lowest, *upper = self._layers()
         read = stack([lowest.unroll(siblings), *(layer.unroll() for layer in upper)])
         attend = self.unrolled_attend()
@@ -155,7 +155,7 @@ class TopDownDecoder(LSTMDecoder):
         return (query, cell_state, *spoken), (spoken[-2], context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
-        """Return a function that computes the same as `step`, but faster, for use on all words of a batch."""
+        """Return a faster equivalent of `step`; see `RecurrentDecoder.unrolled_step` for the arguments."""
         projected, weight = self.project_cells(self.language_lstm, memory, num_rows)
         attend, look = self.unrolled_attend(projected), self.attention_lstm.unroll(siblings)
         speak = stack([self.language_lstm.unroll(weight=weight), *(layer.unroll() for layer in self._layers()[1:])])

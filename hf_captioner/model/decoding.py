@@ -130,9 +130,8 @@ def search(
 ) -> list[Captions]:
     """Run a beam search and return the finished captions of each group of beams, the best caption first.
 
-    The beams of an image are divided into `num_groups` groups. At each step, `choose` returns the continuations of one
-    group after the other.
-    The other arguments are those of `beam_search`.
+    The beams of an image are divided into `num_groups` groups. At each step, `choose` is called once per
+    group, and returns the continuations of that group. The other arguments are those of `beam_search`.
     """
     prefix = input_ids.unflatten(0, (-1, int(config.num_beams)))  # type: ignore[arg-type]  # (B, G·K, T)
     num_images, num_beams, prefix_length = prefix.shape
@@ -206,7 +205,10 @@ def _advance(groups: Sequence[Beams], log_probs: Tensor, choose: Choice) -> Tens
 
 
 def _remaining_images(groups: Sequence[Beams]) -> Tensor:
-    """Return the positions `(B',)` of images that can improve, or of all while more than the fraction `DROP_AT` can."""
+    """Return the positions `(B',)` of the images to keep in the batch.
+
+    These are the images whose captions can still improve, or all images if they are more than the fraction `DROP_AT`.
+    """
     can_improve = torch.stack([group.can_improve for group in groups]).any(0)  # (B,)
     if int(can_improve.sum()) > DROP_AT * len(can_improve):
         return torch.arange(len(can_improve), device=can_improve.device)

@@ -57,11 +57,12 @@ class DeferredProduct:
 
 
 class DeferredLinear(DeferredProduct):
-    """A linear map without bias, `(b, k, in) -> (b, k, out)`.
+    """A linear map without bias whose weight gets its gradient once for all steps, `(b, k, in) -> (b, k, out)`.
 
     Args:
         weight: `(out, in)`.
-        siblings: Groups of captions whose inputs are the same, so that one product serves each group. Not for training.
+        siblings: Groups of captions whose inputs are the same, so that one product serves each group; None
+            in training, where gradients need every product.
     """
 
     def __init__(self, weight: Tensor, siblings: Siblings | None = None) -> None:

@@ -27,15 +27,15 @@ class FullOrder:
         self.words: Tensor | None = None
 
     def sort_memory(self, memory: Memory) -> Memory:
-        """Return the memory with its images in reading order."""
+        """Return the memory with its images in the order in which this class reads them."""
         return memory
 
     def sort_state(self, state: State) -> State:
-        """Return the decoder's state, tensors `(N, ·)`, with its captions in reading order."""
+        """Return the decoder's state, tensors `(N, ·)`, with its captions in the order in which they are read."""
         return state
 
     def pack(self, words: Tensor) -> Tensor:
-        """Put words into reading order, `(N, T) -> (R,)`."""
+        """Put words in the order in which they are read, `(N, T) -> (R,)`."""
         return words.T.flatten()
 
     def trim(self, rows: Tensor) -> Tensor:
@@ -93,15 +93,15 @@ class PackedOrder(FullOrder):
         self.rows, self.words = rows[is_word], words[is_word]  # (words,) each
 
     def sort_memory(self, memory: Memory) -> Memory:
-        """Return the memory with its images in reading order."""
+        """Return the memory with its images in the order in which this class reads them."""
         return memory.take(self.images)
 
     def sort_state(self, state: State) -> State:
-        """Return the decoder's state, tensors `(N, ·)`, with its captions in reading order."""
+        """Return the decoder's state, tensors `(N, ·)`, with its captions in the order in which they are read."""
         return tuple(part[self.captions.flatten()] for part in state)
 
     def pack(self, words: Tensor) -> Tensor:
-        """Put words into reading order, `(N, T) -> (R,)`."""
+        """Put words in the order in which they are read, `(N, T) -> (R,)`."""
         return words.flatten()[self.inputs]
 
     def trim(self, rows: Tensor) -> Tensor:

@@ -67,11 +67,12 @@ class RecurrentLayer(nn.Linear):
         return self._update(products, inputs, state, gate_input)
 
     def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
-        """Return a function that computes the same as `step`, but faster, for use on all words of a batch.
+        """Return a function that is called once per step in place of `step`, with equal results in less time.
 
         Args:
-            siblings: Groups of captions whose inputs and state are the same. Not for training.
-            weight: Weight `(gates, ·)` of h and of those inputs that do not come with `gate_input`; by default, all.
+            siblings: Groups of captions whose inputs and state are the same; None in training.
+            weight: Columns of the layer's weight, `(gates, ·)`, for the hidden state and for the inputs that are still
+                to be multiplied; those already multiplied come with `gate_input`. By default, the whole weight.
         """
         first, *rest = self._split(self.weight if weight is None else weight)
         # Later products depend on the gates, and so on the word, which differs between siblings.
@@ -148,7 +149,7 @@ class Sentinel(nn.Linear):
         return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell_state)
 
     def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-        """Return a function that computes the same as `step`, but faster, for use on all words of a batch."""
+        """Return a function that is called once per step in place of `step`, with equal results in less time."""
         return partial(self._update, DeferredLinear(self.weight))
 
 

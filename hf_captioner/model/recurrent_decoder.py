@@ -320,7 +320,7 @@ class RecurrentDecoder(nn.Module):
         return torch.where(is_drawn, drawn, ids)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
-        """Return a function that computes the same as `step`, but faster, for use on all words of a batch.
+        """Return a function that is called once per step in place of `step`, with equal results in less time.
 
         Args:
             memory: Memory of all B images; a step may leave out the last ones.

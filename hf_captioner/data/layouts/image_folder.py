@@ -124,5 +124,5 @@ def _depth_and_name(path: str) -> tuple[int, str]:
 
 
 def _matching(paths: Iterable[str], patterns: Iterable[str]) -> list[str]:
-    """Return the paths whose file names match one of the patterns in any case."""
+    """Return the paths whose file names match one of the patterns, ignoring case."""
     return [path for path in paths if any(fnmatch(os.path.basename(path).lower(), p.lower()) for p in patterns)]
