@@ -11,7 +11,7 @@ class MinimalDecoder(nn.Module):
 
     They compute `h' = (1 - f) ∘ h + f ∘ tanh(W [x, f ∘ h])` with `f = σ(W_f [x, h])`. The input x is the word and the
     context. Of the configuration's settings it has the output dropout; it has no gate on the context and no deep
-    output, and takes no notice of `unused`.
+    output, and ignores all other settings, which arrive as `unused`.
     """
 
     def __init__(

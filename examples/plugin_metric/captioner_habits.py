@@ -1,4 +1,4 @@
-"""Metric of how a captioner writes, rather than of whether its captions are right."""
+"""Metric of a captioner's style: how long, how repetitive and how varied its captions are, right or wrong."""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -158,14 +158,14 @@ class Gallery:
         folder.mkdir(parents=True, exist_ok=True)
 
     def draw(self, path: str, captions: Sequence[dict[str, Any]]) -> dict[str, str]:
-        """Draw pictures of an image with its first caption, put all its captions on the page, and return the files.
+        """Draw where the model looked for the first caption of an image, and put all its captions on the web page.
 
         Args:
             path: Path or URL of the image.
             captions: Captions as the pipeline returns them with `return_attentions`, the best first.
 
         Returns:
-            The path of each picture, and of the page, by format.
+            Paths of the pictures and of the page; keys are formats, such as `overlay` and `html`.
         """
         image, best = open_image(path), captions[0]
         suffixes = [suffix for suffix, _ in self.pictures.values()]

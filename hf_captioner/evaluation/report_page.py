@@ -81,7 +81,10 @@ def _histograms(evaluation: Evaluation) -> dict[str, list[dict[str, Any]]]:
 
 
 def _bars(labels: Iterable[object], captions: Counter, references: Counter) -> list[dict[str, Any]]:
-    """Return, for each label, its fractions of all counts of captions and of references, and the largest fraction."""
+    """Return each label with its fraction of all counts in captions and in references.
+
+    The scale of the bars, `largest`, is the largest fraction of all labels.
+    """
     totals = max(1, captions.total()), max(1, references.total())
     bars: list[dict[str, Any]] = [
         {"label": label, "captions": captions[label] / totals[0], "references": references[label] / totals[1]}

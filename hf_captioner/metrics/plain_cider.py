@@ -1,4 +1,7 @@
-"""CIDEr without the D, for `evaluate.load("hf_captioner/metrics/plain_cider.py")`."""
+"""Plain CIDEr: `evaluate.load("hf_captioner/metrics/plain_cider.py")`.
+
+Unlike CIDEr-D, it neither clips counts of n-grams nor penalises differences in length.
+"""
 
 from __future__ import annotations
 

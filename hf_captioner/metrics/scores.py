@@ -143,7 +143,7 @@ def bleu(counts: NgramMatches, max_order: int = 4, smooth: bool = False) -> Bleu
 
 
 def official_bleu(counts: NgramCounts, smooth: bool = False) -> Tally:
-    """Return contributions to `evaluate_bleu_1` and so on: the official BLEU of `evaluate` for each `max_order`."""
+    """Return each image's contributions to `evaluate_bleu_1` to `_4`: BLEU as the library `evaluate` computes it."""
     orders = range(1, counts.max_order + 1)
 
     def score(rows: np.ndarray) -> np.ndarray:

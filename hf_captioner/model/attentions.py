@@ -257,6 +257,7 @@ class HardAttention(AdditiveAttention):
 def sums_cells(attention: type) -> bool:
     """Return whether a class of attention declares that the context of its `forward` is `weights @ memory`.
 
-    Only the attribute of the class that defines `forward` counts: a subclass that overrides `forward` must repeat it.
+    Only an attribute `sums_cells` of the class that defines `forward` counts: a subclass that overrides `forward` must
+    repeat it.
     """
     return next(vars(owner).get("sums_cells", False) for owner in attention.__mro__ if "forward" in vars(owner))

@@ -88,10 +88,12 @@ class DeferredLinear(DeferredProduct):
 
 
 class DeferredSum(DeferredProduct):
-    """Weighted sums over the grid cells of each image, weights `(b, k, P) -> (b, k, X)`.
+    """Weighted sums over the grid cells of each image, weights `(b, k, P) -> (b, k, X)`, for the first b of B images.
+
+    The gradient of `values` is computed once for all steps.
 
     Args:
-        values: Vectors that are summed, one for each cell, `(B, P, X)`. A step may leave out the last images.
+        values: Vectors that are summed, one for each cell, `(B, P, X)`.
     """
 
     def _product(self, step: Tensor) -> Tensor:

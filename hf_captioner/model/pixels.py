@@ -45,9 +45,9 @@ def resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: s
     """Return `image.resize(size).crop(crop)`, if possible without computing pixels outside the crop.
 
     If Pillow resizes only a part of an image, it holds the borders of the part in single precision, and may resize
-    vertically before horizontally. For the usual filters this changes a few pixels by a level of 255. A filter whose
-    weights jump would take another pixel's colour, and Lanczos amplifies the differences, so with those the whole image
-    is resized. The result is `(H, W, 3)`, uint8, for an RGB image.
+    vertically before horizontally. For the usual filters this changes a few pixels by one of 255 levels. Filters with
+    discontinuous weights (nearest, box) could choose another pixel, and Lanczos amplifies the differences, so with
+    those the whole image is resized. The result is `(H, W, 3)`, uint8, for an RGB image.
     """
     resampling = Image.Resampling[interpolation.upper()]
     if resampling not in _PARTIAL_FILTERS:

@@ -71,8 +71,9 @@ class RecurrentLayer(nn.Linear):
 
         Args:
             siblings: Groups of captions whose inputs and state are the same; None in training.
-            weight: Columns of the layer's weight, `(gates, ·)`, for the hidden state and for the inputs that are still
-                to be multiplied; those already multiplied come with `gate_input`. By default, the whole weight.
+            weight: Columns of the layer's weight, `(gates, ·)`, for the hidden state and for the inputs given at each
+                step. Products of inputs known before are passed to the returned function as `gate_input`. By default,
+                the whole weight.
         """
         first, *rest = self._split(self.weight if weight is None else weight)
         # Later products depend on the gates, and so on the word, which differs between siblings.

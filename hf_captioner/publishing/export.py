@@ -112,7 +112,7 @@ def export_onnx(
 
 
 def _runner_config(model: CaptionerModel, processor: CaptionerProcessor) -> dict[str, Any]:
-    """Return the content of `captioner.json`: everything that the runner needs to know besides graphs and tokenizer."""
+    """Return the content of `captioner.json`: what `OnnxCaptioner` needs besides graphs and tokenizer."""
     image_processor = processor.image_processor
     encoder = model.encoder.part
     height, width = size = (image_processor.size["height"], image_processor.size["width"])

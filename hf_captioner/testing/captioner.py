@@ -75,7 +75,10 @@ def check_learning(model: CaptionerModel, trained: nn.Module, inputs: dict[str, 
 
 @torch.no_grad()
 def check_captions(model: CaptionerModel, cells: Tensor) -> None:
-    """Check that captions depend neither on the other images of a batch nor on whether a state is carried."""
+    """Check that captions depend neither on the other images of a batch nor on `use_cache`.
+
+    With `use_cache`, the decoder's state is kept between words; without, all words are read again.
+    """
 
     def caption(cells: Tensor, num_beams: int, **kwargs: Any) -> Tensor:
         encoder_outputs = CaptionerEncoderOutput.of(cells)

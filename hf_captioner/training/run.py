@@ -28,7 +28,7 @@ HOW_TO_RESUME = "Go on with the same command and --resume."
 
 @dataclass
 class EpochTotals:
-    """Totals over the steps of an epoch that are done, on all processes, and the learning rate of the last step."""
+    """Metric, captions and seconds of an epoch, summed over its steps so far, and the last step's learning rate."""
 
     metric: float = 0.0
     num_captions: float = 0.0

@@ -67,7 +67,7 @@ class Likelihood:
         return {**inputs, "sampling": sampling_probability(progress, self.sampling, self.course)}
 
     def loss(self, model: nn.Module, batch: Batch, num_items_in_batch: int, num_captions: int) -> tuple[Tensor, Tensor]:
-        """Compute the batch's contribution to the loss, which is the metric too."""
+        """Compute the batch's contribution to the loss, and to the logged metric; here both are the loss."""
         model.train()
         loss = model(**batch, num_items_in_batch=num_items_in_batch, num_captions=num_captions).loss
         return loss, loss.detach()

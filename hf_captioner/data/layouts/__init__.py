@@ -2,7 +2,7 @@
 
 A layout is an entry of `LAYOUTS`. Its `recognize` returns the files by which it is known, none if a folder has another
 layout; its `read` turns them into splits with the columns `image`, `captions` and `image_id`. For files that list
-captions of images, `_listing` needs no more than a reader of records such as those in `annotation_files.py`.
+captions of images, `_listing` builds the entry from a function that reads their records, as `annotation_files.py` has.
 """
 
 from __future__ import annotations

@@ -61,7 +61,10 @@ def assign_split(image: str | bytes, missing: Collection[str]) -> str:
 
 
 def assign_splits(images: Iterable[str], missing: Collection[str]) -> list[str]:
-    """Assign each training image as `assign_split` does, but leave no split empty if there are enough images."""
+    """Return the split of each training image in a data set that lacks the splits `missing`.
+
+    Each image is assigned by `assign_split`; if there are enough images, no split is left empty.
+    """
     images = list(images)
     splits = [assign_split(image, missing) for image in images]
     by_digest = sorted(range(len(images)), key=lambda i: _short_digest(images[i]))
