@@ -10,7 +10,7 @@ from torch.nn import functional
 
 
 class TwoScaleEncoder(nn.Module):
-    """A timm CNN whose last stage gives the grid, to which the features of the stage before are pooled."""
+    """A timm CNN whose cells have the features of the last stage, and those of the stage before pooled to its grid."""
 
     def __init__(self, name: str, **kwargs: object) -> None:
         super().__init__()

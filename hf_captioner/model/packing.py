@@ -39,7 +39,7 @@ class FullOrder:
         return words.T.flatten()
 
     def trim(self, rows: Tensor) -> Tensor:
-        """Return the rows that belong to a word, which are all rows here: `(R, X) -> (words, X)`."""
+        """Return the rows as they are, since without packing every row belongs to a word: `(R, X) -> (words, X)`."""
         return rows
 
     def unpack(self, rows: Tensor) -> Tensor:

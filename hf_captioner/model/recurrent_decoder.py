@@ -288,7 +288,8 @@ class RecurrentDecoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor], State]:
         """Read words `(R,)` with scheduled sampling; return the embeddings that were read, and what `_read` returns.
 
-        Departure: no gradient passes through the draw of a word, and no output dropout disturbs it.
+        No gradient passes through the draw of a word. Departure from Bengio et al. 2015: words are drawn from logits
+        that are computed without output dropout.
         """
         words: list[Tensor] = []
         steps: list[StepOutput] = []
