@@ -59,6 +59,7 @@ def test_published_code_runs_without_the_package(rows: Dataset, tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["onnx", "onnx_int8"])
 def test_export(name: str, rows: Dataset) -> None:
+    pytest.importorskip("onnxruntime")
     captions = OnnxCaptioner(FOLDER / name)([row["image"] for row in rows])
     assert [caption[0]["generated_text"] for caption in captions] == EXPECTED[name]
 

@@ -32,7 +32,9 @@ DATA_CONFIGS = {
     "vit": data_config("vit_base_patch16_224"),
     "swin": data_config("swin_tiny_patch4_window7_224"),
     "convnext squash": data_config("convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384"),
-    "sapiens squash 1024x768": data_config("vit_base_patch16_sapiens2.fb", input_size=(3, 102, 76)),
+    "sapiens squash 1024x768": data_config(
+        input_size=(3, 102, 76), interpolation="bilinear", crop_pct=1.0, crop_mode="squash"
+    ),
     "border cut": data_config(crop_mode="border", input_size=(3, 64, 80), crop_pct=0.8),
 }
 
