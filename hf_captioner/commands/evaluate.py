@@ -23,7 +23,7 @@ from datasets import Dataset
 
 from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
 from ..data.datasets import load_captions, pick_split
-from ..data.rows import check_captions, drop_broken_images, open_row, undecoded
+from ..data.rows import open_row, select_usable_rows
 from ..evaluation.predictions import Prediction, decode_captions, read_predictions
 from ..evaluation.protocol import describe_decoding
 from ..evaluation.report_page import report_page
@@ -55,9 +55,7 @@ def main(argv: Sequence[str]) -> None:
             skip_broken=arguments.skip_broken,
         )
     split = pick_split(splits, arguments.split, arguments.dataset) if arguments.training_split else splits
-    rows = split if arguments.max_images is None else split.select(range(min(arguments.max_images, len(split))))
-    rows = check_captions(rows, skip_broken=arguments.skip_broken)
-    rows = undecoded(drop_broken_images(rows) if arguments.skip_broken else rows)
+    rows = select_usable_rows(split, max_images=arguments.max_images, skip_broken=arguments.skip_broken)
     captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
     if not accelerator.is_main_process:
         return

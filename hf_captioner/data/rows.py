@@ -102,3 +102,27 @@ def _image_file(row: Row) -> Iterator[bytes | str]:
             f"Image {row['image_id']!r} can't be read: {first_line(e)} "
             "Mend or remove it, or go on without it with --skip_broken."
         ) from e
+
+
+def select_usable_rows(
+    dataset: Dataset,
+    *,
+    max_images: int | None = None,
+    skip_broken: bool = False,
+    report: Callable[[str], None] = logger.warning,
+) -> Dataset:
+    """Return the rows of a split to train or evaluate on: checked, with images that are not yet decoded.
+
+    Args:
+        dataset: Split as `load_captions` returns it.
+        max_images: Number of images from the start of the split to use; None for all.
+        skip_broken: Remove and report what can't be used: see `check_captions` and `drop_broken_images`.
+        report: Function called with each message.
+
+    Raises:
+        ValueError: A caption is empty, or an image has none, and `skip_broken` is False.
+    """
+    if max_images is not None:
+        dataset = dataset.select(range(min(max_images, len(dataset))))
+    dataset = check_captions(dataset, skip_broken=skip_broken, report=report)
+    return undecoded(drop_broken_images(dataset, report=report) if skip_broken else dataset)

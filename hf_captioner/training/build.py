@@ -18,7 +18,7 @@ from ..data.cells import Split, cached_cells
 from ..data.collator import CaptionCollator
 from ..data.datasets import load_captions, pick_split
 from ..data.loading import StepLoader, StepSampler, num_cores
-from ..data.rows import check_captions, drop_broken_images, undecoded
+from ..data.rows import select_usable_rows
 from ..interruption import Interruption
 from ..model.captions import bad_endings, build_tokenizer
 from ..model.image_processing_captioner import CaptionerImageProcessor
@@ -100,18 +100,14 @@ def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
             options.dataset, format=options.dataset_format, skip_broken=options.skip_broken, report=logger.info
         )
     train, validation = (pick_split(dataset, name, options.dataset) for name in ("train", "validation"))
-    return TrainingData(Split(_checked(recipe, train)), Split(_checked(recipe, validation)), len(validation))
 
+    def usable(split: Dataset) -> Split:
+        rows = select_usable_rows(
+            split, max_images=options.max_images, skip_broken=options.skip_broken, report=logger.info
+        )
+        return Split(rows)
 
-def _checked(recipe: Recipe, rows: Dataset) -> Dataset:
-    """Return the rows of a split that the recipe uses, checked, with images that are not yet decoded."""
-    options = recipe.data
-    if options.max_images is not None:
-        rows = rows.select(range(min(options.max_images, len(rows))))
-    rows = check_captions(rows, skip_broken=options.skip_broken, report=logger.info)
-    if options.skip_broken:
-        rows = drop_broken_images(rows, report=logger.info)
-    return undecoded(rows)
+    return TrainingData(usable(train), usable(validation), len(validation))
 
 
 def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
