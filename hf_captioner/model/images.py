@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,16 @@ from PIL.JpegImagePlugin import JpegImageFile
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Size = tuple[int, int]  # width and height
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
+
+# Pillow's names of the formats that are read. Others may start foreign programs (EPS starts Ghostscript), or mean data of
+# another kind; "JPEG" includes "MPO".
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
+# Ends of the names of such files; those of HEIF need the package pillow-heif. None is the beginning of a later one.
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tiff", ".tif", ".jpe", ".jfif", ".mpo", ".apng", ".dib"),
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jpc", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".heic", ".heif", ".hif"),
+)
 
 DOWNLOAD_TIMEOUT = 30.0  # seconds
 
@@ -33,6 +44,16 @@ class OpenedImage:
 
     image: Image.Image
     size: Size  # of the image at full size
+
+
+def is_image_name(name: str | os.PathLike[str]) -> bool:
+    """Tell whether a file is an image by the end of its name."""
+    return os.fspath(name).lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_url(name: str | os.PathLike[str]) -> bool:
+    """Tell whether a name is an address, of any scheme, and not a path; `open_image` reads http and https."""
+    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(name), re.IGNORECASE) is not None
 
 
 def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | None = None) -> Image.Image:
