@@ -17,7 +17,7 @@ from hf_captioner.interruption import Interruption
 from hf_captioner.training.build import build_captioner, build_run, find_checkpoint, load_data, prepare_accelerator
 from hf_captioner.training.recipe import parse_recipe
 from hf_captioner.training.report import report_best
-from hf_captioner.training.train import end_epoch, evaluate_best, start_output, start_stage, validate
+from hf_captioner.training.train import end_epoch, evaluate_best, own_output, start_output, start_stage, validate
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> None:
     output_dir = Path(recipe.run.output_dir)
     accelerator = prepare_accelerator(recipe)
 
-    with Interruption() as interruption:  # Ctrl-C and SIGTERM save a checkpoint before they end the training
+    # Ctrl-C and SIGTERM save a checkpoint before they end the training. No other run may use its output folder.
+    with Interruption() as interruption, own_output(recipe, accelerator):
         checkpoint = find_checkpoint(recipe, accelerator)  # None unless --resume is given
 
         # Images with their reference captions. Images are opened when they are needed.
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
             run.end_stage()
 
         # The best model, as `CaptionerModel.from_pretrained(output_dir)` loads it, and its scores.
-        best = evaluate_best(recipe, processor, data, accelerator)
+        best = evaluate_best(recipe, run, processor, data)
         if accelerator.is_main_process:
             report_best(output_dir, best.evaluation, data.validation.rows, run, recipe)
     accelerator.end_training()

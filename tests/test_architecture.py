@@ -30,6 +30,7 @@ BELOW = {
 }
 # Modules beside the folders, and the folders that may import them.
 SHARED = {
+    "files": BELOW.keys() - {"model", "metrics", "testing"},
     "errors": BELOW.keys() - {"model", "metrics"},
     "interruption": {"training", "commands"},
     "cli": {"training", "commands"},

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from hf_captioner.training import checkpoints as module
-from hf_captioner.training.checkpoints import Checkpoint, Checkpoints, random_state, replace_files, restore_random_state
+from hf_captioner.files import replace_files
+from hf_captioner.training.checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
 
 
 def small(value: float) -> nn.Module:
@@ -79,7 +80,7 @@ def cut_at(monkeypatch: pytest.MonkeyPatch, number: int, error: BaseException) -
 
     write = module._write
     monkeypatch.setattr(module, "_write", counted(write))
-    monkeypatch.setattr(module, "_sync", counted(module._sync))
+    monkeypatch.setattr(module, "sync", counted(module.sync))
     monkeypatch.setattr(Path, "rename", counted(Path.rename))
     monkeypatch.setattr(module.shutil, "rmtree", counted(module.shutil.rmtree))
     return count
@@ -114,9 +115,8 @@ def test_a_full_disk_is_reported_and_earlier_checkpoints_remain(
     checkpoints = Checkpoints(tmp_path)
     good = save(checkpoints, 1.0)
     cut_at(monkeypatch, 2, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-    with pytest.raises(OSError, match=r"No space left on device.*000001.*--resume") as error:
+    with pytest.raises(OSError, match=r"No space left on device. Make room.*000001.*--resume"):
         save(checkpoints, 2.0)
-    assert error.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == [good.name] and Checkpoint(good).progress == {"step": 1.0}
 
 
@@ -163,7 +163,7 @@ def test_files_are_replaced_when_all_are_complete(tmp_path: Path) -> None:
         return run
 
     replace_files(tmp_path, write("one"))
-    with pytest.raises(OSError, match=r"No space left on device.*is intact"):
+    with pytest.raises(OSError, match=r"No space left on device"):
         replace_files(tmp_path, write("two", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"a": "one", "b": "one"}
     replace_files(tmp_path, write("three"))

@@ -203,7 +203,7 @@ def test_full_disk_is_refused_before_anything_is_written(rows, cache, tmp_path, 
     monkeypatch.setattr(cells_module, "SPARE_BYTES", 2**60)  # more than any disk has free
     with pytest.raises(OSError, match=r"The cells need 0\.00 GiB in .*--cache_dir"):
         cache(rows)
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_interrupted_encoding_leaves_no_file(rows_with_a_broken_image, cache, tmp_path):

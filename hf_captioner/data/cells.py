@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +20,20 @@ from datasets import Dataset
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..errors import first_line
+from ..files import explain_write_errors, locked, sync
 from ..model.encoder_model import CaptionerEncoder
 from ..model.images import REDUCTION_GAP
 from .loading import read_ahead
 from .rows import read_pixels
 
+logger = logging.getLogger(__name__)
+
 # Half the disk space of float32. Cells have values of a few units, and dropout disturbs them far more than the 0.05 %
 # of rounding does.
 DTYPE = np.dtype(np.float16)
 SPARE_BYTES = 256 * 2**20  # disk space to leave free
+CHECKSUM = np.dtype("<u4")  # CRC-32 of the cells of an image; those of all images stand behind the array
 
 
 @dataclass
@@ -51,31 +60,76 @@ def cached_cells(
     mirrored: bool = False,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
+    check: bool = True,
     show_progress: bool = True,
 ) -> np.ndarray:
     """Return the cells of every image, memory-mapped; encode the images first unless the cache has their cells.
 
     The name of the cache file is a digest of the encoder's weights and architecture, the image processor and the bytes
     of the images, so cells of another encoder, another transform or other images are never read. The file has this
-    name only once it is complete.
+    name only once it is complete, and a checksum of each image's cells is at its end. A file that was damaged since, or
+    one of version 0.1.0, which has no checksums, is written anew.
 
     The encoder must be in evaluation mode, and the rows undecoded. With `mirrored`, images are encoded mirrored left to
-    right. The cache is in `cache_dir`, by default `default_cache_dir()`.
+    right. The cache is in `cache_dir`, by default `default_cache_dir()`. Without `check`, for processes that come after
+    one that has checked, the checksums are not compared: that takes a second for about 2 GB that are in memory.
 
     Returns:
         Read-only float16 array `(images, P, C)`.
 
     Raises:
-        OSError: The cells do not fit on the disk; nothing was written.
+        OSError: The cells do not fit on the disk, or can't be written; nothing was written.
     """
     assert not encoder.training, "cells of an encoder in training mode depend on the batch"
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    file = folder / f"{cells_key(encoder, image_processor, dataset)}{'-mirrored' if mirrored else ''}.npy"
-    if not file.exists():
-        _encode_to_file(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
-    cells = np.load(file, mmap_mode="r")
-    assert len(cells) == len(dataset)
+    key = f"{cells_key(encoder, image_processor, dataset)}{'-mirrored' if mirrored else ''}"
+    file = folder / f"{key}.npy"
+    cells = _read_cells(file, len(dataset), check=check)
+    if cells is None:
+        with explain_write_errors("The cells of images", folder, then="The option for another is --cache_dir."):
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / f"{key}.lock", f"is encoding the same images to {str(file)!r}", report=logger.info):
+                _remove_leftovers(folder)
+                if (cells := _read_cells(file, len(dataset), check=check, report=None)) is None:
+                    _encode_to_file(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
+                    cells = _read_cells(file, len(dataset), check=False)
+    assert cells is not None
     return cells
+
+
+def _read_cells(
+    file: Path, num_images: int, *, check: bool, report: Callable[[str], None] | None = logger.warning
+) -> np.ndarray | None:
+    """Return the cells in a file, memory-mapped, or None if there are none; report a damaged file in a line."""
+    if not file.exists():
+        return None
+    try:
+        cells = np.load(file, mmap_mode="r", allow_pickle=False)
+        end = cells.offset + cells.nbytes
+        if len(cells) != num_images or cells.dtype != DTYPE or cells.ndim != 3:
+            raise ValueError("it holds something else")
+        if file.stat().st_size == end:
+            raise ValueError("it has no checksums")
+        if file.stat().st_size != end + num_images * CHECKSUM.itemsize:
+            raise ValueError("it has another size than when it was written")
+        if check:
+            checksums = np.fromfile(file, CHECKSUM, offset=end)
+            found = read_ahead(lambda index: zlib.crc32(cells[index]), range(num_images))
+            if changed := sum(a != b for a, b in zip(found, checksums.tolist(), strict=True)):
+                raise ValueError(f"the cells of {changed} images have changed since")
+    except (OSError, ValueError, EOFError, AttributeError) as e:
+        if report is not None:
+            report(f"The cached cells {str(file)!r} are not used: {first_line(e)} The images are encoded again.")
+        return None
+    return cells
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the incomplete files in a cache that processes left behind which were killed."""
+    for partial in folder.glob("*.partial"):
+        # Version 0.1.0 put a process id before the suffix, and had no locks.
+        with suppress(ValueError), locked(partial.with_name(f"{partial.name.split('.')[0]}.lock"), "is encoding"):
+            partial.unlink(missing_ok=True)
 
 
 def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset) -> str:
@@ -121,8 +175,7 @@ def _encode_to_file(
 
     shape = (num_images, *encode(read(range(1))).shape[1:])
     _check_disk_space(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
+    partial = file.with_suffix(".partial")
     batches = (range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size))
     description = "Encoding mirrored images" if mirrored else "Encoding images"
     progress = tqdm(total=num_images, desc=description, unit="image", disable=None if show_progress else True)
@@ -130,10 +183,14 @@ def _encode_to_file(
         with open(partial, "wb") as output, progress:
             header = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(output, header)
+            checksums = []
             for pixel_values in read_ahead(read, batches):
-                cells = encode(pixel_values)
-                output.write(np.ascontiguousarray(cells).data)
+                cells = np.ascontiguousarray(encode(pixel_values))
+                output.write(cells.data)
+                checksums += [zlib.crc32(image) for image in cells]
                 progress.update(len(cells))
+            output.write(np.array(checksums, CHECKSUM).tobytes())
+        sync(partial)
         os.replace(partial, file)
     finally:
         partial.unlink(missing_ok=True)

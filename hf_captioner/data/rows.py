@@ -73,7 +73,7 @@ def open_row(row: Row, *, used_size: Callable[[int, int], Size] | None = None) -
     Raises:
         ValueError: The image can't be read. The error contains the image's id.
     """
-    with _image_file(row) as file:
+    with image_file(row) as file:
         return open_image(file, used_size=used_size)
 
 
@@ -85,14 +85,14 @@ def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -
     """
 
     def opened(row: Row) -> OpenedImage:
-        with _image_file(row) as file:
+        with image_file(row) as file:
             return image_processor.open(file)
 
     return image_processor.read(rows, opened)[0]
 
 
 @contextmanager
-def _image_file(row: Row) -> Iterator[bytes | str]:
+def image_file(row: Row) -> Iterator[bytes | str]:
     """Yield the bytes or the path of a row's image; errors raised while it is read get the image's id."""
     file = row["image"]
     try:

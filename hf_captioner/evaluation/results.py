@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json, write_atomically
 from ..metrics.resampling import Difference
 from .protocol import Protocol
 from .scoring import Evaluation
@@ -47,10 +48,7 @@ def read_results(source: Evaluation | Mapping[str, Any] | str | Path) -> Results
     if isinstance(source, str | Path):
         if not Path(source).is_file():
             raise FileNotFoundError(f"No results at {str(source)!r}. Give a results.json.")
-        try:
-            record = json.loads(Path(source).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as e:
-            raise ValueError(f"The results {str(source)!r} are not JSON: {e}") from e
+        record = read_json(source, "The file of results")
     else:
         # Through JSON, so that tuples become lists, as in files.
         record = json.loads(json.dumps(source.as_dict() if isinstance(source, Evaluation) else dict(source)))
@@ -76,8 +74,8 @@ def write_results(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     records = [asdict(prediction) for prediction in evaluation.predictions]
     for index, record in enumerate(records):
         record["scores"] = {name: column[index] for name, column in evaluation.image_scores.items()}
-    predictions = Path(folder, "predictions.jsonl")
-    predictions.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    predictions = write_atomically(Path(folder, "predictions.jsonl"), "".join(lines))
     return [_write_json(Path(folder, RESULTS), evaluation.as_dict()), predictions]
 
 
@@ -92,5 +90,4 @@ def write_comparison(
 
 def _write_json(path: Path, record: dict[str, Any]) -> Path:
     """Write a record as indented JSON and return the path."""
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    return path
+    return write_atomically(path, json.dumps(record, indent=2) + "\n")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..data.loading import num_cores
 
@@ -68,3 +70,19 @@ def refuse_sharding(distributed_type: DistributedType) -> None:
             "choose multi-GPU or multi-CPU in `accelerate config`, or use transformers' Trainer, which supports "
             "FSDP and DeepSpeed."
         )
+
+
+@contextmanager
+def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
+    """Raise an error of the main process in this block on all processes, as they would wait in vain. Collective."""
+    error: list[Exception | None] = [None]
+    try:
+        yield
+    except (OSError, ValueError) as e:
+        if not accelerator.is_main_process:
+            raise
+        error = [e]
+    if accelerator.num_processes > 1:
+        error = broadcast_object_list(error)
+    if error[0] is not None:
+        raise error[0]

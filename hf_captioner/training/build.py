@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import yaml
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
 
 from ..data.cells import Split, cached_cells
 from ..data.collator import CaptionCollator
 from ..data.datasets import load_captions, pick_split
+from ..data.digests import data_digests
 from ..data.loading import StepLoader, StepSampler, num_cores
 from ..data.rows import select_usable_rows
 from ..interruption import Interruption
@@ -24,11 +25,11 @@ from ..model.captions import bad_endings, build_tokenizer
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
-from .accelerator import build_accelerator
+from .accelerator import build_accelerator, raise_everywhere
 from .checkpoints import Checkpoint, Checkpoints
 from .recipe import Recipe
 from .rewards import CaptionReward, Rewards
-from .run import Run
+from .run import DIGEST, Run
 from .stages import EncoderTraining, Likelihood, Objective, Optimization, Stage
 from .tracking import tracker_names
 from .word_vectors import load_word_vectors
@@ -80,13 +81,11 @@ def find_checkpoint(recipe: Recipe, accelerator: Accelerator) -> Checkpoint | No
         if checkpoint is None:
             logger.info(f"No checkpoint in {recipe.run.output_dir!r} to resume from: the training begins.")
         return checkpoint
-    if checkpoint is not None:
-        progress = checkpoint.progress
-        if not progress["is_over"] and any(progress[name] for name in ("stage", "epoch", "step")):
-            raise ValueError(
-                f"{recipe.run.output_dir!r} holds an unfinished run ({len(progress['log'])} epochs so far). Go on with "
-                f"--resume, name another --output_dir, or delete {str(checkpoints.folder)!r}."
-            )
+    if checkpoint is not None and checkpoint.is_begun and not checkpoint.is_over:
+        raise ValueError(
+            f"{recipe.run.output_dir!r} holds an unfinished run. Go on with --resume, name another --output_dir, or "
+            f"delete {str(checkpoints.folder)!r}."
+        )
     if accelerator.is_main_process:
         checkpoints.clear()
     return None
@@ -225,6 +224,8 @@ def build_run(
         ValueError: An option has no such value, or the checkpoint is of a run with other settings.
     """
     num_images, values = len(data.train.rows), recipe.as_fields()
+    if checkpoint is not None:  # of a version without some of the fields, whose defaults are what it did
+        checkpoint.settings = Recipe().fixed_fields() | checkpoint.settings
     run = Run(
         model.to(accelerator.device),
         build_stages(recipe, model, processor, data.train.rows["captions"]),
@@ -240,6 +241,7 @@ def build_run(
             "number of processes": accelerator.num_processes,
             "number of images": num_images,
             "vocabulary": model.config.vocab_size,
+            **digests_of_data(data, accelerator),
         },
         interruption=interruption,
     )
@@ -255,6 +257,17 @@ def build_run(
         epochs, steps = len(run.progress.log), run.progress.step
         logger.info(f"Going on from {str(checkpoint.path)!r}: {epochs} epochs and {steps} steps are done.")
     return run
+
+
+def digests_of_data(data: TrainingData, accelerator: Accelerator) -> dict[str, str]:
+    """Return digests of both splits' images, captions and image ids, by which a resumed run knows them. Collective."""
+    digests: list[dict[str, str]] = [{}]
+    with raise_everywhere(accelerator):
+        if accelerator.is_main_process:
+            for name, split in (("training", data.train), ("validation", data.validation)):
+                for part, digest in data_digests(split.rows).items():
+                    digests[0][f"{DIGEST}the {name} {part}"] = digest
+    return broadcast_object_list(digests)[0] if accelerator.num_processes > 1 else digests[0]
 
 
 def build_sampler(recipe: Recipe, num_images: int, accelerator: Accelerator) -> StepSampler:
@@ -302,6 +315,7 @@ def cache_cells(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: T
                 processor.image_processor,
                 split.rows,
                 cache_dir=recipe.data.cache_dir,
+                check=run.accelerator.is_local_main_process,
                 show_progress=run.accelerator.is_local_main_process,
                 **kwargs,
             )

@@ -10,16 +10,18 @@ import os
 import random
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_model, save
 from torch import nn
+
+from ..errors import first_line, is_out_of_memory
+from ..files import explain_write_errors, read_json, sync
 
 logger = logging.getLogger(__name__)
 
@@ -28,26 +30,52 @@ PROGRESS = "progress.json"
 TENSORS = "state.pt"
 
 
+HOW_TO_GO_ON = "All that the run saved before is intact: go on with --resume."
+
+
 class Checkpoint:
     """One saved state of a run.
 
     Args:
         path: Folder of the checkpoint.
 
+    Attributes:
+        progress: Position of the run.
+        settings: Settings of the run.
+        is_begun: Whether the run has done a step.
+        is_over: Whether the run has ended.
+
     Raises:
-        ValueError: A file is missing or has changed since it was written.
+        ValueError: A file is missing, or has changed since it was written, or is not of a checkpoint.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            contents = json.loads((path / CONTENTS).read_text())
+        with self.explain_damage():
+            contents = read_json(path / CONTENTS, "The list of files")
+            if missing := {"model.safetensors", TENSORS, PROGRESS} - contents.keys():
+                raise ValueError(f"{CONTENTS} lacks {', '.join(sorted(missing))}")
             changed = [name for name, digest in contents.items() if _digest((path / name).read_bytes()) != digest]
             if changed:
                 raise ValueError(f"{', '.join(changed)} changed since")
-            self.progress: dict[str, Any] = json.loads((path / PROGRESS).read_text())
-        except (OSError, ValueError) as e:
-            raise ValueError(f"The checkpoint {str(path)!r} is damaged: {e}.") from e
+            self.progress: dict[str, Any] = read_json(path / PROGRESS, "The progress")
+            self.settings = dict(self.progress.get("facts", {}))
+            self.is_begun = any(self.progress.get(name) for name in ("stage", "epoch", "step"))
+            self.is_over = bool(self.progress.get("is_over"))
+
+    @contextmanager
+    def explain_damage(self) -> Iterator[None]:
+        """Turn the error of reading from a file that is not what this version of the package writes into a ValueError.
+
+        Whatever a library raises about wrong content, the user's remedy is the same.
+        """
+        try:
+            yield
+        except Exception as e:
+            if is_out_of_memory(e):
+                raise
+            kind = "" if isinstance(e, ValueError | OSError) else f"{type(e).__name__}: "
+            raise ValueError(f"The checkpoint {str(self.path)!r} is damaged: {kind}{first_line(e)}") from e
 
     def load_weights(self, name: str, module: nn.Module) -> None:
         """Load the parameters and buffers that were saved under a name into their module."""
@@ -115,22 +143,22 @@ class Checkpoints:
         paths = self.paths()
         path = self.folder / f"{int(paths[-1].name) + 1 if paths else 1:06d}"
         partial = self.folder / f".{path.name}.partial"
+        then = f"The last good one is {str(paths[-1])!r}: go on with --resume." if paths else "There is none yet."
         try:
-            self._remove_partial()
-            partial.mkdir(parents=True)
-            contents = {}
-            for name, data in _files(weights, tensors, progress):
-                _write(partial / name, data)
-                contents[name] = _digest(data)
-            _write(partial / CONTENTS, json.dumps(contents, indent=1).encode())
-            _sync(partial)
-            partial.rename(path)
-            _sync(self.folder)
-        except OSError as e:
+            with explain_write_errors("A checkpoint", self.folder, then=then):
+                self._remove_partial()
+                partial.mkdir(parents=True)
+                contents = {}
+                for name, data in _files(weights, tensors, progress):
+                    _write(partial / name, data)
+                    contents[name] = _digest(data)
+                _write(partial / CONTENTS, json.dumps(contents, indent=1).encode())
+                sync(partial)
+                partial.rename(path)
+                sync(self.folder)
+        except OSError:
             shutil.rmtree(partial, ignore_errors=True)
-            last = f"The last good one is {str(paths[-1])!r}." if paths else "There is none yet."
-            problem = f"No checkpoint can be written to {str(self.folder)!r}: {e.strerror}. {last}"
-            raise OSError(e.errno, f"{problem} Make room, then go on with --resume.") from e
+            raise
         for old in self.paths()[: -self.keep]:
             _remove(old)
         return path
@@ -164,50 +192,6 @@ def _files(
     torch.save(dict(tensors), buffer)
     yield TENSORS, buffer.getvalue()
     yield PROGRESS, json.dumps(progress, indent=1).encode()
-
-
-def replace_files(folder: Path, write: Callable[[Path], None]) -> None:
-    """Replace files of a folder by the ones that a function writes, once all of these are complete.
-
-    Args:
-        folder: Folder whose files are replaced.
-        write: Function that is called with an empty folder and fills it.
-
-    Raises:
-        OSError: The files can't be written. Those in the folder remain as they were.
-    """
-    partial = folder / ".partial"
-    try:
-        with explain_write_errors("The model", folder):
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write(partial)
-            files = sorted(partial.iterdir())
-            for file in files:
-                _sync(file)
-            for file in files:
-                os.replace(file, folder / file.name)
-            _sync(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-@contextmanager
-def explain_write_errors(content: str, folder: Path) -> Iterator[None]:
-    """Turn an error of writing into an OSError that says what was not written, why, and what to do.
-
-    Args:
-        content: What is written in the block, at the start of a sentence, such as "The log".
-        folder: Folder to which it is written.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise OSError(
-            f"{content} can't be written to {str(folder)!r}: {reason}. All that the run saved before is intact. Make "
-            "room, then go on with --resume."
-        ) from e
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -247,17 +231,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(path: Path) -> None:
-    """Force a file, or the directory entries of a folder, to the disk."""
-    if os.name != "posix":
-        return  # Only POSIX systems can open a folder.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _digest(data: bytes) -> str:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.rows import open_row
 from ..evaluation.results import write_results
 from ..evaluation.scoring import Evaluation
-from .checkpoints import explain_write_errors
+from ..files import explain_write_errors, write_atomically
+from .checkpoints import HOW_TO_GO_ON
 from .recipe import Recipe
 from .run import Run
 
@@ -28,12 +28,11 @@ def write_log(folder: Path, run: Run) -> None:
     """
     from ..visualization.figures import curves_figure
 
-    partial = folder / ".log.partial"
-    with explain_write_errors("The log", folder):
-        partial.write_text("".join(json.dumps(record) + "\n" for record in run.progress.log))
-        os.replace(partial, folder / "log.jsonl")
+    with explain_write_errors("The log", folder, then=HOW_TO_GO_ON):
+        lines = (json.dumps(record) + "\n" for record in run.progress.log)
+        write_atomically(folder / "log.jsonl", "".join(lines))
         if run.progress.log:
-            curves_figure(run.progress.log).savefig(folder / "curves.png")
+            write_atomically(folder / "curves.png", curves_figure(run.progress.log).savefig)
 
 
 def epoch_line(run: Run, *, is_best: bool) -> str:
@@ -78,7 +77,7 @@ def report_best(folder: Path, evaluation: Evaluation, rows: Dataset, run: Run, r
         run: The finished run.
         recipe: Recipe of the run.
     """
-    with explain_write_errors("Scores and captions", folder):
+    with explain_write_errors("Scores and captions", folder, then=HOW_TO_GO_ON):
         write_results(evaluation, folder)
     print(f"\nScores of the best model on {evaluation.protocol.description}:")
     for line in evaluation.table():
@@ -101,6 +100,5 @@ def write_attention_picture(folder: Path, rows: Dataset) -> Path:
     captioner = pipeline("image-captioning", model=str(folder), device="cpu")
     caption = captioner(image, return_attentions=True)[0]
     figure = attention_figure(image, caption["words"], caption["attentions"], box=caption["box"])
-    with explain_write_errors("The attention picture", folder):
-        figure.savefig(folder / "attention.png")
-    return folder / "attention.png"
+    with explain_write_errors("The attention picture", folder, then=HOW_TO_GO_ON):
+        return write_atomically(folder / "attention.png", figure.savefig)

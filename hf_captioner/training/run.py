@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list, gather_object
+from accelerate.utils import broadcast, gather_object
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -20,9 +21,13 @@ from ..data.loading import Batch, StepLoader, is_worker_death
 from ..interruption import Interruption
 from ..model.modeling_captioner import CaptionerModel
 from ..model.objectives import IGNORED
+from .accelerator import raise_everywhere
 from .checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
 from .stages import Optimization, Stage
 
+logger = logging.getLogger(__name__)
+
+DIGEST = "digest of "  # start of the names of those settings that are digests of the data
 HOW_TO_RESUME = "Go on with the same command and --resume."
 
 
@@ -355,17 +360,10 @@ class Run:
             return
         with self.interruption.deferred():
             random_states = gather_object([random_state(self.accelerator.device)])
-            error: list[Any] = [None]
-            if self.accelerator.is_main_process:
-                try:
+            with raise_everywhere(self.accelerator):
+                if self.accelerator.is_main_process:
                     progress = {**self.progress.to_json(), "is_over": self.stage is None, "facts": self.settings}
                     self.checkpoints.save(self._modules(), self._tensors(random_states), progress)
-                except OSError as e:
-                    error = [e]
-            if self.accelerator.num_processes > 1:
-                error = broadcast_object_list(error)
-            if error[0] is not None:
-                raise error[0]
             self._note_saved()
 
     def _modules(self) -> dict[str, nn.Module]:
@@ -385,23 +383,23 @@ class Run:
         """Restore the state of a saved run, so that it continues exactly there. Collective: call it on every process.
 
         Raises:
-            ValueError: The settings of the saved run are different.
+            ValueError: The settings or the data of the saved run are different, or the checkpoint is damaged.
         """
-        saved = dict(checkpoint.progress)
-        refuse_other_settings(saved.pop("facts"), self.settings)
-        del saved["is_over"]
-        self.progress = Progress.from_json(saved)
-        for name, module in self._modules().items():
-            checkpoint.load_weights(name, module)
-        tensors = checkpoint.tensors()
-        if self.stage is not None:
-            self._prepare_stage()
-            assert self.prepared is not None
-            self.prepared.optimizer.load_state_dict(tensors["optimizer"])
-            self.prepared.scheduler.load_state_dict(tensors["scheduler"])
-            if tensors["scaler"]:
-                self.accelerator.scaler.load_state_dict(tensors["scaler"])
-        restore_random_state(tensors["random"][self.accelerator.process_index], self.accelerator.device)
+        refuse_other_settings(checkpoint.settings, self.settings)
+        with checkpoint.explain_damage():
+            saved = {name: checkpoint.progress[name] for name in Progress().to_json()}
+            self.progress = Progress.from_json(saved)
+            for name, module in self._modules().items():
+                checkpoint.load_weights(name, module)
+            tensors = checkpoint.tensors()
+            if self.stage is not None:
+                self._prepare_stage()
+                assert self.prepared is not None
+                self.prepared.optimizer.load_state_dict(tensors["optimizer"])
+                self.prepared.scheduler.load_state_dict(tensors["scheduler"])
+                if tensors["scaler"]:
+                    self.accelerator.scaler.load_state_dict(tensors["scaler"])
+            restore_random_state(tensors["random"][self.accelerator.process_index], self.accelerator.device)
         self._note_saved()
 
     def _note_saved(self) -> None:
@@ -411,16 +409,27 @@ class Run:
 
 
 def refuse_other_settings(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise a ValueError that names the settings in which a saved run and the present one differ."""
+    """Raise a ValueError that names the settings, and the parts of the data, in which two runs differ.
+
+    Args:
+        saved: Settings of the saved run. Without digests of its data, which version 0.1.0 did not save, a warning says
+            that the data can't be compared.
+        given: Settings of the present run.
+    """
+    if not any(name.startswith(DIGEST) for name in saved):
+        logger.warning("The checkpoint does not tell its data: make sure that images and captions are still the same.")
+        given = {name: value for name, value in given.items() if not name.startswith(DIGEST)}
     different = [
-        f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
+        f"{name.removeprefix(DIGEST)} have changed"
+        if name.startswith(DIGEST)
+        else f"{name} was {saved.get(name)!r} and is now {given.get(name)!r}"
         for name in (given | saved)
         if saved.get(name) != given.get(name)
     ]
     if different:
         raise ValueError(
-            f"The run can't be resumed exactly: {'; '.join(different)}. Give the original settings, or train anew in "
-            "another output folder."
+            f"The run can't be resumed exactly: {'; '.join(different)}. Give the original settings and data, or train "
+            "anew in another output folder."
         )
 
 

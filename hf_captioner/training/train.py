@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,15 @@ import yaml
 from accelerate import Accelerator
 
 from ..data.loading import StepLoader
+from ..errors import first_line, is_out_of_memory
 from ..evaluation.predictions import Prediction, decode_captions
 from ..evaluation.protocol import describe_decoding
 from ..evaluation.scoring import Evaluation, collapse_warnings, evaluate_predictions, score_captions
+from ..files import explain_write_errors, only_writer, replace_files, write_atomically
 from ..interruption import Interruption
 from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
+from .accelerator import raise_everywhere
 from .build import (
     TrainingData,
     build_captioner,
@@ -31,7 +35,7 @@ from .build import (
     load_data,
     prepare_accelerator,
 )
-from .checkpoints import explain_write_errors, replace_files
+from .checkpoints import HOW_TO_GO_ON
 from .recipe import Recipe
 from .report import epoch_line, report_best, write_log
 from .run import Run
@@ -67,11 +71,13 @@ def train(recipe: Recipe, *, before_training: Callable[[CaptionerModel], None] |
         The best model, with its scores.
 
     Raises:
-        ValueError: The recipe has a wrong value, the data is broken, or the output folder holds an unfinished run.
+        ValueError: The recipe has a wrong value, the data is broken, or the output folder holds an unfinished run or
+            is in use.
+        OSError: The output folder can't be written to.
         Interrupted: A signal arrived; the state is saved.
     """
     accelerator = prepare_accelerator(recipe)
-    with Interruption() as interruption:
+    with Interruption() as interruption, own_output(recipe, accelerator):
         checkpoint = find_checkpoint(recipe, accelerator)
         data = load_data(recipe, accelerator)
         model, processor = build_captioner(recipe, data.train.rows["captions"])
@@ -86,11 +92,21 @@ def train(recipe: Recipe, *, before_training: Callable[[CaptionerModel], None] |
                 predictions, scores = validate(recipe, run, processor, data)
                 end_epoch(recipe, run, processor, data, predictions, scores)
             run.end_stage()
-        trained = evaluate_best(recipe, processor, data, accelerator)
+        trained = evaluate_best(recipe, run, processor, data)
         if accelerator.is_main_process:
             report_best(Path(recipe.run.output_dir), trained.evaluation, data.validation.rows, run, recipe)
     accelerator.end_training()
     return trained
+
+
+@contextmanager
+def own_output(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
+    """Make sure that the output folder can be written to, and that no other run does so in the block. Collective."""
+    with ExitStack() as stack:
+        with raise_everywhere(accelerator):
+            if accelerator.is_main_process:
+                stack.enter_context(only_writer(recipe.run.output_dir, content="Checkpoints and results"))
+        yield
 
 
 def start_output(recipe: Recipe, run: Run) -> None:
@@ -99,8 +115,7 @@ def start_output(recipe: Recipe, run: Run) -> None:
     if run.accelerator.is_main_process:
         output_dir = Path(recipe.run.output_dir)
         with explain_write_errors("The recipe", output_dir):
-            output_dir.mkdir(parents=True, exist_ok=True)
-            (output_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe.as_fields(), sort_keys=False))
+            write_atomically(output_dir / "recipe.yaml", yaml.safe_dump(recipe.as_fields(), sort_keys=False))
         write_log(output_dir, run)
 
 
@@ -111,8 +126,7 @@ def start_stage(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: T
     """
     if not run.is_under_way:
         is_first = run.progress.stage == 0
-        best = None if is_first else CaptionerModel.from_pretrained(recipe.run.output_dir).state_dict()
-        run.start_stage(best)
+        run.start_stage(None if is_first else load_best(recipe, run.model).state_dict())
     cache_cells(recipe, run, processor, data)
     return build_loader(recipe, processor, data.train, run.accelerator)
 
@@ -155,7 +169,8 @@ def end_epoch(
     if run.accelerator.is_main_process:
         write_log(output_dir, run)
         if is_best:
-            replace_files(output_dir, save)
+            with explain_write_errors("The model", output_dir, then=HOW_TO_GO_ON):
+                replace_files(output_dir, save)
         log_epoch(run, processor, predictions, data.validation.rows)
     logger.info(epoch_line(run, is_best=is_best))
     for warning in collapse_warnings(scores):
@@ -165,11 +180,36 @@ def end_epoch(
     run.accelerator.wait_for_everyone()
 
 
-def evaluate_best(
-    recipe: Recipe, processor: CaptionerProcessor, data: TrainingData, accelerator: Accelerator
-) -> TrainedCaptioner:
+def load_best(recipe: Recipe, model: CaptionerModel) -> CaptionerModel:
+    """Load the best model from the output folder.
+
+    Args:
+        recipe: Recipe of the training.
+        model: Captioner in training, whose weights have the same names and shapes.
+
+    Raises:
+        ValueError: The files were deleted or changed since they were saved.
+    """
+    folder = recipe.run.output_dir
+    try:
+        best = CaptionerModel.from_pretrained(folder, local_files_only=True)
+        shapes, others = ({name: x.shape for name, x in m.state_dict().items()} for m in (model, best))
+        if shapes != others:
+            raise ValueError("its weights are those of another model")
+    except Exception as e:  # whatever a library raises about a file that is not what was saved
+        if is_out_of_memory(e):
+            raise
+        raise ValueError(
+            f"The best model so far can't be loaded from {folder!r}, where the training saved it: {first_line(e)} Put "
+            f"it back and go on with --resume, or train anew: delete {str(Path(folder) / 'checkpoints')!r}."
+        ) from e
+    return best
+
+
+def evaluate_best(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> TrainedCaptioner:
     """Load the best model from the output folder, and score it on the validation images."""
-    model = CaptionerModel.from_pretrained(recipe.run.output_dir).to(accelerator.device)
+    accelerator = run.accelerator
+    model = load_best(recipe, run.model).to(accelerator.device)
     num_beams = recipe.decoding.final_num_beams
     predictions = decode_captions(
         model, processor, data.validation.rows, accelerator, cells=data.validation.cells, num_beams=num_beams
