@@ -15,7 +15,7 @@ from hf_captioner.model.decoders import LSTMDecoder
 from hf_captioner.model.deferred_products import DeferredSum
 from hf_captioner.model.encoder_model import CaptionerEncoderOutput
 from hf_captioner.model.packing import PackedOrder
-from hf_captioner.model.recurrence import Dropout, GRULayer, LSTMLayer, Sentinel
+from hf_captioner.model.recurrence import Dropout, GRULayer, Sentinel
 from hf_captioner.model.recurrent_decoder import RecurrentDecoder
 from hf_captioner.testing import check_decoder
 
@@ -107,6 +107,58 @@ def test_forward_equals_plain_steps(name: str, attention: str, num_layers: int, 
             assert all(torch.allclose(a, b) for a, b in pairs)
 
 
+class Wrapper(nn.Module):
+    """A layer in the place of an `nn.Linear`, as LoRA puts one there: its weight can't be read, only called for."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = linear
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.base_layer(values)  # type: ignore[no-any-return]
+
+
+def wrap(module: nn.Module) -> None:
+    """Put a `Wrapper` in the place of every linear layer."""
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Wrapper(child))
+        else:
+            wrap(child)
+
+
+def double(module: nn.Module) -> None:
+    """Double what every linear layer computes, by a hook."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            child.register_forward_hook(lambda _, inputs, output: 2 * output)
+
+
+@pytest.mark.parametrize(("name", "attention"), PARTS)
+def test_layers_that_were_replaced_are_called(name: str, attention: str) -> None:
+    """Logits and gradients, of long and of single words, are those of the weights that are read."""
+    decoder, (ids, cells) = build(name, attention, num_layers=2), inputs()
+    parameters = list(decoder.parameters())
+
+    def results() -> list[Tensor]:
+        output = decoder(ids, decoder.prepare(cells), lengths=LENGTHS)
+        siblings = Siblings.of(torch.tensor([0, 0, 1, 1, 2, 2]))
+        state = tuple(part.repeat_interleave(K, 0) for part in decoder(ids[::K], decoder.prepare(cells)).state)
+        with torch.no_grad():
+            after = decoder(ids[:, :1], decoder.prepare(cells), state, siblings=siblings)
+        return [output.logits, after.logits, *torch.autograd.grad(output.logits.sin().sum(), parameters)]
+
+    read = results()
+    wrap(decoder)
+    assert all(torch.allclose(a, b) for a, b in zip(results(), read, strict=True))
+    doubled = build(name, attention, num_layers=2)
+    double(doubled)
+    found = doubled(ids, doubled.prepare(cells)).logits
+    for parameter in parameters:
+        parameter.data.mul_(1 if parameter is decoder.embedding.weight else 2)
+    assert torch.allclose(found, decoder(ids, decoder.prepare(cells)).logits)
+
+
 def test_captions_that_begin_alike_share_their_first_step() -> None:
     decoder, (ids, cells) = build(), inputs()
     for first_words, block in ((ids[:, 0].clone(), (B, K)), (ids[0, 0].clone(), (B, 1))):
@@ -174,7 +226,7 @@ def test_decoder_of_three_arguments_trains_and_captions_like_one_with_more(tiny_
                 tiny_model(decoder_type=name, attention_type=attention)
 
 
-def as_torch(lstm: LSTMLayer, words: nn.Linear | None = None) -> nn.LSTMCell:
+def as_torch(lstm: nn.Linear, words: nn.Linear | None = None) -> nn.LSTMCell:
     """Build the same LSTM of torch, which has another order of gates; `words` is the map of words to gates."""
     bias = lstm.bias if words is None else words.bias
     weight = lstm.weight if words is None else torch.cat([words.weight, lstm.weight], 1)
@@ -220,28 +272,29 @@ def test_top_down_is_that_of_the_paper() -> None:
 @torch.no_grad()
 def test_gru_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
-    cell = GRULayer(E, D).double()
+    linear = GRULayer.linear_map(E, D).double()
+    cell = GRULayer(linear)
     x, h = torch.randn(5, E, dtype=torch.double), torch.randn(5, D, dtype=torch.double)
     (after,) = cell.step([x], (h,))
-    w_r, w_z, w = cell.weight.chunk(3)
-    b_r, b_z, b = cell.bias.chunk(3)
+    w_r, w_z, w = linear.weight.chunk(3)
+    b_r, b_z, b = linear.bias.chunk(3)
     r = torch.sigmoid(x @ w_r[:, :E].T + h @ w_r[:, E:].T + b_r)
     z = torch.sigmoid(x @ w_z[:, :E].T + h @ w_z[:, E:].T + b_z)
     candidate = torch.tanh(x @ w[:, :E].T + (r * h) @ w[:, E:].T + b)
     assert torch.allclose(after, z * h + (1 - z) * candidate)
     # The gate input takes the place of the bias.
-    (given,) = cell.step([x], (h,), cell.bias.expand(5, -1))
-    cell.bias.zero_()
+    (given,) = cell.step([x], (h,), linear.bias.expand(5, -1))
+    linear.bias.zero_()
     assert torch.allclose(given, after) and not torch.allclose(cell.step([x], (h,))[0], after)
 
 
 @torch.no_grad()
 def test_sentinel_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
-    sentinel = Sentinel(E, D).double()
+    sentinel = Sentinel.linear_map(E, D).double()
     x, h, c = (torch.randn(5, size, dtype=torch.double) for size in (E, D, D))
     gate = torch.sigmoid(x @ sentinel.weight[:, :E].T + h @ sentinel.weight[:, E:].T + sentinel.bias)
-    assert torch.allclose(sentinel.step(x, h, c), gate * torch.tanh(c))
+    assert torch.allclose(Sentinel(sentinel).step(x, h, c), gate * torch.tanh(c))
 
 
 @torch.no_grad()
@@ -250,7 +303,7 @@ def test_sentinel_reads_word_query_and_memory_cell(name: str, query: int, cell: 
     decoder, ids, _, memory, output = read(name, "adaptive")
     state = decoder.initial_state(memory, K)
     word, h, c = (part.unflatten(0, (B, K)) for part in (decoder.embedding(ids[:, 0]), state[query], state[cell]))
-    _, expected = decoder.attention(h, memory.keys, memory.cells, decoder.sentinel.step(word, h, c))
+    _, expected = decoder.attention(h, memory.keys, memory.cells, Sentinel(decoder.sentinel).step(word, h, c))
     assert torch.allclose(output.weights[:, 0], expected.flatten(0, 1))
 
 

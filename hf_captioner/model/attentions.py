@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from .additive_scores import AdditiveScores, Exponential
+from .deferred_products import is_plain
 from .registry import Registry
 
 ATTENTIONS = Registry(
@@ -81,8 +82,11 @@ class AdditiveAttention(nn.Module):
 
     def _scores(self, query_key: Tensor, keys: Tensor) -> Tensor:
         """Score all cells for each query, `(B, K, A), (B, P, A) -> (B, K, P)`."""
-        vector = self.key_to_score.weight.squeeze(0)  # (A,)
-        return AdditiveScores.apply(query_key, keys, vector)
+        if is_plain(self.key_to_score):
+            vector = self.key_to_score.weight  # (1, A)
+        else:  # LoRA or a quantized layer in its place is called; a linear map of the identity is its weight
+            vector = self.key_to_score(torch.eye(keys.shape[2], dtype=query_key.dtype, device=query_key.device)).T
+        return AdditiveScores.apply(query_key, keys, vector.squeeze(0))
 
 
 class ReLUAttention(AdditiveAttention):

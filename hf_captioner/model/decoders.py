@@ -35,11 +35,11 @@ class LSTMDecoder(RecurrentDecoder):
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
-        self.step_to_lstm = LSTMLayer(memory_size, hidden_size, bias=False)
-        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.step_to_lstm = LSTMLayer.linear_map(memory_size, hidden_size, bias=False)
+        self.upper_lstms = nn.ModuleList(LSTMLayer.linear_map(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
     def _layers(self) -> list[RecurrentLayer]:
-        return [self.step_to_lstm, *self.upper_lstms]  # type: ignore[list-item]
+        return [LSTMLayer(linear) for linear in (self.step_to_lstm, *self.upper_lstms)]
 
     def _word_to_gates(self, words: Tensor) -> Tensor:
         return self.word_to_lstm(words)
@@ -71,11 +71,11 @@ class GRUDecoder(RecurrentDecoder):
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_gru = nn.Linear(embedding_size, 3 * hidden_size)
-        self.step_to_gru = GRULayer(memory_size, hidden_size, bias=False)
-        self.upper_grus = nn.ModuleList(GRULayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.step_to_gru = GRULayer.linear_map(memory_size, hidden_size, bias=False)
+        self.upper_grus = nn.ModuleList(GRULayer.linear_map(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
     def _layers(self) -> list[RecurrentLayer]:
-        return [self.step_to_gru, *self.upper_grus]  # type: ignore[list-item]
+        return [GRULayer(linear) for linear in (self.step_to_gru, *self.upper_grus)]
 
     def _word_to_gates(self, words: Tensor) -> Tensor:
         return self.word_to_gru(words)
@@ -94,12 +94,12 @@ class SpatialDecoder(LSTMDecoder):
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
-        self.lstm = LSTMLayer(0, hidden_size, bias=False)
-        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.lstm = LSTMLayer.linear_map(0, hidden_size, bias=False)
+        self.upper_lstms = nn.ModuleList(LSTMLayer.linear_map(hidden_size, hidden_size) for _ in range(num_layers - 1))
         self.context_to_hidden = nn.Linear(memory_size, hidden_size)
 
     def _layers(self) -> list[RecurrentLayer]:
-        return [self.lstm, *self.upper_lstms]  # type: ignore[list-item]
+        return [LSTMLayer(linear) for linear in (self.lstm, *self.upper_lstms)]
 
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Read one word of each caption, then look; see `RecurrentDecoder.step`."""
@@ -139,31 +139,32 @@ class TopDownDecoder(LSTMDecoder):
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
         self.word_to_lstm = nn.Linear(embedding_size, 4 * hidden_size)
         self.mean_to_lstm = nn.Linear(memory_size, 4 * hidden_size, bias=False)
-        self.attention_lstm = LSTMLayer(hidden_size, hidden_size, bias=False)
-        self.language_lstm = LSTMLayer(memory_size + hidden_size, hidden_size)
-        self.upper_lstms = nn.ModuleList(LSTMLayer(hidden_size, hidden_size) for _ in range(num_layers - 1))
+        self.attention_lstm = LSTMLayer.linear_map(hidden_size, hidden_size, bias=False)
+        self.language_lstm = LSTMLayer.linear_map(memory_size + hidden_size, hidden_size)
+        self.upper_lstms = nn.ModuleList(LSTMLayer.linear_map(hidden_size, hidden_size) for _ in range(num_layers - 1))
 
     def _layers(self) -> list[RecurrentLayer]:
-        return [self.language_lstm, *self.upper_lstms]  # type: ignore[list-item]
+        return [LSTMLayer(linear) for linear in (self.language_lstm, *self.upper_lstms)]
 
     def step(self, words: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
         """Look, then speak, for one word of each caption; see `RecurrentDecoder.step`."""
         gate_input = self._word_to_gates(words) + self.mean_to_lstm(memory.mean).unsqueeze(1)
-        query, cell_state = self.attention_lstm.step([state[-2]], state[:2], gate_input)
+        query, cell_state = LSTMLayer(self.attention_lstm).step([state[-2]], state[:2], gate_input)
         context, weights, *log_probs = self.attend(query, cell_state, words, memory)
         spoken = stack([layer.step for layer in self._layers()])([context, query], state[2:], None)
         return (query, cell_state, *spoken), (spoken[-2], context, weights, *log_probs)
 
     def unrolled_step(self, memory: Memory, num_rows: int, siblings: Siblings | None) -> UnrolledStep:
         """Return a faster equivalent of `step`; see `RecurrentDecoder.unrolled_step` for the arguments."""
-        projected, weight = self.project_cells(self.language_lstm, memory, num_rows)
-        attend, look = self.unrolled_attend(projected), self.attention_lstm.unroll(siblings)
-        speak = stack([self.language_lstm.unroll(weight=weight), *(layer.unroll() for layer in self._layers()[1:])])
+        language, *upper = self._layers()
+        projected, weight = self.project_cells(language, memory, num_rows)
+        attend, look = self.unrolled_attend(projected), LSTMLayer(self.attention_lstm).unroll(siblings)
+        speak = stack([language.unroll(weight=weight), *(layer.unroll() for layer in upper)])
         mean_gates = self.mean_to_lstm(memory.mean).unsqueeze(1)  # (B, 1, 4D)
 
         def step(words: Tensor, gate_input: Tensor, memory: Memory, state: State) -> tuple[State, StepOutput]:
             query, cell_state = look([state[-2]], state[:2], gate_input + mean_gates[: len(gate_input)])
-            inputs, bias, *seen = attend(query, cell_state, words, memory, self.language_lstm.bias)
+            inputs, bias, *seen = attend(query, cell_state, words, memory, language.bias)
             spoken = speak([*inputs, query], state[2:], bias)
             return (query, cell_state, *spoken), (spoken[-2], *seen)
 

@@ -13,10 +13,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .decoder_interface import Siblings
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Return whether a module is an `nn.Linear` whose weight may be read in place of calling the module.
+
+    It is not if LoRA, quantization or a parametrization has replaced it, or if hooks or another `forward` change what
+    it computes, as those of accelerate do that load a weight from disk when it is needed.
+    """
+    is_changed = "forward" in linear.__dict__ or linear._forward_hooks or linear._forward_pre_hooks
+    return type(linear) is nn.Linear and not is_changed
 
 
 class DeferredProduct:

@@ -1,8 +1,10 @@
 """Recurrent layers of the decoders: LSTM, GRU and the visual sentinel.
 
-Each layer can be run in two equal ways: `layer.step(inputs, state)` takes one step plainly; `layer.unroll()` returns
-the same step as a function to be called for all words of a batch, and computes the gradients of the weights once for
-all of them (`deferred_products.py`).
+A layer is what is computed from the products of a linear map. The map is a module of its own, which the decoder owns:
+`LSTMLayer(self.step_to_lstm)`. It can be run in two equal ways: `layer.step(inputs, state)` takes one step plainly;
+`layer.unroll()` returns the same step as a function to be called for all words of a batch, and computes the gradients
+of the weights once for all of them (`deferred_products.py`). A map that is no plain `nn.Linear` any more, because LoRA
+or a quantized one took its place, is called at every step instead.
 
 h is a layer's hidden state, and c an LSTM's cell state, which has nothing to do with the grid cells of image features
 that the other modules call cells.
@@ -14,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from .decoder_interface import Siblings, State
-from .deferred_products import DeferredLinear
+from .deferred_products import DeferredLinear, is_plain
 
 Inputs = Sequence[Tensor]
 
@@ -32,28 +35,64 @@ Product = Callable[[Tensor], Tensor]  # with a weight, (b, k, in) -> (b, k, out)
 Products = Sequence[Product]
 
 
-class RecurrentLayer(nn.Linear):
-    """Recurrent layer with one linear map from its inputs and h to all gates; a subclass implements `_update`.
+class LinearMap:
+    """The products of what is computed from the same linear map at every step.
 
     Args:
-        input_size: Width of all inputs together, X.
-        hidden_size: Width of h, D.
-        bias: Whether the layer has a bias; without it, every step needs `gate_input`.
+        linear: `nn.Linear`, or a module in its place.
     """
+
+    num_products = 1
+
+    def __init__(self, linear: nn.Module) -> None:
+        self.linear: Any = linear
+        self.is_plain = is_plain(linear)
+
+    @property
+    def bias(self) -> Tensor | float:
+        """What is to be added to the products: the bias of a plain map, while another one adds its own."""
+        return self.linear.bias if self.is_plain else 0.0
+
+    def _split(self, values: Tensor, dim: int) -> Sequence[Tensor]:
+        """Split weights or gates along a dimension of all gates, one part for each product; by default one for all."""
+        return [values]
+
+    def _products(self, product_with: Callable[[Tensor], Product], weight: Tensor | None = None) -> Products:
+        """Return the map as one function for each product, made of a weight, or calling the map if it isn't plain."""
+        if self.is_plain:
+            return [product_with(part) for part in self._split(self.linear.weight if weight is None else weight, 0)]
+
+        def product(step: Tensor, n: int) -> Tensor:
+            return self._split(self.linear(step), -1)[n]
+
+        return [partial(product, n=n) for n in range(self.num_products)]
+
+
+def plain_product(weight: Tensor) -> Product:
+    """Return the function that multiplies by a weight; `DeferredLinear` is the fast one."""
+    return partial(functional.linear, weight=weight)
+
+
+class RecurrentLayer(LinearMap):
+    """Recurrent layer with one linear map from its inputs and h to all gates; a subclass implements `_update`."""
 
     num_states: int
     num_gates: int
 
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True) -> None:
-        super().__init__(input_size + hidden_size, self.num_gates * hidden_size, bias)
+    @classmethod
+    def linear_map(cls, input_size: int, hidden_size: int, bias: bool = True) -> nn.Linear:
+        """Build the linear map of a layer.
+
+        Args:
+            input_size: Width of all inputs together, X.
+            hidden_size: Width of h, D.
+            bias: Whether the map has a bias; without it, every step needs `gate_input`.
+        """
+        return nn.Linear(input_size + hidden_size, cls.num_gates * hidden_size, bias)
 
     def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         """Compute the layer's state after one step, given functions that multiply by its weights."""
         raise NotImplementedError
-
-    def _split(self, weight: Tensor) -> Sequence[Tensor]:
-        """Split the layer's weight `(gates, ·)` into one weight for each matrix product; by default there is one."""
-        return [weight]
 
     def step(self, inputs: Inputs, state: State, gate_input: Tensor | None = None) -> State:
         """Compute the layer's state after one step; this is the plain version of `unroll`.
@@ -63,8 +102,7 @@ class RecurrentLayer(nn.Linear):
             state: Tensors `(b, k, D)`.
             gate_input: What is already known of the gates' pre-activations, `(b, k, gates)`, in place of the bias.
         """
-        products = [partial(functional.linear, weight=part) for part in self._split(self.weight)]
-        return self._update(products, inputs, state, gate_input)
+        return self._update(self._products(plain_product), inputs, state, gate_input)
 
     def unroll(self, siblings: Siblings | None = None, weight: Tensor | None = None) -> Step:
         """Return a function that is called once per step in place of `step`, with equal results in less time.
@@ -75,9 +113,10 @@ class RecurrentLayer(nn.Linear):
                 step. Products of inputs known before are passed to the returned function as `gate_input`. By default,
                 the whole weight.
         """
-        first, *rest = self._split(self.weight if weight is None else weight)
-        # Later products depend on the gates, and so on the word, which differs between siblings.
-        products = [DeferredLinear(first, siblings), *map(DeferredLinear, rest)]
+        products = self._products(DeferredLinear, weight)
+        if isinstance(products[0], DeferredLinear):
+            # Later products depend on the gates, and so on the word, which differs between siblings.
+            products[0].siblings = siblings
         return partial(self._update, products)
 
 
@@ -109,49 +148,51 @@ class GRULayer(RecurrentLayer):
 
     num_states = 1
     num_gates = 3
+    num_products = 2
 
-    def _split(self, weight: Tensor) -> Sequence[Tensor]:
-        return weight.split(self._sizes)
+    def _split(self, values: Tensor, dim: int) -> Sequence[Tensor]:
+        hidden_size = values.shape[dim] // self.num_gates
+        return values.split([2 * hidden_size, hidden_size], dim)
 
     def _update(self, products: Products, inputs: Inputs, state: State, gate_input: Tensor | None) -> State:
         (to_gates, to_new), (hidden,) = products, state
-        gates, new = (self.bias if gate_input is None else gate_input).split(self._sizes, -1)
+        known = self.bias if gate_input is None else gate_input
+        gates, new = self._split(known, -1) if isinstance(known, Tensor) else (known, known)
         reset_gate, update_gate = torch.sigmoid(gates + to_gates(torch.cat([*inputs, hidden], -1))).chunk(2, -1)
         new = torch.tanh(new + to_new(torch.cat([*inputs, reset_gate * hidden], -1)))
         return (update_gate * hidden + (1 - update_gate) * new,)
 
-    @property
-    def _sizes(self) -> list[int]:
-        hidden_size = self.out_features // self.num_gates
-        return [2 * hidden_size, hidden_size]
 
-
-class Sentinel(nn.Linear):
+class Sentinel(LinearMap):
     """Visual sentinel of adaptive attention, `s = σ(W_x x + W_h h) ∘ tanh(c)` (Lu et al. 2017, eq. 9-10).
 
     It stands for what a decoder knows without the image. Departures: x is the word alone, as the mean of the image
     features, which is part of the paper's x, is already in the first state; h is the query of the attention, which in a
     decoder that reads the word before it attends is the h after the word.
-
-    Args:
-        embedding_size: Width of the word embedding x, E.
-        hidden_size: Width of the hidden state h and of the LSTM's cell state c, D.
     """
 
-    def __init__(self, embedding_size: int, hidden_size: int) -> None:
-        super().__init__(embedding_size + hidden_size, hidden_size)
+    @staticmethod
+    def linear_map(embedding_size: int, hidden_size: int) -> nn.Linear:
+        """Build the linear map of a sentinel.
 
-    def _update(self, product: Product, word: Tensor, hidden: Tensor, cell_state: Tensor) -> Tensor:
+        Args:
+            embedding_size: Width of the word embedding x, E.
+            hidden_size: Width of the hidden state h and of the LSTM's cell state c, D.
+        """
+        return nn.Linear(embedding_size + hidden_size, hidden_size)
+
+    def _update(self, products: Products, word: Tensor, hidden: Tensor, cell_state: Tensor) -> Tensor:
         """Compute the sentinel, given a function that multiplies by its weight."""
+        (product,) = products
         return torch.sigmoid(self.bias + product(torch.cat([word, hidden], -1))) * torch.tanh(cell_state)
 
     def step(self, word: Tensor, hidden: Tensor, cell_state: Tensor) -> Tensor:
         """Compute sentinels `(b, k, D)` from words `(b, k, E)`, hidden states and LSTM cell states `(b, k, D)`."""
-        return self._update(partial(functional.linear, weight=self.weight), word, hidden, cell_state)
+        return self._update(self._products(plain_product), word, hidden, cell_state)
 
     def unroll(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """Return a function that is called once per step in place of `step`, with equal results in less time."""
-        return partial(self._update, DeferredLinear(self.weight))
+        return partial(self._update, self._products(DeferredLinear))
 
 
 class Dropout(nn.Dropout):

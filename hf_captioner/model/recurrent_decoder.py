@@ -43,8 +43,9 @@ StepOutput = tuple[Tensor, ...]
 UnrolledStep = Callable[[Tensor, Tensor, Memory, State], tuple[State, StepOutput]]
 
 # Arguments: query (b, k, D), the LSTM's cell state (b, k, D), words (b, k, E), memory and the gate input of the layer
-# that reads the context. Returns the inputs of that layer, its gate input, and a StepOutput without the hidden states.
-UnrolledAttend = Callable[[Tensor, Tensor, Tensor, Memory, Tensor], tuple[Any, ...]]
+# that reads the context, which may be 0. Returns the inputs of that layer, its gate input, and a StepOutput without the
+# hidden states.
+UnrolledAttend = Callable[[Tensor, Tensor, Tensor, Memory, Tensor | float], tuple[Any, ...]]
 
 
 class RecurrentDecoder(nn.Module):
@@ -107,13 +108,13 @@ class RecurrentDecoder(nn.Module):
         self.step_to_output = nn.Linear(hidden_size + memory_size, embedding_size) if deep_output else None
         self.output = nn.Linear(embedding_size if deep_output else hidden_size, vocab_size)
         uses_sentinel = getattr(attention, "uses_sentinel", False)
-        self.sentinel = Sentinel(embedding_size, hidden_size) if uses_sentinel else None
+        self.sentinel = Sentinel.linear_map(embedding_size, hidden_size) if uses_sentinel else None
         self.memory_dropout = Dropout(memory_dropout)
         self.embedding_dropout = Dropout(embedding_dropout)
         self.output_dropout = Dropout(output_dropout)
 
     def _build_layers(self, embedding_size: int, hidden_size: int, memory_size: int, num_layers: int) -> None:
-        """Build the modules that `_layers` and `_word_to_gates` use."""
+        """Build the modules, such as linear maps of layers, that `_layers` and `_word_to_gates` use."""
         raise NotImplementedError
 
     def _layers(self) -> list[RecurrentLayer]:
@@ -168,12 +169,15 @@ class RecurrentDecoder(nn.Module):
             cell_state: Cell states of the LSTM, from which a sentinel is computed, `(B, K, D)`.
             words: Word embeddings, `(B, K, E)`.
             memory: Memory of the B images.
-            sentinel_step: Function that computes the sentinel, by default `self.sentinel.step`.
+            sentinel_step: Function that computes the sentinel, by default `Sentinel.step`.
 
         Returns:
             Contexts, weights and, if the attention samples, log-probabilities.
         """
-        sentinels = () if self.sentinel is None else ((sentinel_step or self.sentinel.step)(words, query, cell_state),)
+        sentinels: tuple[Tensor, ...] = ()
+        if self.sentinel is not None:
+            compute = sentinel_step or Sentinel(self.sentinel).step
+            sentinels = (compute(words, query, cell_state),)
         context, weights, *log_probs = self.attention(query, memory.keys, memory.cells, *sentinels)
         if self.state_to_gate is not None:
             context = torch.sigmoid(self.state_to_gate(query)) * context
@@ -359,16 +363,16 @@ class RecurrentDecoder(nn.Module):
 
         Returns:
             The products W a of the cells, `(B, P, gates)`, and the layer's weights of its other inputs. Both are None
-            if this saves nothing, if a gate scales each channel of ẑ, or if the attention does not declare
-            `sums_cells`.
+            if this saves nothing, if a gate scales each channel of ẑ, if the attention does not declare `sums_cells`,
+            or if the layer's linear map is not plain.
         """
         num_images, num_cells, memory_size = memory.cells.shape
         cost, plain_cost = num_images * num_cells, num_rows
         if torch.is_grad_enabled():
             cost, plain_cost = 2 * cost, 3 * plain_cost
-        if cost > plain_cost or self.gates_channels or not sums_cells(type(self.attention)):
+        if cost > plain_cost or self.gates_channels or not (layer.is_plain and sums_cells(type(self.attention))):
             return None, None
-        of_context, of_others = layer.weight.split([memory_size, layer.in_features - memory_size], 1)
+        of_context, of_others = layer.linear.weight.tensor_split([memory_size], 1)
         return functional.linear(memory.cells, of_context), of_others
 
     def unrolled_attend(self, projected: Tensor | None = None) -> UnrolledAttend:
@@ -383,10 +387,10 @@ class RecurrentDecoder(nn.Module):
                 context's part of the pre-activations is added to its gate input instead.
         """
         needs_context = self.step_to_output is not None  # as deep output reads it too
-        sentinel_step = None if self.sentinel is None else self.sentinel.unroll()
+        sentinel_step = None if self.sentinel is None else Sentinel(self.sentinel).unroll()
 
         def attend(
-            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor
+            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor | float
         ) -> tuple[Any, ...]:
             context, weights, *log_probs = self.attend(query, cell_state, words, memory, sentinel_step)
             return [context], gate_input, context if needs_context else context[..., :0], weights, *log_probs
@@ -396,7 +400,7 @@ class RecurrentDecoder(nn.Module):
         sum_projected = DeferredSum(projected)
 
         def attend_projected(
-            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor
+            query: Tensor, cell_state: Tensor, words: Tensor, memory: Memory, gate_input: Tensor | float
         ) -> tuple[Any, ...]:
             weights = self.attention.weigh(query, memory.keys)  # type: ignore[operator]
             scaled = weights if self.state_to_gate is None else torch.sigmoid(self.state_to_gate(query)) * weights
