@@ -4,7 +4,14 @@ Importing this package registers the captioner with transformers' Auto classes a
 public names import their modules when they are first used, and the registration waits until transformers is imported.
 """
 
+import sys
 from importlib import import_module
+
+# Of `hf-captioner` and `python -m hf_captioner`, this is the first line that runs; the imports below take a while.
+if sys.argv[:1] == ["-m"] or "hf-captioner" in "".join(sys.argv[:1]):
+    from .interruption import end_at_ctrl_c
+
+    end_at_ctrl_c()
 
 import lazy_loader
 from wrapt import when_imported

@@ -9,9 +9,11 @@ import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from types import ModuleType
 
 from . import __version__
 from .cli import EXIT_REFUSED, run_command
+from .interruption import ending_at_ctrl_c
 
 # Title of each group, and its commands with one line of help. A command is `main` of the module of its name.
 GROUPS: dict[str, dict[str, str]] = {
@@ -42,7 +44,8 @@ def help_text() -> str:
         "",
         "`hf-captioner COMMAND --help` explains a command, `hf-captioner --version` prints the version.",
         "Several processes: accelerate launch -m hf_captioner COMMAND ...",
-        "Exit codes: 0 success, 1 problems found, 2 wrong usage or input, 128 + n stopped by signal n.",
+        "Exit codes: 0 success, 1 problems found, 2 wrong usage or input, 70 unexpected error, 128 + n stopped by",
+        "signal n. HF_CAPTIONER_TRACEBACK=1 shows where in the code an error arose.",
     ]
     return "\n".join(lines)
 
@@ -62,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"Did you mean {close[0]!r}?" if close else f"Commands are {', '.join(COMMANDS)}."
         print(f"error: There is no command {name!r}. {hint}\nSee: hf-captioner --help", file=sys.stderr)
         return EXIT_REFUSED
-    return run_command(lambda rest: import_module(f".commands.{name}", __package__).main(rest), argv[1:])
+    return run_command(lambda rest: import_command(name).main(rest), argv[1:])
+
+
+def import_command(name: str) -> ModuleType:
+    """Import the module of a command, which takes seconds."""
+    with ending_at_ctrl_c():
+        return import_module(f".commands.{name}", __package__)
 
 
 if __name__ == "__main__":

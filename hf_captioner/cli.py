@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import first_line
+from .errors import first_line, is_out_of_memory
 from .interruption import Interrupted
 
 if TYPE_CHECKING:
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
 # Exit codes. An interrupted command ends with 128 plus the number of the signal, as in shells.
 EXIT_PROBLEM = 1  # the command ran and found something wrong
 EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
+EXIT_UNEXPECTED = 70  # a mistake in this package or in a library; sysexits.h has this number for it
+
+SHOW_TRACEBACK = "HF_CAPTIONER_TRACEBACK"  # environment variable; with any value, errors are raised as they are
+SECONDS_OF_OTHERS = 3  # that the main process has to report an error before another process of the run does
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -110,7 +117,7 @@ def show_messages() -> None:
 
 
 def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int:
-    """Run a command and return its exit code; errors that the user can fix end in one line on standard error.
+    """Run a command and return its exit code; errors end in one line on standard error.
 
     Args:
         main: Function of the command, which returns an exit code, or None for success.
@@ -133,8 +140,33 @@ def run_command(main: Callable[[Sequence[str]], int | None], argv: Sequence[str]
         if os.environ.get("LOCAL_RANK", "0") == "0":  # one line for all processes of a run
             print(str(e) or "Stopped by SIGINT.", file=sys.stderr)
         return 128 + (e.signal_number if isinstance(e, Interrupted) else 2)
-    except (ValueError, OSError, FloatingPointError) as e:
+    except Exception as e:
+        if os.environ.get(SHOW_TRACEBACK):
+            raise
+        code, line = describe_error(e)
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            # Mostly the main process has the same error. When it ends, the launcher ends this process, too.
+            time.sleep(SECONDS_OF_OTHERS)
+        print(f"error: {line}", file=sys.stderr)
+        return code
+
+
+def describe_error(error: Exception) -> tuple[int, str]:
+    """Return the exit code and the line for an error that ends a command.
+
+    Errors of these kinds say what the user can do. The traceback of any other error is written to a file.
+    """
+    if is_out_of_memory(error):
+        return EXIT_REFUSED, f"Memory has run out: {first_line(error)} Lower --batch_size or --num_workers."
+    if isinstance(error, ValueError | OSError | FloatingPointError | ImportError):
         # Python puts a number before the text of its OSErrors, and their file behind it.
-        text = str(e) if getattr(e, "filename", None) else getattr(e, "strerror", None) or str(e)
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        return EXIT_REFUSED
+        has_file = getattr(error, "filename", None)
+        text = str(error) if has_file else getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return EXIT_REFUSED, " ".join(text.split())
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="hf-captioner-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        traceback.print_exception(error, file=file)
+    return EXIT_UNEXPECTED, (
+        f"{type(error).__name__}: {first_line(error)} This should not happen: please report it, with {file.name!r}."
+    )

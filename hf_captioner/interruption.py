@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
@@ -23,6 +24,31 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+@contextmanager
+def ending_at_ctrl_c() -> Iterator[None]:
+    """Let Ctrl-C end the program at once and silently in the block: while it imports, it has nothing to lose.
+
+    An import that is interrupted by an exception may print it, turn it into an ImportError, or go on.
+    """
+    end_at_ctrl_c()
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is _end:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def end_at_ctrl_c() -> None:
+    """Let Ctrl-C end the program at once and silently, unless it is ignored or handled by someone else."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
 
 
 class Interruption:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,9 @@ def test_options_take_hyphens_and_underscores(capsys: pytest.CaptureFixture[str]
     [
         (ValueError("too many\n beams"), 2, "error: too many beams"),
         (FileNotFoundError(2, "No such file", "a.jpg"), 2, "error: [Errno 2] No such file: 'a.jpg'"),
+        (ImportError("METEOR needs pycocoevalcap"), 2, "error: METEOR needs pycocoevalcap"),
+        (ValueError(), 2, "error: ValueError"),
+        (MemoryError(), 2, "error: Memory has run out: MemoryError. Lower --batch_size or --num_workers."),
         (KeyboardInterrupt(), 130, "Stopped by SIGINT."),
     ],
 )
@@ -82,12 +86,42 @@ def test_errors_end_in_one_line(error: BaseException, code: int, line: str, caps
     assert run_command(fail, []) == code and capsys.readouterr().err.strip() == line
 
 
-def test_our_own_mistakes_keep_their_traceback() -> None:
+def test_an_unexpected_error_ends_in_one_line_that_names_a_file_with_its_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(_: object) -> None:
-        raise AssertionError("a mistake of ours")
+        raise KeyError("a mistake of ours")
 
-    with pytest.raises(AssertionError):
+    assert run_command(fail, []) == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    found = re.fullmatch(r"error: KeyError: 'a mistake of ours'. This should not happen: .* with '(.*)'\.", line)
+    assert found and "in fail" in Path(found[1]).read_text()
+    Path(found[1]).unlink()
+    monkeypatch.setenv("HF_CAPTIONER_TRACEBACK", "1")
+    with pytest.raises(KeyError):
         run_command(fail, [])
+
+
+def test_of_several_processes_the_main_one_reports_an_error_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert run_command(lambda _: int("many"), []) == 2
+    assert len(waited) == 1 and capsys.readouterr().err.count("error: invalid literal") == 2
+
+
+@pytest.mark.parametrize("command", [["hf_captioner", "parts"], ["hf_captioner", "train", "--output_dir", "TMP"]])
+def test_ctrl_c_while_libraries_are_imported_is_silent(command: list[str], tmp_path: Path) -> None:
+    program = [sys.executable, "-v", "-m", *(str(tmp_path) if word == "TMP" else word for word in command)]
+    with subprocess.Popen(program, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = any("torch._C" in line for line in process.stderr)  # -v tells each import
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+        assert seen and process.wait(60) == 130 and "Traceback" not in rest
 
 
 def test_piped_output_holds_results_alone(photo_files: list[Path]) -> None:

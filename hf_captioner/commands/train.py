@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from ..interruption import ending_at_ctrl_c
 from ..training.recipe import Recipe, parse_recipe
 
 if TYPE_CHECKING:
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Train, validate, save the best model and report its scores; publish it if `--push_to_hub` is given."""
     recipe = parse_recipe(argv, prog="hf-captioner train", description=__doc__)
-    from accelerate import PartialState
+    with ending_at_ctrl_c():  # Imported here, so that --help and wrong options answer at once.
+        from accelerate import PartialState
 
-    from ..training.train import train
+        from ..training.train import train
 
     if not recipe.run.push_to_hub:
         train(recipe)

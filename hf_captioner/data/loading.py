@@ -196,8 +196,13 @@ class StepLoader:
         try:
             for batch in self.loader:
                 yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
-        except (EOFError, ConnectionError) as e:
-            if not self.loader.num_workers or _is_raised_by_worker(e):
+        except Exception as e:
+            if _is_raised_by_worker(e):
+                # torch puts the whole traceback into the message, and the error's own message behind that.
+                e.add_note(str(e))
+                e.args = (re.split(r"^\w[\w.]*: ", str(e), flags=re.MULTILINE)[-1].strip(),)
                 raise
-            # torch noticed the broken connection to a dead worker before its death.
-            raise RuntimeError("DataLoader worker hung up.") from e
+            if isinstance(e, EOFError | ConnectionError) and self.loader.num_workers:
+                # torch noticed the broken connection to a dead worker before its death.
+                raise RuntimeError("DataLoader worker hung up.") from e
+            raise
