@@ -163,10 +163,10 @@ def describe_error(error: Exception) -> tuple[int, str]:
         has_file = getattr(error, "filename", None)
         text = str(error) if has_file else getattr(error, "strerror", None) or str(error) or type(error).__name__
         return EXIT_REFUSED, " ".join(text.split())
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="hf-captioner-", suffix=".txt", delete=False, encoding="utf-8"
-    ) as file:
-        traceback.print_exception(error, file=file)
-    return EXIT_UNEXPECTED, (
-        f"{type(error).__name__}: {first_line(error)} This should not happen: please report it, with {file.name!r}."
-    )
+    line = f"{type(error).__name__}: {first_line(error)} This should not happen: please report it"
+    try:
+        with tempfile.NamedTemporaryFile("wb", prefix="hf-captioner-", suffix=".txt", delete=False) as file:
+            file.write("".join(traceback.format_exception(error)).encode("utf-8", "backslashreplace"))
+    except OSError:
+        return EXIT_UNEXPECTED, f"{line}, with what {SHOW_TRACEBACK}=1 shows."
+    return EXIT_UNEXPECTED, f"{line}, with {file.name!r}."

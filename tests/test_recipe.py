@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -58,7 +59,7 @@ def test_the_written_recipe_gives_the_same_recipe(tmp_path: Path) -> None:
         (["shapes", "flickr8k"], "Unknown arguments: flickr8k. Give one recipe"),
         (["flickr9k"], "No recipe at 'flickr9k'. .* one of flickr8k, flickr8k_mobilenetv2, shapes"),
         (["FILE", "learning_rat: 1"], r"has no known field learning_rat \(did you mean learning_rate\?\)"),
-        (["FILE", "- 1"], "holds a list, not fields"),
+        (["FILE", "- 1"], "holds a list, not names with values"),
         (["FILE", "a: b: c"], "is not YAML"),
     ],
 )
@@ -68,6 +69,55 @@ def test_wrong_names_get_a_suggestion(arguments: list[str], message: str, tmp_pa
         arguments = [str(tmp_path / "mine.yaml")]
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         parse_recipe(arguments)
+
+
+BOMB = "a: &a [x, x]\n" + "".join(f"b{i}: &b{i} [*{'a' if not i else f'b{i - 1}'}, *a]\n" for i in range(60))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"epochs: many", "epochs: invalid int value: 'many'"),
+        (b"epochs: [1, 2]", "epochs: .* is a list, not a number or a text"),
+        (b"epochs: {a: 1}", "epochs: invalid int value"),
+        (b"epochs: 2024-01-01", "epochs: .* is a date"),
+        (b"epochs: 1\nseed: 2\nepochs: 3", "epochs is given twice"),
+        (b"mirror: 2", "mirror: '2' is neither true nor false"),
+        (b"learning_rate: .nan", "learning_rate is nan; it must be at least 0"),
+        (b"encoder_kwargs: [1]", "encoder_kwargs: .* is a list"),
+        (b"? [epochs]\n: 1", "unhashable key"),
+        (b"epochs:\n\t- 1", "cannot start any token"),
+        (b"\x00\xff\xfe\x89PNG", "not YAML"),
+        (b"epochs: " + b"[" * 5000, "recursion"),
+        (BOMB.encode(), r"\*a refers to another value"),
+        (b"#" * 2**21, "it has more than 1 MiB"),
+        (b"output_dir: ''", "output_dir is ''; it must be given"),
+    ],
+)
+def test_wrong_recipes_are_refused_in_a_line_that_names_the_file(text: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(text)
+    with pytest.raises(ValueError, match=rf"^[^\n]*mine.yaml'[^\n]*{message}[^\n]*$"):
+        parse_recipe([str(tmp_path / "mine.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "at least 1"),
+        ("epochs", "3", "a whole number"),
+        ("mirror", 1, "true or false"),
+        ("output_dropout", 1.5, "at least 0 and at most 1"),
+        ("length_penalty", float("inf"), "a finite number"),
+        ("schedule", "stepwise", "one of linear, cosine"),
+        ("seed", -1, "at least 0"),
+        ("dataset", "", "given, not empty"),
+        ("decoder_kwargs", "num_layers", "names with values in YAML"),
+        ("data_config", "{a: &x [1], b: *x}", "refers to another value"),
+    ],
+)
+def test_wrong_values_are_refused_in_python_too(field: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} is .*; it must be .*{message}"):
+        Recipe.from_fields(**{field: value})
 
 
 @pytest.mark.parametrize("arguments", [["--epochs", "many"], ["--schedule", "stepwise"], ["--mirror", "perhaps"]])

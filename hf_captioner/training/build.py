@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
 from datasets import Dataset
@@ -27,7 +26,7 @@ from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
 from .accelerator import build_accelerator, raise_everywhere
 from .checkpoints import Checkpoint, Checkpoints
-from .recipe import Recipe
+from .recipe import Recipe, parse_fields
 from .rewards import CaptionReward, Rewards
 from .run import DIGEST, Run
 from .stages import EncoderTraining, Likelihood, Objective, Optimization, Stage
@@ -133,14 +132,14 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         options.encoder_name,
         pretrained=options.pretrained,
         encoder_weights=options.encoder_weights,
-        data_config=yaml.safe_load(options.data_config),
+        data_config=parse_fields(options.data_config),
         encoder_type=options.encoder_type,
-        encoder_kwargs=yaml.safe_load(options.encoder_kwargs),
+        encoder_kwargs=parse_fields(options.encoder_kwargs),
         attention_type=options.attention_type,
         attention_size=options.attention_size,
-        attention_kwargs=yaml.safe_load(options.attention_kwargs),
+        attention_kwargs=parse_fields(options.attention_kwargs),
         decoder_type=options.decoder_type,
-        decoder_kwargs=yaml.safe_load(options.decoder_kwargs),
+        decoder_kwargs=parse_fields(options.decoder_kwargs),
         vocab_size=len(tokenizer),
         embedding_size=options.embedding_size,
         hidden_size=options.hidden_size,

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import logging
+import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -14,137 +16,246 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from ..cli import CommandParser
 
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 2**20  # of a recipe
 RECIPE_FOLDER = Path(__file__).with_name("recipes")
 
 
-def option(default: Any, help: str) -> Any:
-    """Declare a field of a recipe, with its default and its text in `--help`."""
-    return field(default=default, metadata={"help": help})
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, is_yaml: bool = False
+) -> Any:
+    """Declare a field of a recipe.
+
+    Args:
+        default: Default of the field.
+        help: Text in `--help`.
+        low: Lowest value of a number.
+        high: Highest value of a number.
+        is_yaml: The field is YAML text with names and values.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "is_yaml": is_yaml})
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class Options:
+    """Base of the groups of fields, whose types and ranges are checked whoever fills them in."""
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self))
+        for option in fields(self):
+            if problem := _problem(getattr(self, option.name), hints[option.name], option.metadata):
+                raise ValueError(f"{option.name} is {getattr(self, option.name)!r}; it must be {problem}.")
+
+
+def _problem(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
+    """Return what a field must be, for the end of a sentence, or None if its value is just that."""
+    if value is None and type(None) in get_args(hint):
+        return None
+    kind, choices = _kind(hint)
+    if choices:
+        return None if value in choices else f"one of {', '.join(choices)}"
+    if not isinstance(value, (int, float) if kind is float else kind) or (isinstance(value, bool) and kind is not bool):
+        return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[kind]
+    if kind in (int, float):
+        low, high = (metadata[name] for name in ("low", "high"))
+        is_low, is_high = low is not None and value < low, high is not None and value > high
+        is_number = kind is int or math.isfinite(value)
+        limits = " and ".join(
+            f"{word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
+        )
+        return None if is_number and not is_low and not is_high else limits or "a finite number"
+    if value == "":
+        return "given, not empty"
+    if metadata["is_yaml"]:
+        try:
+            parse_fields(value)
+        except ValueError as e:
+            return f"names with values in YAML, such as {{a: 1}}: {e}"
+    return None
+
+
+def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
+    """Return the type of a field, without None, and the values that it is limited to, if it is."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    return (str, get_args(hint)) if get_origin(hint) is Literal else (hint, ())
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, without what grows out of a small file or is easily overlooked in it."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases: ten lines of them make a value of gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise ComposerError(None, None, f"*{event.anchor} refers to another value", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a name that is given twice, of which YAML takes the last."""
+        mapping = super().construct_mapping(node, deep)
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if len(mapping) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return mapping
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+    """Parse YAML text that holds names with values.
+
+    Raises:
+        ValueError: It holds something else, or is nested too deeply.
+    """
+    try:
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(" ".join(str(e).split())) from e
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"it holds a {type(values).__name__}, not names with values")
+    return values or {}
+
+
+@dataclass(frozen=True)
+class DataOptions(Options):
     """Options of the images and captions to train on, and of how they are read."""
 
     dataset: str = option("shapes", "Name of a data set, folder or file in any usual form, or id on the Hub.")
     dataset_format: str | None = option(None, "Form of its files, such as coco or kaggle; recognised by default.")
-    max_images: int | None = option(None, "Use only the first images of each split, to try things out.")
+    max_images: int | None = option(None, "Use only the first images of each split, to try things out.", low=1)
     skip_broken: bool = option(False, "Leave out unreadable images and empty captions, naming each.")
     tokenizer: Literal["words", "bpe"] = option("words", "Words, or pieces (BPE) for languages without spaces.")
-    min_count: int = option(1, "How often a word (or a pair of pieces) must occur to enter the vocabulary.")
-    vocab_size: int | None = option(None, "Largest vocabulary; by default unlimited for words and 4096 for BPE.")
-    max_words: int = option(30, "Training captions are cut after this many words or pieces.")
+    min_count: int = option(1, "How often a word (or a pair of pieces) must occur to enter the vocabulary.", low=1)
+    vocab_size: int | None = option(None, "Largest vocabulary; by default unlimited for words and 4096 for BPE.", low=1)
+    max_words: int = option(30, "Training captions are cut after this many words or pieces.", low=1)
     mirror: bool = option(False, "Train on mirrored images too. Not where captions tell left from right.")
     augment: bool = option(False, "Crop images a little and vary their colours, where no cells are cached.")
     cache_cells: bool = option(True, "Keep the image cells of a frozen encoder on disk.")
     cache_dir: str | None = option(None, "Folder for these cells (default: beside the Hub's cache).")
-    num_workers: int | None = option(None, "Processes that read images; by default one per core, at most 8.")
+    num_workers: int | None = option(None, "Processes that read images; by default one per core, at most 8.", low=0)
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class ModelOptions(Options):
     """Options of the captioner's architecture: its encoder, attention and decoder, and their sizes."""
 
     encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
     encoder_name: str = option("test_resnet", "Architecture of that encoder, for timm one such as resnet101.")
-    encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of the encoder, as YAML.")
+    encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of the encoder, as YAML.", is_yaml=True)
     pretrained: bool = option(False, "Start from timm's weights for the encoder.")
     encoder_weights: str | None = option(None, "Safetensors file with these weights, instead of the Hub.")
-    data_config: str = option("{input_size: [3, 96, 96], crop_pct: 1.0}", "Changes to timm's preprocessing, as YAML.")
+    data_config: str = option(
+        "{input_size: [3, 96, 96], crop_pct: 1.0}", "Changes to timm's preprocessing, as YAML.", is_yaml=True
+    )
     attention_type: str = option("additive", "Name among the attentions.")
-    attention_size: int = option(256, "Width of the attention's hidden layer.")
-    attention_kwargs: str = option("{}", "Further arguments of the attention, as YAML, such as {num_heads: 4}.")
+    attention_size: int = option(256, "Width of the attention's hidden layer.", low=1)
+    attention_kwargs: str = option(
+        "{}", "Further arguments of the attention, as YAML, such as {num_heads: 4}.", is_yaml=True
+    )
     decoder_type: str = option("spatial", "Name among the decoders, such as lstm, that of Show, Attend and Tell.")
-    decoder_kwargs: str = option("{}", "Further arguments of the decoder, as YAML, such as {num_layers: 2}.")
-    embedding_size: int = option(128, "Width of a word embedding.")
-    hidden_size: int = option(256, "Width of the decoder's hidden state.")
+    decoder_kwargs: str = option(
+        "{}", "Further arguments of the decoder, as YAML, such as {num_layers: 2}.", is_yaml=True
+    )
+    embedding_size: int = option(128, "Width of a word embedding.", low=1)
+    hidden_size: int = option(256, "Width of the decoder's hidden state.", low=1)
     tie_word_embeddings: bool = option(False, "Use the word embeddings as weights of the output layer too.")
     word_vectors: str | None = option(None, "Text file of word vectors, such as GloVe's, that embeddings start from.")
     gate: bool = option(False, "Scale the attended context by a learned gate.")
     deep_output: bool = option(False, "Compute logits from state, context and the previous word.")
-    memory_dropout: float = option(0.0, "Dropout on image cells.")
-    embedding_dropout: float = option(0.0, "Dropout on word embeddings.")
-    output_dropout: float = option(0.1, "Dropout before the output layer.")
+    memory_dropout: float = option(0.0, "Dropout on image cells.", low=0, high=1)
+    embedding_dropout: float = option(0.0, "Dropout on word embeddings.", low=0, high=1)
+    output_dropout: float = option(0.1, "Dropout before the output layer.", low=0, high=1)
 
 
 @dataclass(frozen=True)
-class OptimizationOptions:
+class OptimizationOptions(Options):
     """Options of the optimization, the same in all stages."""
 
-    batch_size: int = option(32, "Images per batch on each process; every image brings all its captions.")
-    gradient_accumulation_steps: int = option(1, "Batches on each process per optimizer step.")
+    batch_size: int = option(32, "Images per batch on each process; every image brings all its captions.", low=1)
+    gradient_accumulation_steps: int = option(1, "Batches on each process per optimizer step.", low=1)
     schedule: Literal["linear", "cosine", "constant_with_warmup"] = option("cosine", "Learning-rate schedule.")
-    warmup: float = option(0.1, "Fraction of the steps in which the learning rate rises.")
-    weight_decay: float = option(0.0, "Weight decay of AdamW.")
-    max_grad_norm: float = option(5.0, "Largest gradient norm; longer gradients are scaled down.")
+    warmup: float = option(0.1, "Fraction of the steps in which the learning rate rises.", low=0, high=1)
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", low=0)
+    max_grad_norm: float = option(5.0, "Largest gradient norm; longer gradients are scaled down.", low=1e-6)
     ema_decay: float = option(0.0, "Decay of a running average of the weights to validate and keep; 0 for none.")
-    label_smoothing: float = option(0.0, "Probability spread over the vocabulary.")
-    doubly_stochastic_weight: float = option(0.0, "Weight of the loss term that asks for attention to every cell.")
+    label_smoothing: float = option(0.0, "Probability spread over the vocabulary.", low=0, high=1)
+    doubly_stochastic_weight: float = option(
+        0.0, "Weight of the loss term that asks for attention to every cell.", low=0
+    )
     doubly_stochastic_reduction: Literal["mean", "sum"] = option("mean", "Reduction of that term over cells.")
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "Precision of training.")
     freeze_encoder: bool = option(False, "Train the decoder only, except in finetune_epochs.")
     encoder_learning_rate: float | None = option(
-        None, "Highest learning rate of the encoder; by default the decoder's."
+        None, "Highest learning rate of the encoder; by default the decoder's.", low=0
     )
-    encoder_from_stage: int = option(0, "First stage of the encoder to train; 0 is the stem.")
+    encoder_from_stage: int = option(0, "First stage of the encoder to train; 0 is the stem.", low=0)
     freeze_batch_norm: bool | None = option(None, "Keep the encoder's batch norms; by default if it is pretrained.")
     gradient_checkpointing: bool = option(False, "Recompute the encoder's activations: less memory, a third slower.")
 
 
 @dataclass(frozen=True)
-class StageOptions:
+class StageOptions(Options):
     """Options of the stages of training: likelihood of the captions, fine-tuning of the encoder, rewards."""
 
-    epochs: int = option(4, "Passes over the training images.")
-    learning_rate: float = option(2e-3, "Highest learning rate.")
-    scheduled_sampling: float = option(0.0, "Highest probability of reading a sampled word instead of the caption's.")
+    epochs: int = option(4, "Passes over the training images.", low=1)
+    learning_rate: float = option(2e-3, "Highest learning rate.", low=0)
+    scheduled_sampling: float = option(
+        0.0, "Highest probability of reading a sampled word instead of the caption's.", low=0, high=1
+    )
     scheduled_sampling_course: Literal["linear", "exponential", "inverse_sigmoid", "constant"] = option(
         "linear", "How that probability rises from 0."
     )
     select_by: Literal["cider", "bleu_4"] = option("bleu_4", "Validation score by which the best epoch is kept.")
-    patience: int = option(5, "End a stage after this many epochs without a better score.")
-    finetune_epochs: int = option(0, "Passes that follow, training the encoder too.")
-    finetune_learning_rate: float = option(1e-4, "Highest learning rate of the decoder in these.")
-    reward_epochs: int = option(0, "Passes that follow, in which sampled captions are rewarded by their CIDEr-D.")
-    reward_learning_rate: float = option(1e-4, "Highest learning rate in these.")
-    reward_samples: int = option(5, "Captions sampled per image.")
+    patience: int = option(5, "End a stage after this many epochs without a better score.", low=1)
+    finetune_epochs: int = option(0, "Passes that follow, training the encoder too.", low=0)
+    finetune_learning_rate: float = option(1e-4, "Highest learning rate of the decoder in these.", low=0)
+    reward_epochs: int = option(
+        0, "Passes that follow, in which sampled captions are rewarded by their CIDEr-D.", low=0
+    )
+    reward_learning_rate: float = option(1e-4, "Highest learning rate in these.", low=0)
+    reward_samples: int = option(5, "Captions sampled per image.", low=1)
     reward_baseline: Literal["others", "greedy"] = option(
         "others", "What rewards are compared with: the mean of the image's other samples, or its greedy caption."
     )
-    reward_top_k: int = option(10, "Top-k for sampling; 0 disables it.")
-    reward_bleu_weight: float = option(0.0, "Weight of BLEU-4 beside CIDEr-D in the reward.")
-    reward_likelihood_weight: float = option(0.0, "Weight of the likelihood of the reference captions beside rewards.")
+    reward_top_k: int = option(10, "Top-k for sampling; 0 disables it.", low=0)
+    reward_bleu_weight: float = option(0.0, "Weight of BLEU-4 beside CIDEr-D in the reward.", low=0)
+    reward_likelihood_weight: float = option(
+        0.0, "Weight of the likelihood of the reference captions beside rewards.", low=0
+    )
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
+class DecodingOptions(Options):
     """Options of decoding; all but the numbers of beams are saved with the model."""
 
-    num_beams: int = option(5, "Beams when validating each epoch.")
-    final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.")
-    max_length: int = option(31, "Longest caption, <start> and <end> included.")
-    min_length: int = option(0, "Shortest caption, <start> and <end> included.")
+    num_beams: int = option(5, "Beams when validating each epoch.", low=1)
+    final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.", low=1)
+    max_length: int = option(31, "Longest caption, <start> and <end> included.", low=2)
+    min_length: int = option(0, "Shortest caption, <start> and <end> included.", low=0)
     length_penalty: float = option(1.0, "Power of the length by which beam search divides a caption's score.")
-    no_repeat_ngram_size: int = option(0, "Never repeat this many words in a row; 0 allows it.")
+    no_repeat_ngram_size: int = option(0, "Never repeat this many words in a row; 0 allows it.", low=0)
     suppress_bad_endings: bool = option(False, "Never end a caption in an English word such as 'a' or 'of'.")
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class RunOptions(Options):
     """Options of where results are written and how the program runs."""
 
     output_dir: str = option("outputs/shapes", "Folder for the best model, the log and the pictures.")
-    seed: int = option(0, "Seed of weights, shuffling and dropout.")
+    seed: int = option(0, "Seed of weights, shuffling and dropout.", low=0, high=2**31)
     resume: bool = option(False, "Go on exactly from the newest checkpoint in the output folder.")
-    checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.")
+    checkpoint_minutes: float = option(10.0, "Minutes between checkpoints within an epoch.", low=0)
     keep_checkpoints: int = option(2, "How many of the newest checkpoints are kept.")
     tracking: Literal["auto", "tensorboard", "wandb", "none"] = option(
         "auto", "Where scores, captions and pictures of each epoch go; auto is TensorBoard where it is installed."
     )
-    num_threads: int | None = option(None, "Threads per process on a CPU (default: all cores, shared out).")
+    num_threads: int | None = option(None, "Threads per process on a CPU (default: all cores, shared out).", low=1)
     push_to_hub: str | None = option(None, "Publish the best model at the end under this id on the Hub.")
     license: str | None = option(None, "Licence of its weights, for push_to_hub: apache-2.0, cc-by-nc-4.0, ...")
 
@@ -225,14 +336,22 @@ def parse_recipe(argv: Sequence[str], *, prog: str | None = None, description: s
     values = vars(typed)
     name = values.pop("recipe")
     if name is not None:
-        values = vars(parser.parse_args(_as_arguments(read_recipe(name)))) | values
+        recipe = read_recipe(name)
+        try:
+            read = vars(_build_parser(None, None, _RecipeParser).parse_args(_as_arguments(recipe)))
+            Recipe.from_fields(**{field: value for field, value in read.items() if field != "recipe"})
+        except ValueError as e:
+            raise ValueError(f"The recipe {name!r} has a wrong value: {e}") from e
+        values = read | values
         del values["recipe"]
     return Recipe.from_fields(**values)
 
 
-def _build_parser(prog: str | None, description: str | None) -> CommandParser:
-    """Build the command-line parser; it returns only the fields that are given."""
-    parser = CommandParser(
+def _build_parser(
+    prog: str | None, description: str | None, kind: type[CommandParser] = CommandParser
+) -> CommandParser:
+    """Build the parser of a command line or of a recipe; it returns only the fields that are given."""
+    parser = kind(
         prog=prog,
         description=description,
         usage="%(prog)s [RECIPE] [--field value ...]",
@@ -263,18 +382,16 @@ class _ListRecipes(argparse.Action):
 
 def _argument_settings(option: Any, hint: Any) -> dict[str, Any]:
     """Return argparse's settings for a field of type str, int, float, bool, one of these or None, or Literal."""
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    choices = get_args(hint) if get_origin(hint) is Literal else None
+    kind, choices = _kind(hint)
     text = option.metadata["help"] + (f" One of {', '.join(choices)}." if choices else "")
     if option.default not in (None, False):
         text = f"{text} [{option.default}]"
     settings: dict[str, Any] = {"help": text.replace("%", "%%")}
     if choices:
         return {"choices": choices, "metavar": "NAME", **settings}
-    if hint is bool:
+    if kind is bool:
         return {"type": _parse_bool, "nargs": "?", "const": True, "metavar": "BOOL", **settings}
-    return {"type": hint, "metavar": {int: "N", float: "X", str: "TEXT"}[hint], **settings}
+    return {"type": kind, "metavar": {int: "N", float: "X", str: "TEXT"}[kind], **settings}
 
 
 def _parse_bool(text: str) -> bool:
@@ -297,19 +414,30 @@ def read_recipe(name_or_path: str) -> dict[str, Any]:
         ValueError: The file is not a mapping of known fields.
         FileNotFoundError: There is no such recipe.
     """
-    path = RECIPE_FOLDER / f"{name_or_path}.yaml" if name_or_path in recipes() else Path(name_or_path)
+    is_ours = name_or_path in recipes()
+    path = RECIPE_FOLDER / f"{name_or_path}.yaml" if is_ours else Path(name_or_path)
+    if is_ours and Path(name_or_path).is_file():
+        logger.warning(f"{name_or_path} is the package's recipe; for the file of that name, give ./{name_or_path}.")
     if not path.is_file():
         raise FileNotFoundError(f"No recipe at {name_or_path!r}. Give a YAML file, or one of {', '.join(recipes())}.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{str(path)!r} is no recipe: it has more than {MAX_BYTES / 2**20:.0f} MiB.")
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as e:
-        raise ValueError(f"The recipe {str(path)!r} is not YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(recipe, dict):
-        raise ValueError(f"The recipe {str(path)!r} holds a {type(recipe).__name__}, not fields with values.")
+        recipe = parse_fields(path.read_text(encoding="utf-8-sig"))
+    except ValueError as e:
+        raise ValueError(f"The recipe {str(path)!r} is not YAML with fields and values: {e}") from e
     known = Recipe().as_fields()
     if unknown := [str(name) for name in recipe if name not in known]:
         raise ValueError(f"The recipe {str(path)!r} has no known field {_with_suggestions(unknown, known)}.")
     return recipe
+
+
+class _RecipeParser(CommandParser):
+    """A parser of the values in a recipe, whose errors are ValueErrors."""
+
+    def error(self, message: str) -> Any:
+        """Raise a ValueError with the message."""
+        raise ValueError(message.removeprefix("argument --"))
 
 
 def _as_arguments(recipe: Mapping[str, Any]) -> list[str]:
@@ -317,6 +445,8 @@ def _as_arguments(recipe: Mapping[str, Any]) -> list[str]:
     arguments = []
     for name, value in recipe.items():
         if value is not None:
+            if not isinstance(value, dict | str | int | float):
+                raise ValueError(f"{name}: {value!r} is a {type(value).__name__}, not a number or a text")
             text = yaml.safe_dump(value, default_flow_style=True).strip() if isinstance(value, dict) else str(value)
             arguments.append(f"--{name}={text}")
     return arguments
