@@ -37,6 +37,8 @@ def load_captions(
     format: str | None = None,
     streaming: bool = False,
     skip_broken: bool = False,
+    allow_urls: bool = False,
+    allow_outside: bool = False,
     names_shown: int | None = NAMES_SHOWN,
     report: Callable[[str], None] = logger.warning,
     **kwargs: Any,
@@ -57,6 +59,9 @@ def load_captions(
         streaming: Return an `IterableDataset`, which reads rows one after the other and needs little memory.
         skip_broken: Leave out files and rows that can't be read, and report them, instead of raising an error. Images
             are not opened yet: see `drop_broken_images`.
+        allow_urls: Open images that the data set names by http and https addresses, which are refused by default:
+            whoever made the data set then decides where requests go.
+        allow_outside: Follow paths and links that lead out of the folder, which are refused by default.
         names_shown: Largest number of names in one line of the report; None for no limit.
         report: Function that is called with each line about the data set: its layout, damage that was repaired, missing
             images, images that are in two splits. By default lines are logged as warnings.
@@ -69,15 +74,16 @@ def load_captions(
         ValueError: The name, the format or the split is unknown, columns are missing, or a file is broken.
         FileNotFoundError: There is nothing at this path.
     """
+    access = {"allow_urls": allow_urls, "allow_outside": allow_outside}
     options = {"streaming": streaming, "skip_broken": skip_broken, "names_shown": names_shown, "report": report}
     if name_or_path in DATASETS.names():
         if format is not None:
             raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
-        return _load_part(name_or_path, split, options, kwargs)
+        return _load_part(name_or_path, split, options | access, kwargs)
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")
     damage = Damage(report, skip_broken=skip_broken, names_shown=names_shown)
-    splits = _read_path(name_or_path, format, streaming, damage)
+    splits = _read_path(name_or_path, format, streaming, damage, access)
     chosen = None if split is None else pick_split(splits, split, name_or_path)
     loaded = {name: dataset for name, dataset in splits.items() if isinstance(dataset, Dataset)}
     for leak in find_leaks({name: undecoded(dataset) for name, dataset in loaded.items()}):
@@ -130,12 +136,12 @@ def _load_part(name: str, split: str | None, options: Mapping[str, Any], kwargs:
     return IterableDatasetDict({name: dataset.to_iterable_dataset() for name, dataset in loaded.items()})
 
 
-def _read_path(path: str, format: str | None, streaming: bool, damage: Damage) -> Splits:
+def _read_path(path: str, format: str | None, streaming: bool, damage: Damage, access: Mapping[str, bool]) -> Splits:
     """Read all splits of a folder, a file or a data set on the Hub."""
     if Path(path).exists():
-        return load_layout(path, damage, format=format, streaming=streaming)
+        return load_layout(path, damage, format=format, streaming=streaming, **access)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
         if "/" in path or "\\" in path:
             raise FileNotFoundError(f"No data set at {path!r}. Give a folder that exists.")
         DATASETS.get(path)  # raises an error that lists the known names
-    return read_hub(path, damage, streaming)
+    return read_hub(path, damage, streaming, **access)

@@ -7,8 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 NAMES_SHOWN = 10
+LONGEST_NAME = 200  # characters of a name in a message
 
 logger = logging.getLogger(__name__)
+
+
+class RefusedError(ValueError):
+    """Error of a reader that has refused something broken, with the advice what to do about it."""
 
 
 class Damage:
@@ -43,7 +48,7 @@ class Damage:
     def broken(self, problem: str) -> None:
         """Report something unusable, which the reader then leaves out; raise a ValueError if `skip_broken` is False."""
         if not self.skip_broken:
-            raise ValueError(f"{problem} Fix it, or go on without it with --skip_broken (skip_broken=True).")
+            raise RefusedError(f"{problem} Fix it, or go on without it with --skip_broken (skip_broken=True).")
         self.report(f"Left out: {problem}")
 
     @contextmanager
@@ -51,8 +56,26 @@ class Damage:
         """Pass the message of a ValueError that is raised within this context to `broken`."""
         try:
             yield
+        except RefusedError:
+            raise
         except ValueError as e:
             self.broken(str(e))
+
+
+@contextmanager
+def located(location: str) -> Iterator[None]:
+    """Put the location before the message of a ValueError that is raised within this context."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except ValueError as e:
+        raise ValueError(f"{location}: {e}") from e
+
+
+def shortened(name: str) -> str:
+    """Return a name in quotes for a message; the end of a very long one, such as a data URI, is left out."""
+    return repr(name) if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]!r}… ({len(name)} characters)"
 
 
 def join_names(names: list[str], limit: int | None = NAMES_SHOWN) -> str:

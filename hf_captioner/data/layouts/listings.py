@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, IterableDataset, NamedSplit
 
-from .annotation_files import Record
-from .damage import Damage
+from .annotation_files import ReadRecords, Record
+from .caption_columns import clean_captions
+from .damage import LONGEST_NAME, Damage, located
 from .image_folder import ImageFolder
 from .splits import Splits, assign_splits, missing_splits
-from .stored_tables import row_features
+from .stored_rows import row_features
 
-ReadRecords = Callable[[ImageFolder, list[str], Damage], Iterable[Record]]
 Rows = dict[tuple[str | None, str], dict[str, Any]]  # by split, None if files name none, and image id
 
 
@@ -42,21 +43,20 @@ def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record
     missing_images: dict[str, None] = {}
     for record in records:
         with damage.skipping():
-            try:
+            with located(record.location):
                 image = folder.find(record.image, record.folder)
-            except ValueError as e:
-                raise ValueError(f"{record.location}: {e}") from e
             if image is None:
-                missing_images[record.image] = None
+                missing_images[record.image[:LONGEST_NAME]] = None
                 continue
-            name = record.image_id or (os.path.basename(image) if folder.has_distinct_names else image)
+            is_unique = folder.has_distinct_names and image in folder.images
+            name = record.image_id or (os.path.basename(image) if is_unique else image)
             row = rows.setdefault((record.split, name), {"image": image, "captions": [], "image_id": name})
             number = (record.split, name, -1 if record.number is None else record.number)
             if row["image"] != image or (record.number is not None and number in numbers):
                 which = "" if not record.number else f" with caption number {record.number}"
                 raise ValueError(f"{record.location}: the image {name!r}{which} occurs twice.")
             numbers.add(number)
-            row["captions"] += record.captions
+            row["captions"] += clean_captions(record.captions, record.location, damage)
     for name in missing_images:
         damage.repaired(f"{files[0]}: listed images that are missing, left out", name)
     if not rows:
@@ -64,9 +64,28 @@ def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record
         raise ValueError(
             f"None of the images that {files[0]} lists is in {str(folder.root)!r}. Put them there, unpacked."
         )
+    report_odd_counts({name: row["captions"] for (_, name), row in rows.items()}, damage)
     for name in sorted(folder.images.keys() - {row["image"] for row in rows.values()}):
         damage.repaired("Images without a caption, left out", name)
     return rows
+
+
+def report_odd_counts(captions: Mapping[str, Sequence[str]], damage: Damage) -> None:
+    """Report the images with more or fewer captions than most others, as they have if lines were lost or doubled.
+
+    Args:
+        captions: Captions by image id.
+        damage: Collector of what is reported.
+    """
+    counts = Counter(len(of_image) for of_image in captions.values())
+    usual, num_images = counts.most_common(1)[0] if counts else (0, 0)
+    if 2 * num_images > len(captions):
+        for name, of_image in captions.items():
+            if len(of_image) != usual:
+                damage.repaired(f"Images with another number of captions than {usual}, as most have", name)
+    for name, of_image in captions.items():
+        if len(set(of_image)) < len(of_image):
+            damage.repaired("Images with the same caption twice", name)
 
 
 def _divide(folder: ImageFolder, rows: Rows, damage: Damage) -> Mapping[str, list[dict[str, Any]]]:
@@ -82,7 +101,7 @@ def _divide(folder: ImageFolder, rows: Rows, damage: Damage) -> Mapping[str, lis
         if target is None:
             damage.repaired("Images with captions that are in no split, left out", name)
             continue
-        path = os.path.abspath(folder.root / row["image"])
+        path = folder.absolute(row["image"])
         splits.setdefault(target, []).append({**row, "image": {"bytes": None, "path": path}})
     usual_order = [*(name for name in ("train", "validation", "test") if name in splits), *sorted(splits)]
     return {name: splits[name] for name in dict.fromkeys(usual_order)}

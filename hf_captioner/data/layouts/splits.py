@@ -8,11 +8,14 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
+from ...model.images import is_url
 from .damage import join_names
 
 Splits = Mapping[str, Dataset | IterableDataset]  # by the names of splits
@@ -127,7 +130,7 @@ class _ImageFiles:
         self.dataset = dataset
         self.ids = [str(name) for name in dataset["image_id"][:]]
         # The lengths of bytes in a table are known without reading them.
-        images = dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
+        images = image_column(dataset)
         lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
         paths = pc.struct_field(images, "path").to_pylist()
         self.sizes = [
@@ -161,10 +164,16 @@ def _file_size(path: str) -> int | None:
         return None
 
 
+def image_column(dataset: Dataset) -> pa.ChunkedArray:
+    """Return the images of a data set as an Arrow array, without reading their bytes."""
+    return dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
+
+
 def image_digest(image: Mapping[str, Any]) -> bytes:
-    """Return the digest of the bytes of an undecoded image."""
+    """Return the digest of the bytes of an undecoded image, that of its address for an image on the web."""
     content = image["bytes"]
-    if content is None:
-        with open(image["path"], "rb") as file:
-            content = file.read()
+    if content is None and is_url(image["path"]):
+        content = image["path"].encode()
+    elif content is None:
+        content = Path(image["path"]).read_bytes()
     return hashlib.blake2b(content, digest_size=16).digest()

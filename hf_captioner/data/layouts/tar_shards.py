@@ -2,61 +2,66 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any
 
 from datasets import Dataset, IterableDataset, NamedSplit
 
-from .caption_columns import ID_COLUMNS, IMAGE_SUFFIXES, captions_in_row
-from .damage import Damage
+from ...errors import first_line
+from ...model.images import IMAGE_SUFFIXES, is_image_name
+from .caption_columns import ID_COLUMNS, captions_in_row, clean_captions
+from .damage import Damage, located
 from .image_folder import ImageFolder
+from .parquet_files import MAX_EXPANSION, MODEST_BYTES
 from .splits import Splits, assign_split, missing_splits, split_in_path
-from .stored_tables import row_features
+from .stored_rows import divide_training, file_stamps, generate, row_features
+from .text_files import parse_json
 
 TEXT_SUFFIXES = (".txt", ".text", ".caption", ".captions")
+# Largest sizes in bytes of the files in a shard: of names, captions and images.
+MAX_NAME, MAX_TEXT, MAX_IMAGE = 2**20, 2**24, 2**28
 
 
 def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, streaming: bool) -> Splits:
     """Stream tar shards, or copy them once into an Arrow file in the cache of `datasets` for random access."""
     shards: dict[str, list[str]] = {}
     for file in files:
-        shards.setdefault(split_in_path(file) or "train", []).append(str(folder.root / file))
+        shards.setdefault(split_in_path(file) or "train", []).append(str(folder.locate(file)))
     missing = missing_splits(shards, damage.report)
-    report_once = cache(damage.report)  # splits that are made read the same shards
     splits: dict[str, Dataset | IterableDataset] = {}
-    for name in [*shards, *missing]:
+    for name in (*shards, *missing) if streaming else shards:
         paths = shards.get(name, shards.get("train", []))
         arguments: dict[str, Any] = {"shards": paths, "skip_broken": damage.skip_broken}
-        if missing and paths is shards.get("train"):
-            arguments |= {"split": name, "missing": tuple(missing)}
         if streaming:
-            reported = {**arguments, "report": damage.report}
+            if missing and paths is shards.get("train"):
+                arguments |= {"split": name, "missing": tuple(missing)}
             splits[name] = IterableDataset.from_generator(
-                tar_rows, features=row_features(), gen_kwargs=reported, split=NamedSplit(name)
+                tar_rows,
+                features=row_features(),
+                gen_kwargs={**arguments, "report": damage.report},
+                split=NamedSplit(name),
             )
             continue
         # Damage is reported every time, also where rows come from the cache.
-        num_rows = sum(1 for _ in tar_rows(**arguments, report=report_once, read_images=False))
-        if not num_rows:
+        if not sum(1 for _ in tar_rows(**arguments, report=damage.report, read_images=False)):
             raise ValueError(
                 f"{len(paths)} tar shards such as {paths[0]} hold no image for the split {name!r}. Add images, or name "
                 f"shards by their split: {name}-00000.tar."
             )
-        stamps = tuple(f"{status.st_size} {status.st_mtime_ns}" for status in map(os.stat, paths))
-        cached = {**arguments, "file_stamps": stamps}
-        splits[name] = Dataset.from_generator(
-            _cached_tar_rows, features=row_features(), gen_kwargs=cached, split=NamedSplit(name)
-        )
+        splits[name] = generate(_cached_tar_rows, name, {**arguments, "stamps": file_stamps(paths)})
+    if missing and not streaming:
+        train = splits["train"]
+        assert isinstance(train, Dataset)
+        splits |= divide_training(train, train["image_id"][:], missing)
     return splits
 
 
-def _cached_tar_rows(file_stamps: tuple[str, ...], **arguments: Any) -> Iterable[dict[str, Any]]:
-    """Call `tar_rows` without reports; by `file_stamps`, `datasets` tells changed files from those it has cached."""
+def _cached_tar_rows(stamps: tuple[str, ...], **arguments: Any) -> Iterator[dict[str, Any]]:
+    """Call `tar_rows` without reports; by `stamps`, `datasets` tells changed files from those it has cached."""
     return tar_rows(**arguments, report=lambda line: None)
 
 
@@ -92,9 +97,9 @@ def tar_rows(
         damage.report_repairs()
 
 
-def _build_row(shard: str, key: str, files: dict[str, bytes], damage: Damage) -> dict[str, Any] | None:
+def _build_row(shard: str, key: str, files: Mapping[str, bytes], damage: Damage) -> dict[str, Any] | None:
     """Build the row of a sample from its files by suffix; None if it has no image or no caption."""
-    image_suffix = next((suffix for suffix in IMAGE_SUFFIXES if suffix in files), None)
+    image_suffixes = [suffix for suffix in IMAGE_SUFFIXES if suffix in files]
     captions: list[str] = []
     image_id = key
     for suffix, content in files.items():
@@ -102,22 +107,27 @@ def _build_row(shard: str, key: str, files: dict[str, bytes], damage: Damage) ->
             continue
         try:
             text = content.decode("utf-8-sig")
-            fields = json.loads(text) if suffix == ".json" else {}
         except UnicodeDecodeError as e:
             raise ValueError(f"{shard}: {key + suffix!r} is not UTF-8, byte 0x{content[e.start]:02x}.") from e
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{shard}: {key + suffix!r}, line {e.lineno}, is not JSON: {e.msg}.") from e
+        found = [line.strip() for line in text.splitlines() if line.strip()]
         if suffix == ".json":
-            captions += captions_in_row(fields)
+            location = f"{shard}: {key + suffix!r}"
+            fields = parse_json(text, location)
+            if not isinstance(fields, dict):
+                raise ValueError(f"{location} is no JSON object.")
+            with located(location):
+                found = captions_in_row(fields)
             image_id = str(next((fields[name] for name in ID_COLUMNS if name in fields), key))
-        else:
-            captions += [line.strip() for line in text.splitlines() if line.strip()]
-    if image_suffix is None or not captions:
-        lacking = "a caption" if image_suffix else "an image"
+        # img2dataset writes each caption to a text file and, among other fields, to a JSON file.
+        captions += [caption for caption in found if caption.strip() not in {known.strip() for known in captions}]
+    if not image_suffixes or not captions:
+        lacking = "a caption" if image_suffixes else "an image"
         damage.repaired(f"{shard}: samples without {lacking}, left out", key)
         return None
-    image = {"bytes": files[image_suffix], "path": key + image_suffix}
-    return {"image": image, "captions": captions, "image_id": image_id}
+    for suffix in image_suffixes[1:]:
+        damage.repaired(f"{shard}: further images of a sample, left out", key + suffix)
+    image = {"bytes": files[image_suffixes[0]], "path": key + image_suffixes[0]}
+    return {"image": image, "captions": clean_captions(captions, f"{shard}: {key!r}", damage), "image_id": image_id}
 
 
 def _read_samples(shard: str, damage: Damage, read_images: bool) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -132,25 +142,101 @@ def _read_samples(shard: str, damage: Damage, read_images: bool) -> Iterator[tup
             yield key, files
             files = {}
         key = stem
-        files[dot + suffix.lower()] = content
+        if (suffix := dot + suffix.lower()) in files:
+            damage.broken(f"{shard}: {path!r} occurs twice.")
+        else:
+            files[suffix] = content
     if files:
         yield key, files
 
 
 def _read_members(shard: str, damage: Damage, read_images: bool) -> Iterator[tuple[str, bytes]]:
-    """Yield the path and the content of each file in a tar; refuse links and paths that leave its folder."""
+    """Yield the path and the content of each file in a tar, which stays empty unless it is needed.
+
+    Links, paths that leave the folder of the tar, and files that are too large are refused.
+    """
     try:
-        with tarfile.open(shard) as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it has seen in memory
-                if member.isdir():
-                    continue
-                if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
-                    damage.broken(f"{shard}: {member.name!r} leaves the data set's folder.")
-                elif (file := None if member.issym() or member.islnk() else tar.extractfile(member)) is None:
-                    damage.broken(f"{shard}: {member.name!r} is no file but a link, to {member.linkname!r}.")
-                else:
-                    is_wanted = read_images or not member.name.lower().endswith(IMAGE_SUFFIXES)
-                    yield member.name, file.read() if is_wanted else b""
-    except (tarfile.TarError, EOFError, OSError) as e:
-        damage.broken(f"{shard} can't be read to its end: {e}.")
+        for tar, member in _members(shard):
+            is_image, is_text = is_image_name(member.name), member.name.lower().endswith((*TEXT_SUFFIXES, ".json"))
+            if member.isdir():
+                continue
+            if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+                damage.broken(f"{shard}: {member.name!r} leaves the data set's folder.")
+            elif member.issym() or member.islnk():
+                damage.broken(f"{shard}: {member.name!r} is no file but a link, to {member.linkname!r}.")
+            elif not member.isreg():
+                damage.broken(f"{shard}: {member.name!r} is no regular file.")
+            elif member.size > (MAX_TEXT if is_text else MAX_IMAGE) and (is_text or is_image):
+                damage.broken(f"{shard}: {member.name!r} has {member.size} bytes, too many.")
+            elif is_text or (is_image and read_images):
+                with _errors_of_tar(f"{member.name!r}"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    content = file.read()
+                yield member.name, content
+            else:
+                yield member.name, b""
+    except tarfile.ReadError as e:
+        damage.broken(f"{shard} can't be read to its end: {e}")
+
+
+def _members(shard: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
+    """Yield the open tar and each of its members.
+
+    `tarfile` by itself takes a damaged header, or none, for the end of the archive.
+
+    Raises:
+        tarfile.ReadError: The tar is damaged, or does not end as tars do.
+    """
+    with _errors_of_tar("its start"):
+        tar = tarfile.open(shard, tarinfo=_BoundedHeader)  # noqa: SIM115  # closed below
+        max_bytes = max(MODEST_BYTES, MAX_EXPANSION * os.path.getsize(shard))
+    with tar:
+        file, end = tar.fileobj, 0
+        assert file is not None
+        with _errors_of_tar("its start"):
+            member = tar.next()
+        while member is not None:
+            tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all that it has seen in memory
+            start, end = end, tar.offset  # type: ignore[attr-defined]
+            if end <= start:
+                raise tarfile.ReadError(f"the header at byte {start} is damaged: its size is negative.")
+            if end > max_bytes:
+                raise tarfile.ReadError(f"it unpacks to more than {MAX_EXPANSION} times its size.")
+            yield tar, member
+            with _errors_of_tar(f"the header at byte {end}"):
+                if file.tell() != end:
+                    file.seek(end - 1)
+                    if not file.read(1):
+                        raise tarfile.ReadError("the file ends before it.")
+                try:
+                    member = _BoundedHeader.fromtarfile(tar)
+                except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # zeros
+                    member = None
+                except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+                    raise tarfile.ReadError("the file ends without the zeros at the end of a tar.") from None
+        with _errors_of_tar(f"what follows byte {end}"):
+            while file.tell() <= end + MODEST_BYTES and (block := file.read(2**20)):
+                if block.strip(b"\0"):
+                    raise tarfile.ReadError("there are data behind the zeros at the end of a tar.")
+
+
+class _BoundedHeader(tarfile.TarInfo):
+    """A header in a tar that is not read if its name, of which the header tells the length, takes too much memory."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _BoundedHeader:
+        """Build a header from a block of 512 bytes."""
+        header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        if header.size < 0 or (header.size > MAX_NAME and not header.isreg() and not header.isdir()):
+            raise tarfile.ReadError(f"it tells a size of {header.size} bytes.")
+        return header
+
+
+@contextmanager
+def _errors_of_tar(what: str) -> Iterator[None]:
+    """Raise all errors that a damaged tar causes as `tarfile.ReadError`s that say what is damaged."""
+    try:
+        yield
+    except Exception as e:  # tarfile, gzip, zlib and lzma raise a dozen kinds
+        raise tarfile.ReadError(f"{what} is damaged: {first_line(e)}") from e
