@@ -35,8 +35,8 @@ SHARED = {
     "interruption": {"training", "commands"},
     "cli": {"training", "commands"},
 }
-# Libraries that files may import which go to the Hub with a model.
-MODEL_LIBRARIES = {"torch", "timm", "transformers", "huggingface_hub", "PIL", "numpy", "tokenizers"}
+# Libraries that files may import which go to the Hub with a model; pillow_heif only where it is installed.
+MODEL_LIBRARIES = {"torch", "timm", "transformers", "huggingface_hub", "PIL", "pillow_heif", "numpy", "tokenizers"}
 
 
 def module_name(file: Path) -> str:
@@ -121,8 +121,8 @@ def test_registry_needs_only_the_standard_library() -> None:
 
 
 def test_exported_program_needs_few_libraries() -> None:
-    downloads = {"huggingface_hub"}
-    assert libraries(sorted(with_imports({"model.onnx_runner"}))) - downloads == {
+    optional = {"huggingface_hub", "pillow_heif"}
+    assert libraries(sorted(with_imports({"model.onnx_runner"}))) - optional == {
         "numpy",
         "PIL",
         "tokenizers",

@@ -9,19 +9,25 @@ import io
 import os
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+from .image_limits import BinaryFile, TooLargeError, check_cost, limit_metadata, without_pillow_warnings
+from .image_metadata import SIDEWAYS, TRANSPOSITIONS, orientation_of, report, without_metadata
+from .image_sources import is_url, open_source, shown
+
+__all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "is_image_name", "is_url", "open_as_used", "open_image"]
+
+ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 Size = tuple[int, int]  # width and height
 Box = tuple[float, float, float, float]  # left, top, right and bottom, in pixels
 
-# Pillow's names of the formats that are read. Others may start foreign programs (EPS starts Ghostscript), or mean data of
-# another kind; "JPEG" includes "MPO".
+# Pillow's names of the formats that are read; "JPEG" includes "MPO". HEIF is added if pillow-heif is installed. Others
+# may start foreign programs, as EPS starts Ghostscript, or are kinds of data that nobody means by an image.
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "PPM")
 # Ends of the names of such files; those of HEIF need the package pillow-heif. None is the beginning of a later one.
 IMAGE_SUFFIXES = (
@@ -30,7 +36,7 @@ IMAGE_SUFFIXES = (
     *(".heic", ".heif", ".hif"),
 )
 
-DOWNLOAD_TIMEOUT = 30.0  # seconds
+PIXELS_AT_ONCE = 2**20  # converted to RGB at once
 
 # A large JPEG is decoded at a reduced size that is still at least this many times as large as the size at which it is
 # used, as in Pillow's thumbnails. Pixels then differ by less than one level of 255 on average; at 1 it would be up to 4
@@ -51,11 +57,6 @@ def is_image_name(name: str | os.PathLike[str]) -> bool:
     return os.fspath(name).lower().endswith(IMAGE_SUFFIXES)
 
 
-def is_url(name: str | os.PathLike[str]) -> bool:
-    """Tell whether a name is an address, of any scheme, and not a path; `open_image` reads http and https."""
-    return re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(name), re.IGNORECASE) is not None
-
-
 def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | None = None) -> Image.Image:
     """Open an image as a viewer would show it: upright, in RGB, 8 bits a channel.
 
@@ -63,8 +64,8 @@ def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | N
     is reduced to its first frame.
 
     Args:
-        source: Path, http(s) URL, bytes of a file, PIL image, or array `(H, W)`, `(H, W, 3)` or `(H, W, 4)`
-            of uint8 or uint16.
+        source: Path, http(s) URL, data URI, bytes of a file, open binary file, PIL image, or array `(H, W)`,
+            `(H, W, 3)` or `(H, W, 4)` of uint8 or uint16. Files may have any of `IMAGE_FORMATS`.
         used_size: Function from width and height of the upright image to the width and height at which it will be
             used. A JPEG file more than `REDUCTION_GAP` times as large is then decoded at a half, a quarter or an
             eighth of its size, which is several times as fast. None to decode it at full size.
@@ -75,11 +76,14 @@ def open_image(source: ImageSource, *, used_size: Callable[[int, int], Size] | N
     Raises:
         FileNotFoundError: There is no such file.
         ConnectionError: The URL cannot be downloaded.
-        ValueError: The source is not an image, is truncated, or has more pixels than is safe to open.
+        ValueError: The source is not an image, is truncated, or exceeds `image_limits.MAX_MEMORY` or `MAX_SECONDS`.
         TypeError: The source has none of these types.
     """
     image = open_as_used(source, used_size).image
-    return image.copy() if image is source or isinstance(image, ImageFile.ImageFile) else image
+    if image is source:
+        return image.copy()
+    # A plain image, which is not bound to a format, with the same pixels.
+    return image._new(image.im) if isinstance(image, ImageFile.ImageFile) else image
 
 
 def open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | None) -> OpenedImage:
@@ -90,60 +94,99 @@ def open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | No
     if isinstance(source, np.ndarray):
         image = _to_rgb(_from_array(source))
         return OpenedImage(image, image.size)
-    name, file = _name_and_file(source)
+    if isinstance(source, Image.Image):
+        name = shown(str(getattr(source, "filename", ""))) or "The given PIL image"
+        _refuse_foreign_format(source, name)
+    else:
+        name, file = open_source(source)
     try:
-        with nullcontext(file) if isinstance(file, Image.Image) else Image.open(file) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-            is_sideways = orientation in (5, 6, 7, 8)
-            size = image.size[::-1] if is_sideways else image.size
-            if used_size is not None and image is not file and isinstance(image, JpegImageFile):
-                width, height = (REDUCTION_GAP * edge for edge in used_size(*size))
-                image.draft(None, (height, width) if is_sideways else (width, height))
-            image.load()
-            return OpenedImage(_to_rgb(image if orientation == 1 else ImageOps.exif_transpose(image)), size)
-    except FileNotFoundError as e:
-        raise FileNotFoundError(f"{name} does not exist.") from e
+        with without_pillow_warnings():
+            if isinstance(source, Image.Image):
+                return _read(name, source, None, used_size)
+            with file:
+                return _read_file(name, file, used_size)
     except UnidentifiedImageError as e:
         raise ValueError(
-            f"{name} is not a readable image: it is empty, or in a format that Pillow does not read. "
+            f"{name} is not a readable image: it is empty, or in none of the formats {', '.join(IMAGE_FORMATS)}. "
             "Convert it to JPEG or PNG."
         ) from e
+    except TooLargeError as e:
+        raise ValueError(f"{name} {e}") from e
     except Image.DecompressionBombError as e:
         raise ValueError(
             f"{name} has more pixels than is safe to open: {e} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from e
     except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, struct.error and others for broken files
-        raise ValueError(f"{name} is not a readable image: {e}") from e
+        raise ValueError(f"{name} is not a readable image: {' '.join(str(e).split())[:200] or type(e).__name__}") from e
 
 
-def _name_and_file(source: ImageSource) -> tuple[str, str | io.BytesIO | Image.Image]:
-    """Return the name of a source for error messages, and an object that Pillow can read it from."""
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "The given PIL image", source
-    if isinstance(source, bytes):
-        return "The given bytes object", io.BytesIO(source)
-    if not isinstance(source, str | os.PathLike):
-        raise TypeError(
-            f"An image cannot be read from {type(source).__name__}; give a path, a URL, bytes, a PIL image "
-            "or a numpy array."
+def _is_unloaded(image: Image.Image) -> bool:
+    """Tell whether a PIL image is a file whose pixels have not been decoded yet."""
+    return isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", True) is None
+
+
+def _refuse_foreign_format(image: Image.Image, name: str) -> None:
+    """Refuse a PIL image that would first have to be decoded from a format that `IMAGE_FORMATS` excludes."""
+    if _is_unloaded(image) and image.format not in (*IMAGE_FORMATS, "MPO", "HEIF"):
+        raise ValueError(
+            f"{name} is not a readable image: its format is {image.format}, which is none of "
+            f"{', '.join(IMAGE_FORMATS)}. If you trust it, call its load() yourself."
         )
-    name = os.fspath(source)
-    if name.lower().startswith(("http://", "https://")):
-        return name, io.BytesIO(_download(name))
-    return name, name
 
 
-def _download(url: str) -> bytes:
-    # Not transformers' load_image, which decodes error pages and loses transparency and the range of 16 bits.
+def _read_file(name: str, file: BinaryFile, used_size: Callable[[int, int], Size] | None) -> OpenedImage:
+    """Decode a file as `_read` does, if need be without metadata that Pillow fails at."""
     try:
-        from huggingface_hub.utils import httpx  # an exported captioner runs without it
+        return _read(name, _identify(file), file, used_size)
+    except (UnidentifiedImageError, ValueError) as e:
+        if isinstance(e, TooLargeError) or not (data := without_metadata(file)):
+            raise
+    opened = _read(name, _identify(data), data, used_size)
+    report(name, "its metadata are broken, and have been ignored")
+    return opened
+
+
+def _identify(file: BinaryFile) -> ImageFile.ImageFile:
+    """Open a file by Pillow without decoding its pixels."""
+    limit_metadata(file)
+    try:
+        return Image.open(file, formats=IMAGE_FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        if not re.match(rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1)", file.read(12), re.DOTALL):
+            raise
+    try:
+        from pillow_heif import register_heif_opener  # type: ignore[import-not-found, unused-ignore]
     except ImportError as e:
-        raise ConnectionError(f"{url} cannot be downloaded without huggingface_hub; give a file.") from e
-    try:
-        response = httpx.get(url, timeout=DOWNLOAD_TIMEOUT, follow_redirects=True)
-        return response.raise_for_status().content
-    except (httpx.HTTPError, httpx.InvalidURL) as e:
-        raise ConnectionError(f"{url} cannot be downloaded: {e}") from e
+        raise ValueError("it is a HEIF file; install pillow-heif to read it, or convert it to JPEG.") from e
+    register_heif_opener(thumbnails=False)
+    limit_metadata(file)
+    return Image.open(file, formats=["HEIF"])
+
+
+def _read(
+    name: str, image: Image.Image, file: BinaryFile | None, used_size: Callable[[int, int], Size] | None
+) -> OpenedImage:
+    """Decode an image that Pillow has opened, and turn it upright and into RGB."""
+    is_jpeg, full_size = isinstance(image, JpegImageFile), image.size
+    orientation = orientation_of(image, name) if is_jpeg else 1  # which other formats may have behind the pixels
+    is_sideways = orientation in SIDEWAYS
+    upright_size = full_size[::-1] if is_sideways else full_size
+    if isinstance(image, JpegImageFile) and file is not None and used_size is not None:
+        width, height = (REDUCTION_GAP * edge for edge in used_size(*upright_size))
+        image.draft(None, (height, width) if is_sideways else (width, height))
+    is_reduced = image.size != full_size
+    if isinstance(image, ImageFile.ImageFile) and _is_unloaded(image):
+        check_cost(image, file, full_size, orientation != 1)
+        image.load()
+        if not is_jpeg and (orientation := orientation_of(image, name)) != 1:
+            check_cost(image, None, full_size, True)
+    elif not is_jpeg:
+        orientation = orientation_of(image, name)
+    rgb = _to_rgb(image)
+    if orientation in TRANSPOSITIONS:
+        rgb = rgb.transpose(TRANSPOSITIONS[orientation])
+    return OpenedImage(rgb, upright_size if is_reduced else rgb.size)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -157,9 +200,27 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, the image itself if it is; a few rows at a time, so that this needs little memory."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range; convert them to 8 bits.")
-    if image.mode.startswith("I"):  # "I;16", "I;16B", and 32-bit "I", which Pillow also uses for 16-bit files
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode == "I":  # 32 bits, which Pillow also uses for some 16-bit files
+        low, high = np.ravel(image.getextrema())
+        if low < 0 or high > 65535:
+            raise ValueError(f"its pixel values range from {low} to {high}, beyond 16 bits; convert them to 8 bits.")
+    num_rows = max(1, PIXELS_AT_ONCE // image.width)
+    if num_rows >= image.height:
+        return _rows_to_rgb(image)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, image.height, num_rows):
+        rows = image.crop((0, top, image.width, min(top + num_rows, image.height)))
+        rgb.paste(_rows_to_rgb(rows), (0, top))
+    return rgb
+
+
+def _rows_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # "I", "I;16", "I;16B"
         image = Image.fromarray(_scale_16_bits(np.asarray(image)))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -169,9 +230,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _scale_16_bits(values: np.ndarray) -> np.ndarray:
     """Scale values from 0 … 65535 to 0 … 255; Pillow's own conversion would clip them at 255."""
-    low, high = values.min(), values.max()
-    if low < 0 or high > 65535:
-        raise ValueError(f"its pixel values range from {low} to {high}, beyond 16 bits; convert them to 8 bits.")
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
