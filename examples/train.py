@@ -14,10 +14,11 @@ from pathlib import Path
 
 from hf_captioner.cli import run_command
 from hf_captioner.interruption import Interruption
+from hf_captioner.training.accelerator import owned_folder
 from hf_captioner.training.build import build_captioner, build_run, find_checkpoint, load_data, prepare_accelerator
 from hf_captioner.training.recipe import parse_recipe
 from hf_captioner.training.report import report_best
-from hf_captioner.training.train import end_epoch, evaluate_best, own_output, start_output, start_stage, validate
+from hf_captioner.training.train import end_epoch, evaluate_best, start_output, start_stage, validate
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
     accelerator = prepare_accelerator(recipe)
 
     # Ctrl-C and SIGTERM save a checkpoint before they end the training. No other run may use its output folder.
-    with Interruption() as interruption, own_output(recipe, accelerator):
+    with Interruption() as interruption, owned_folder(output_dir, accelerator):
         checkpoint = find_checkpoint(recipe, accelerator)  # None unless --resume is given
 
         # Images with their reference captions. Images are opened when they are needed.

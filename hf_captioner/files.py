@@ -132,12 +132,18 @@ def only_writer(folder: str | Path, *, content: str = "Files") -> Iterator[None]
         OSError: The folder can't be written to.
     """
     folder = Path(folder)
+    is_new = not folder.exists()
     with explain_write_errors(content, folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".probe", b"")  # the lock may be a file of an earlier run, on a disk now full
         (folder / ".probe").unlink()
-    with locked(folder / LOCK, f"is writing to {str(folder)!r}"):
-        yield
+    try:
+        with locked(folder / LOCK, f"is writing to {str(folder)!r}"):
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing was written
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,7 @@ from hf_captioner.data.rows import open_row, undecoded
 from hf_captioner.evaluation import predictions as predictions_module
 from hf_captioner.evaluation import scoring
 from hf_captioner.evaluation.predictions import Prediction, decode_captions, read_predictions
-from hf_captioner.evaluation.protocol import hash_of_ids
+from hf_captioner.evaluation.protocol import Protocol, hash_of_ids
 from hf_captioner.evaluation.report_page import report_page
 from hf_captioner.evaluation.results import find_results, read_results, write_results
 from hf_captioner.metrics import caption_metrics, caption_tallies
@@ -125,8 +126,14 @@ def test_captions_of_a_file_find_their_images(
         (["a", "b"], '[{"image_id": "a", "caption": "x"}]', "no caption for 1 of 2 images, such as 'b'"),
         (["a"], '[{"image_id": "a", "caption": "x"}, {"image_id": "a", "caption": "y"}]', "'a' more than once"),
         (["a", "a"], '[{"image_id": "a", "caption": "x"}]', "image id 'a' more than once"),
-        (["a"], '{"a": "x"}', "is not a list of records"), (["a"], '[{"image_id": "a"}]', "is not a list of records"),
+        (["a"], '{"a": "x"}', "not a list of records"), (["a"], '[{"image_id": "a"}]', "record 1: this is not a record like"),
         (["a"], "a dog", "is not JSON"), (["a"], "[]", "no caption for 1 of 1 images"),
+        (["a"], '[{"image_id": "a", "caption": null}]', "record 1: the caption is None, a NoneType"),
+        (["a"], '[{"image_id": true, "caption": "x"}]', "record 1: the image_id is True, a bool"),
+        (["a"], '[{"image_id": "a", "caption": "\\ud800"}]', "record 1: the caption has half a character"),
+        (["a"], '[{"image_id": "a", "caption": "x", "ended": 1}]', "the ended is 1, a int"),
+        (["a"], "[" * 9999, "is not JSON"), (["a"], "[" + "9" * 9999 + "]", "is not JSON"),
+        (["a"], "\0\0", "is not JSON"),
     ],
 )  # fmt: skip
 def test_bad_files_of_captions(names: list[str], text: str, message: str, tmp_path: Path) -> None:
@@ -219,8 +226,10 @@ def test_scores_of_the_first_release_are_read() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("words", "not JSON"), ("[1]", "hold no scores"), ('{"words": "many"}', "hold no scores"),
+        ("words", "not JSON"), ("[1]", "holds no scores"), ('{"words": "many"}', "holds no scores"),
         ('{"scores": {"cider": 1.0}, "protocol": {"system": "x"}}', "The protocol has no decoding, dataset"),
+        ('{"scores": {"cider": "x"}, "protocol": {}}', "the score 'cider' 'x', which is no number"),
+        ('{"scores": {"cider": 1}, "protocol": {}, "intervals": {"cider": [1]}}', "intervals that are not two numbers"),
     ],
 )  # fmt: skip
 def test_malformed_results(text: str, message: str, tmp_path: Path) -> None:
@@ -229,6 +238,20 @@ def test_malformed_results(text: str, message: str, tmp_path: Path) -> None:
         read_results(tmp_path / "results.json")
     with pytest.raises(FileNotFoundError, match="No results at"):
         read_results(tmp_path / "nowhere.json")
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Protocol)])
+@pytest.mark.parametrize("value", [7.5, [], [1, "x"], {"x": []}], ids=str)
+def test_fields_of_a_protocol_are_checked(field: str, value: Any) -> None:
+    evaluation = scoring.evaluate_predictions(
+        [Prediction(0, "a", "a dog", True, ["a dog"])], system="a", dataset="coco", split="val", num_resamples=9
+    )
+    record = json.loads(json.dumps(evaluation.protocol.as_dict()))
+    assert Protocol.from_dict(record).description == "coco, val, 1 images"
+    if field in ("decoding", "interval", "software") and isinstance(value, dict):
+        return  # settings and versions of any form
+    with pytest.raises(ValueError, match=r"The protocol has .* hf-captioner did not write"):
+        Protocol.from_dict(record | {field: value})
 
 
 @pytest.mark.parametrize(

@@ -494,7 +494,7 @@ def test_private_repositories(hub: HubServer, pusher: Worker) -> None:
         ("'me/x', license='mit', datasets=['']", "ValueError: The model card names no data set."),
         ("'me/x', license='mine', datasets='shapes', images=[]", "ValueError: The Hub refuses the model card"),
         ("'me/x', 'nowhere.json', **details", "FileNotFoundError: No results at 'nowhere.json'"),
-        ("'me/x', {'words': 'many'}, **details", "ValueError: results hold no scores"),
+        ("'me/x', {'words': 'many'}, **details", "ValueError: The record of results holds no scores"),
         ("'me/x', recipe='nowhere.yaml'", "FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.yaml'"),
         ("'me/x/y', **details", "HFValidationError: Repo id must be"),
         ("'me/x', **details, token='hf_wrong'", "PermissionError: The Hub refuses the token for 'me/x' (401"),

@@ -35,8 +35,9 @@ from ..evaluation.scoring import (
     comparison_table,
     evaluate_predictions,
 )
+from ..files import explain_write_errors, write_atomically
 from ..metrics.resampling import NUM_RESAMPLES
-from ..training.accelerator import build_accelerator
+from ..training.accelerator import build_accelerator, owned_folder
 
 logger = logging.getLogger(__name__)
 
@@ -56,12 +57,31 @@ def main(argv: Sequence[str]) -> None:
         )
     split = pick_split(splits, arguments.split, arguments.dataset) if arguments.training_split else splits
     rows = select_usable_rows(split, max_images=arguments.max_images, skip_broken=arguments.skip_broken)
-    captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
-    if not accelerator.is_main_process:
-        return
-
-    training = training_captions(splits, arguments)
     output_dir = Path(arguments.output_dir or default_folder(arguments.systems))
+    with owned_folder(output_dir, accelerator):
+        captioned = [caption(system, rows, accelerator, arguments) for system in arguments.systems]
+        if accelerator.is_main_process:
+            score(captioned, rows, len(split), training_captions(splits, arguments), output_dir, arguments)
+
+
+def score(
+    captioned: Sequence[tuple[list[Prediction], dict[str, Any] | None]],
+    rows: Dataset,
+    split_images: int,
+    training: list[str] | None,
+    output_dir: Path,
+    arguments: argparse.Namespace,
+) -> None:
+    """Print and write the scores of each system, and of two systems how they differ.
+
+    Args:
+        captioned: For each system what `caption` returned.
+        rows: The images that were captioned.
+        split_images: Number of images in the whole split.
+        training: Captions that a novel caption must differ from, if they are known.
+        output_dir: Folder for the files.
+        arguments: Arguments of the command.
+    """
     names = [""] if len(captioned) == 1 else ["first", "second"]
     evaluations = []
     for system, (predictions, decoding), name in zip(arguments.systems, captioned, names, strict=True):
@@ -70,7 +90,7 @@ def main(argv: Sequence[str]) -> None:
             system=system,
             dataset=arguments.dataset,
             split=arguments.split,
-            split_images=len(split),
+            split_images=split_images,
             decoding=decoding,
             training=training,
             java=arguments.java,
@@ -118,9 +138,10 @@ def show(evaluation: Evaluation, rows: Dataset, folder: Path) -> None:
     print(*(f"  {line}" for line in evaluation.table()), sep="\n")
     for line in collapse_warnings(evaluation.scores):
         logger.warning(line)
-    files = write_results(evaluation, folder)
-    report = folder / "report.html"
-    report.write_text(report_page(evaluation, lambda index: open_row(rows[index])), encoding="utf-8")
+    page = report_page(evaluation, lambda index: open_row(rows[index]))
+    with explain_write_errors("Scores and captions", folder):
+        files = write_results(evaluation, folder)
+        report = write_atomically(folder / "report.html", page)
     print(f"Written: {', '.join(map(str, [*files, report]))}")
 
 

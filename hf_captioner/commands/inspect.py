@@ -6,6 +6,7 @@ import argparse
 import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..cli import CommandParser
@@ -13,6 +14,7 @@ from ..data.datasets import load_captions
 from ..data.inspection import count_lines, image_lines, near_empty_lines
 from ..data.layouts import LAYOUTS
 from ..data.rows import open_row, undecoded
+from ..files import explain_write_errors, write_atomically
 from ..visualization.figures import captions_figure
 
 if TYPE_CHECKING:
@@ -28,8 +30,10 @@ def main(argv: Sequence[str]) -> None:
     for line in chain(count_lines(rows), near_empty_lines(rows), image_lines(rows)):
         print(line)
     if arguments.picture is not None:
-        sample_figure(rows).savefig(arguments.picture)
-        print(f"Picture: {arguments.picture}")
+        path = Path(arguments.picture)
+        path = path if path.suffix else path.with_suffix(".png")
+        with explain_write_errors("The picture", path.parent):
+            print(f"Picture: {write_atomically(path, sample_figure(rows).savefig)}")
 
 
 def sample_figure(splits: Mapping[str, Dataset], num_images: int = 10) -> Figure:

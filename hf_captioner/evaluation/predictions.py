@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection
@@ -19,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.loading import read_ahead
 from ..data.rows import read_pixels, undecoded
+from ..files import parse_json, read_json
 from ..model.encoder_model import CaptionerEncoderOutput
 from ..model.modeling_captioner import CaptionerModel
 from ..model.modes import in_evaluation
@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 # Arguments of generate() that would show the model the words it has to predict.
 TEACHER_FORCING = ("labels", "captions", "decoder_input_ids", "decoder_inputs_embeds")
+
+
+EXAMPLE = '{"image_id": 42, "caption": "a dog"}'
 
 
 @dataclass(frozen=True)
@@ -179,15 +182,29 @@ def _matching_keys(image_ids: list[str], ids_of_file: Collection[str]) -> list[s
 
 
 def _read_records(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a JSON or JSON Lines file, each with at least `image_id` and `caption`."""
-    text = path.read_text(encoding="utf-8")
-    try:
-        records = (
-            [json.loads(line) for line in text.split("\n") if line] if path.suffix == ".jsonl" else json.loads(text)
-        )
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{str(path)!r} is not JSON: {e}") from e
-    fields = {"image_id", "caption"}
-    if not isinstance(records, list) or not all(isinstance(r, dict) and fields <= r.keys() for r in records):
-        raise ValueError(f'{str(path)!r} is not a list of records like {{"image_id": 42, "caption": "a dog"}}.')
-    return records
+    """Read the records of a JSON or JSON Lines file, each with at least `image_id` and `caption`.
+
+    Raises:
+        ValueError: The file is not JSON, or one of its records has not these fields. The error names the record.
+    """
+    if path.suffix == ".jsonl":
+        lines = enumerate(path.read_bytes().split(b"\n"), start=1)
+        named = [(f"{str(path)!r}, line {number}", line) for number, line in lines if line.strip()]
+        records = [(name, parse_json(line, f"{name},")) for name, line in named]
+    else:
+        found = read_json(path, "The file of captions")
+        if not isinstance(found, list):
+            raise ValueError(f"{str(path)!r} holds a {type(found).__name__}, not a list of records like {EXAMPLE}.")
+        records = [(f"{str(path)!r}, record {number}", record) for number, record in enumerate(found, start=1)]
+    for name, record in records:
+        if not isinstance(record, dict) or not {"image_id", "caption"} <= record.keys():
+            raise ValueError(f"{name}: this is not a record like {EXAMPLE}.")
+        for field, kinds in (("image_id", (str, int)), ("caption", str), ("ended", (bool, type(None)))):
+            value = record.get(field)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and field == "image_id"):
+                raise ValueError(
+                    f"{name}: the {field} is {value!r:.40}, a {type(value).__name__}. Right is {EXAMPLE}."
+                )
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError(f"{name}: the {field} has half a character (a lone surrogate).")
+    return [record for _, record in records]

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 PTB = "PTB (the lexer of CoreNLP 3.4.1), lower case, without punctuation"
 COCO = "COCO caption evaluation (pycocoevalcap 1.2)"
@@ -83,11 +84,21 @@ class Protocol:
         """Rebuild a protocol from what `as_dict` returned.
 
         Raises:
-            ValueError: A field is missing.
+            ValueError: A field is missing, or its value has another form.
         """
         names = [field.name for field in fields(cls)]
         if missing := [name for name in names if name not in record]:
             raise ValueError(f"The protocol has no {', '.join(missing)}: hf-captioner evaluate did not write it.")
+        for name, hint in get_type_hints(cls).items():
+            kinds = tuple(
+                get_origin(kind) or kind for kind in (get_args(hint) if isinstance(hint, UnionType) else [hint])
+            )
+            if not isinstance(record[name], (*kinds, list) if tuple in kinds else kinds):
+                raise ValueError(f"The protocol has {record[name]!r:.40} as its {name}: hf-captioner did not write it.")
+        has_pair = [type(count) for count in record["references_per_image"]] == [int, int]
+        metrics = record["metrics"].values()
+        if not has_pair or not all(isinstance(m, dict) and isinstance(m.get("scores"), list) for m in metrics):
+            raise ValueError("The protocol has references_per_image or metrics that hf-captioner did not write.")
         return cls(**{name: record[name] for name in names})
 
     @property

@@ -52,14 +52,30 @@ def read_results(source: Evaluation | Mapping[str, Any] | str | Path) -> Results
     else:
         # Through JSON, so that tuples become lists, as in files.
         record = json.loads(json.dumps(source.as_dict() if isinstance(source, Evaluation) else dict(source)))
+    name = f"The file of results {str(source)!r}" if isinstance(source, str | Path) else "The record of results"
     record = record if isinstance(record, dict) else {}
     if isinstance(record.get("scores"), dict) and isinstance(record.get("protocol"), dict):
-        protocol = Protocol.from_dict(record["protocol"])
-        return Results(record["scores"], record.get("intervals", {}), protocol, protocol.description)
-    scores = {name: value for name, value in record.items() if isinstance(value, int | float)}
+        scores, intervals = record["scores"], record.get("intervals", {})
+        if wrong := [score for score, value in scores.items() if not _is_number(value)]:
+            raise ValueError(f"{name} has the score {wrong[0]!r} {scores[wrong[0]]!r:.40}, which is no number.")
+        is_interval = isinstance(intervals, dict) and all(
+            isinstance(ends, list) and len(ends) == 2 and all(map(_is_number, ends)) for ends in intervals.values()
+        )
+        if not is_interval:
+            raise ValueError(f"{name} has intervals that are not two numbers by the name of a score.")
+        try:
+            protocol = Protocol.from_dict(record["protocol"])
+        except ValueError as e:
+            raise ValueError(f"{name}: {e}") from e
+        return Results(scores, intervals, protocol, protocol.description)
+    scores = {name: value for name, value in record.items() if _is_number(value)}
     if not scores:
-        raise ValueError("results hold no scores. Give what hf-captioner evaluate or hf-captioner train writes.")
+        raise ValueError(f"{name} holds no scores. Give what hf-captioner evaluate or hf-captioner train writes.")
     return Results(scores, {}, None, str(record.get("protocol", "")))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def find_results(folder: str | Path) -> Path | None:

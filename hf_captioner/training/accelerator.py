@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 
 from ..data.loading import num_cores
+from ..files import only_writer
 
 logger = logging.getLogger(__name__)
 
@@ -86,3 +88,18 @@ def raise_everywhere(accelerator: Accelerator) -> Iterator[None]:
         error = broadcast_object_list(error)
     if error[0] is not None:
         raise error[0]
+
+
+@contextmanager
+def owned_folder(folder: str | Path, accelerator: Accelerator) -> Iterator[None]:
+    """Make sure that results can be written to a folder, and that no other run does so in the block. Collective.
+
+    Raises:
+        ValueError: Another run writes to the folder.
+        OSError: The folder can't be written to.
+    """
+    with ExitStack() as stack:
+        with raise_everywhere(accelerator):
+            if accelerator.is_main_process:
+                stack.enter_context(only_writer(folder, content="Results"))
+        yield

@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from accelerate import Accelerator
 
 from ..data.loading import StepLoader
 from ..errors import first_line, is_out_of_memory
 from ..evaluation.predictions import Prediction, decode_captions
 from ..evaluation.protocol import describe_decoding
 from ..evaluation.scoring import Evaluation, collapse_warnings, evaluate_predictions, score_captions
-from ..files import explain_write_errors, only_writer, replace_files, write_atomically
+from ..files import explain_write_errors, replace_files, write_atomically
 from ..interruption import Interruption
 from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
-from .accelerator import raise_everywhere
+from .accelerator import owned_folder
 from .build import (
     TrainingData,
     build_captioner,
@@ -77,7 +75,7 @@ def train(recipe: Recipe, *, before_training: Callable[[CaptionerModel], None] |
         Interrupted: A signal arrived; the state is saved.
     """
     accelerator = prepare_accelerator(recipe)
-    with Interruption() as interruption, own_output(recipe, accelerator):
+    with Interruption() as interruption, owned_folder(recipe.run.output_dir, accelerator):
         checkpoint = find_checkpoint(recipe, accelerator)
         data = load_data(recipe, accelerator)
         model, processor = build_captioner(recipe, data.train.rows["captions"])
@@ -97,16 +95,6 @@ def train(recipe: Recipe, *, before_training: Callable[[CaptionerModel], None] |
             report_best(Path(recipe.run.output_dir), trained.evaluation, data.validation.rows, run, recipe)
     accelerator.end_training()
     return trained
-
-
-@contextmanager
-def own_output(recipe: Recipe, accelerator: Accelerator) -> Iterator[None]:
-    """Make sure that the output folder can be written to, and that no other run does so in the block. Collective."""
-    with ExitStack() as stack:
-        with raise_everywhere(accelerator):
-            if accelerator.is_main_process:
-                stack.enter_context(only_writer(recipe.run.output_dir, content="Checkpoints and results"))
-        yield
 
 
 def start_output(recipe: Recipe, run: Run) -> None:
