@@ -101,9 +101,26 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     try:
         model = CaptionerModel.from_pretrained(folder, **hub)
         processor = CaptionerProcessor.from_pretrained(folder, **hub)
+        _check_fit(model, processor)
     except (OSError, ValueError) as e:
         raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {first_line(e)}") from e
-    return model.eval(), processor  # type: ignore[return-value]
+    return model.eval(), processor
+
+
+def _check_fit(model: CaptionerModel, processor: CaptionerProcessor) -> None:
+    """Raise a ValueError if a model can't read its processor's images, or has fewer words."""
+    from .model.image_processing_captioner import CaptionerImageProcessor
+
+    if not isinstance(processor.image_processor, CaptionerImageProcessor):
+        raise ValueError(f"its image processor is a {type(processor.image_processor).__name__}, not a captioner's.")
+    if len(processor.tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"its tokenizer has {len(processor.tokenizer)} words and its model {model.config.vocab_size}: they belong "
+            "to different captioners."
+        )
+    size = processor.image_processor.size["height"], processor.image_processor.size["width"]
+    if size != tuple(model.data_config["input_size"][1:]):  # else any encoder takes it
+        model.encoder.part.grid_size(*size)
 
 
 def show_messages() -> None:

@@ -1,9 +1,26 @@
 """The configuration of a captioner: its architecture and its training loss."""
 
+import math
+import re
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+
+from .folder_check import REFUSED_ENTRIES, check_depth, check_folder, one_line_errors
+
+# Largest values. They are far above what any captioner needs, and below what a machine can't build.
+MAX_SIZES = {"attention_size": 2**16, "vocab_size": 2**22, "embedding_size": 2**16, "hidden_size": 2**16}
+MAX_NUMBER = 2**16  # of the arguments of parts: layers, heads, channels, ...
+MAX_PIXELS = 1536  # of their arguments img_size, window_size and the like
+# Arguments of encoders that say where weights come from. That is never stored: a captioner's own weights are, and
+# those that a new one starts from are named by the caller of `CaptionerModel.from_encoder`.
+WEIGHT_SOURCES = {
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_model_args", "pretrained_strict"),
+    *("pretrained_filter_fn", "checkpoint_path", "cache_dir"),
+}
 
 
 @strict
@@ -75,9 +92,11 @@ class CaptionerConfig(PreTrainedConfig):
 
     def validate_sizes(self) -> None:
         """Check that sizes are positive and that the ids of special tokens are in the vocabulary."""
-        for name in ("attention_size", "vocab_size", "embedding_size", "hidden_size"):
+        for name, largest in MAX_SIZES.items():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
+            if getattr(self, name) > largest:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at most {largest}.")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             token = getattr(self, name)
             if isinstance(token, int) and not 0 <= token < self.vocab_size:
@@ -97,5 +116,70 @@ class CaptionerConfig(PreTrainedConfig):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be in [0, 1).")
         for name in ("doubly_stochastic_weight", "initializer_range"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be finite, and must not be negative.")
+
+    def validate_parts(self) -> None:
+        """Check that the arguments of parts have sane sizes and name neither weights nor files."""
+        for name in ("encoder_kwargs", "attention_kwargs", "decoder_kwargs"):
+            _check_arguments(name, getattr(self, name) or {})
+        if sources := WEIGHT_SOURCES & (self.encoder_kwargs or {}).keys():
+            raise ValueError(
+                f"encoder_kwargs has {', '.join(sorted(sources))}. A configuration describes an architecture; where "
+                "weights come from is said by from_encoder(encoder_weights=..., pretrained=...)."
+            )
+        if self.encoder_type.startswith("timm"):
+            _check_no_path("encoder_name", self.encoder_name)
+            _check_no_path("encoder_kwargs", self.encoder_kwargs or {})
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build a configuration from the entries of a `config.json`, as `from_pretrained` of transformers does.
+
+        Raises:
+            ValueError: An entry is wrong, or the folder that it was read from is, see `check_folder`.
+        """
+        source = kwargs.get("name_or_path") or "The configuration"
+        if "name_or_path" in kwargs:  # set by transformers' Auto classes
+            check_folder(Path(kwargs["name_or_path"]))
+        if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
+            raise ValueError(f"{str(source)!r} holds no captioner, but a model of type {model_type!r}.")
+        for name, value in config_dict.items():
+            # Such an entry makes transformers open something else, or replaces a method of the configuration.
+            is_known = name in cls.__dataclass_fields__ or name in ("model_type", "num_labels", "name_or_path")
+            if value is not None and not is_known and (re.fullmatch(_REFUSED, name) or hasattr(cls, name)):
+                raise ValueError(f"{str(source)!r} has an entry {name!r}, which a captioner's configuration must not.")
+        with one_line_errors(source):
+            try:
+                return super().from_dict(config_dict, **kwargs)
+            except StrictDataclassError as e:
+                raise ValueError(f"The configuration is wrong: {e.__cause__ or e}") from e
+
+
+_REFUSED = REFUSED_ENTRIES["config.json"]
+
+
+def _check_arguments(name: str, value: Any) -> None:
+    """Raise a ValueError if an argument of a part is no plain value, or a number that is too large for one."""
+    check_depth(value, name)
+    if isinstance(value, dict | list | tuple):
+        if len(value) > MAX_NUMBER:
+            raise ValueError(f"{name} has {len(value)} values.")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_arguments(f"{name}[{key!r}]", item)
+    elif isinstance(value, int | float):
+        limit = MAX_PIXELS if re.search(r"size'\](\[\d\])?$", name) else MAX_NUMBER
+        if not abs(value) <= limit:
+            raise ValueError(f"{name} is {value}, but a number must be finite and at most {limit}.")
+
+
+def _check_no_path(name: str, value: Any) -> None:
+    """Raise a ValueError if a value, or one in it, looks like a path, an address or a name on the Hub."""
+    if isinstance(value, dict | list | tuple):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_no_path(f"{name}[{key!r}]", item)
+    elif isinstance(value, str) and re.search(r"[/\\:]", value):
+        raise ValueError(
+            f"{name} is {value!r}, but must name an architecture of timm, such as 'resnet101': neither a file nor a "
+            "model on the Hub. Weights are given to from_encoder(encoder_weights=..., pretrained=...)."
+        )

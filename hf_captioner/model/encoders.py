@@ -37,6 +37,8 @@ from .registry import Registry
 
 ENCODERS = Registry("encoders", {"timm": f"{__name__}:TimmEncoder", "timm_pooled": f"{__name__}:PooledTimmEncoder"})
 
+MAX_POOLED_SIZE = 128  # rows, and columns, of a grid
+
 
 class TimmEncoder(nn.Module):
     """Any timm model whose last features form a grid: CNNs, Swin-like models and ViTs.
@@ -175,8 +177,10 @@ class PooledTimmEncoder(TimmEncoder):
 
     def __init__(self, name: str, *, pooled_size: int = 14, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
-        if pooled_size < 1:
-            raise ValueError(f"pooled_size is {pooled_size}, but a grid has at least 1 row.")
+        if not isinstance(pooled_size, int) or pooled_size < 1:
+            raise ValueError(f"pooled_size is {pooled_size!r}, but a grid has at least 1 row.")
+        if pooled_size > MAX_POOLED_SIZE:
+            raise ValueError(f"pooled_size is {pooled_size}, but a grid has at most {MAX_POOLED_SIZE} rows.")
         self.pooled_size = pooled_size
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -203,11 +207,19 @@ def _create_body(name: str, **kwargs: Any) -> nn.Module:
         return timm.create_model(name, num_classes=0, **kwargs)
     except RuntimeError as e:
         if "Unknown model" not in str(e):
-            raise
+            if kwargs.get("pretrained"):
+                raise
+            raise _refused(name, kwargs, e) from e
         similar = timm.list_models(f"*{name.split('.')[0].rstrip('0123456789')}*")[:5]
         hint = f" Similar: {', '.join(similar)}." if similar else ""
         raise ValueError(
             f"timm {timm.__version__} has no model {name!r}.{hint} See timm.list_models() for all names."
         ) from e
-    except TypeError as e:
-        raise ValueError(f"timm's {name!r} refuses the arguments {kwargs}: {e}. Check encoder_kwargs.") from e
+    except (TypeError, AssertionError, AttributeError, LookupError, ArithmeticError) as e:
+        raise _refused(name, kwargs, e) from e
+
+
+def _refused(name: str, kwargs: dict[str, Any], error: Exception) -> ValueError:
+    """Return the error for arguments with which timm can't build a model."""
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    return ValueError(f"timm's {name!r} refuses the arguments {kwargs}: {reason}. Check encoder_kwargs.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -19,12 +20,14 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .images import Box, ImageSource, OpenedImage, Size, open_as_used
-from .pixels import Crop, PixelTransform, resize_and_crop, visible_box, write_pixels
+from .pixels import PIXELS_AT_ONCE, Crop, PixelTransform, resize_and_crop, visible_box, write_pixels
 
 # B: images, H: height, W: width
 
 CROP_MODES = ("center", "squash", "border")
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_PIXELS = 1536**2  # of the pixel values of an image; timm's largest inputs have 1024 x 1024
+MIN_CROP_PCT = 0.1
 _TORCH_FILTERS = ("bilinear", "bicubic")
 # If the crop keeps at least this fraction of the image, torch resizes the whole faster than Pillow a part.
 _LEAST_KEPT = 0.4
@@ -44,8 +47,12 @@ def _eval_transform(
 
 
 @functools.lru_cache(maxsize=1024)
-def _resized_size(resize: Callable[[Tensor], Tensor], width: int, height: int) -> Size:
-    resized = resize(torch.empty(3, height, width, device="meta"))  # has a shape and no pixels
+def _resized_size(resize: Any, width: int, height: int) -> Size:
+    try:
+        resized = resize(torch.empty(3, height, width, device="meta"))  # has a shape and no pixels
+    except RuntimeError:  # crop mode "border" fits the longer edge and rounds the shorter one of a strip to 0 pixels
+        ratio = max(width / resize.size[1], height / resize.size[0])
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
     return resized.shape[2], resized.shape[1]
 
 
@@ -61,9 +68,30 @@ def _resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: 
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
     if interpolation not in _TORCH_FILTERS or kept < _LEAST_KEPT:
         return resize_and_crop(image, size, crop, interpolation)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    num_rows = PIXELS_AT_ONCE // image.width
+    if num_rows >= image.height:
+        pixels = _pixels(image)
+    else:  # The same numbers, without a copy of a large image: the horizontal resize comes first anyway.
+        tops = range(0, image.height, max(1, num_rows))
+        parts = (_pixels(image.crop((0, top, image.width, min(top + tops.step, image.height)))) for top in tops)
+        resized_parts = [
+            interpolate(part, (part.shape[2], size[0]), mode=interpolation, antialias=True) for part in parts
+        ]
+        pixels = torch.cat(resized_parts, 2)
     resized = interpolate(pixels, size[::-1], mode=interpolation, antialias=True)
     return resized[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 class CaptionerImagesKwargs(TypedDict, total=False):
@@ -107,19 +135,35 @@ class CaptionerImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if not isinstance(size, Mapping | None) or not all(
+            isinstance(values, Iterable) for values in (image_mean, image_std)
+        ):
+            raise ValueError(
+                f"size is {size!r}, image_mean {image_mean!r} and image_std {image_std!r}; give a dict and two lists."
+            )
         self.size = {"height": 224, "width": 224} if size is None else dict(size)
         self.interpolation, self.crop_pct, self.crop_mode = interpolation, crop_pct, crop_mode
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        if self.size.keys() != {"height", "width"} or min(self.size.values()) < 1:
+        # A stranger's file may hold anything here.
+        if self.size.keys() != {"height", "width"} or not all(map(_is_whole, self.size.values())):
             raise ValueError(f'size is {self.size}; give {{"height": H, "width": W}} in pixels.')
+        if min(self.size.values()) < 1 or math.prod(self.size.values()) > MAX_PIXELS:
+            raise ValueError(f"size is {self.size}; give at least 1 pixel and at most {MAX_PIXELS:,}.")
         # timm treats an unknown crop mode as "center".
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode is {self.crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}.")
-        if self.crop_pct <= 0:
-            raise ValueError(f"crop_pct is {self.crop_pct}; it must be above 0, and is usually at most 1.")
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or min(self.image_std) <= 0:
+        if not _is_number(self.crop_pct) or not MIN_CROP_PCT <= self.crop_pct <= 10:
+            raise ValueError(
+                f"crop_pct is {self.crop_pct!r}; it must be from {MIN_CROP_PCT} to 10, and is usually at most 1."
+            )
+        if (
+            not all(map(_is_number, self.image_mean + self.image_std))
+            or (len(self.image_mean), len(self.image_std)) != (3, 3)
+            or not 1e-4 <= min(self.image_std) <= max(self.image_std) <= 1e4
+            or max(map(abs, self.image_mean)) > 1e4
+        ):
             raise ValueError(
                 f"image_mean is {self.image_mean} and image_std {self.image_std}; give three numbers each, "
                 "for red, green and blue, and standard deviations above 0."

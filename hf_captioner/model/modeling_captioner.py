@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import GenerationConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
@@ -19,12 +20,15 @@ from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
 from .decoder_interface import RecurrentCache, check_fit, run_decoder
 from .decoders import DECODERS
-from .decoding import beam_search, can_drop_images
-from .encoder_model import CaptionerEncoder, CaptionerEncoderOutput
+from .encoder_model import CaptionerEncoder, SharedCells
 from .encoders import ENCODERS
+from .folder_check import check_folder, check_generation, one_line_errors
+from .generation import CaptionerGenerationMixin
 from .loss import captioning_loss
+from .model_inputs import caption_lengths, check_cells, check_ids, check_labels, check_words
 from .objectives import IGNORED, log_likelihood
 from .parts import build_part
+from .weights_check import check_weights, limited_parameters
 
 SCORED_AT_ONCE = 2**26  # maximum number of logits that `CaptionerModel.score` holds at a time
 
@@ -64,7 +68,7 @@ class CaptionerScores(ModelOutput):
     word_scores: Tensor | None = None
 
 
-class CaptionerModel(PreTrainedModel, GenerationMixin):
+class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
     """Image captioner after Show, Attend and Tell (Xu et al. 2015) on any registered encoder.
 
     `from_encoder` makes a new captioner with trained encoder weights. `from_pretrained` loads a saved one, and never
@@ -85,7 +89,6 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     accepts_loss_kwargs = True  # transformers' Trainer then passes num_items_in_batch
-    _is_stateful = True
     _tied_weights_keys = {"decoder.output.weight": "decoder.embedding.weight"}  # noqa: RUF012 (transformers')
 
     def __init__(self, config: CaptionerConfig, encoder: CaptionerEncoder | None = None) -> None:
@@ -126,6 +129,38 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             )
         config.packages = _providing_packages(config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a captioner from a folder or the Hub, as `PreTrainedModel.from_pretrained` does, safely.
+
+        The folder alone is read. Its weights must be those that its configuration asks for, in safetensors files.
+
+        Raises:
+            ValueError: The folder is damaged, or asks for more than a captioner needs; see `check_folder`.
+            OSError: There is no such folder, or no model in it.
+        """
+        folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
+        kwargs.setdefault("use_safetensors", True)
+        with ExitStack() as stack:
+            if pretrained_model_name_or_path is not None:
+                check_folder(folder)
+                stack.enter_context(one_line_errors(pretrained_model_name_or_path))
+                if not kwargs.get("ignore_mismatched_sizes"):
+                    stack.enter_context(limited_parameters(folder))
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            check_generation(model.generation_config.to_dict(), model.config.vocab_size)
+        return loaded
+
+    @staticmethod
+    def _load_pretrained_model(
+        model: Any, state_dict: Any, checkpoint_files: Any, load_config: Any, **kwargs: Any
+    ) -> Any:
+        # Called with the model still on the meta device: nothing has taken memory yet.
+        if checkpoint_files and str(checkpoint_files[0]).endswith(".safetensors"):
+            check_weights(model, checkpoint_files, lenient=load_config.ignore_mismatched_sizes)
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, **kwargs)
 
     @classmethod
     def from_encoder(
@@ -183,13 +218,21 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         """Train the encoder, or only its last stages; see `CaptionerEncoder.unfreeze`."""
         self.encoder.unfreeze(from_stage=from_stage, freeze_batch_norm=freeze_batch_norm)
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the last linear layer if its weights are tied to the word embedding, else None."""
-        return self.decoder.output if self.config.tie_word_embeddings else None
-
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embedding."""
         return self.decoder.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the word embedding."""
+        self.decoder.embedding = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the last linear layer, which computes logits."""
+        return self.decoder.output
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the last linear layer."""
+        self.decoder.output = new_embeddings
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -210,7 +253,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
+        encoder_outputs: Any = None,
         cells: Tensor | None = None,
         cache: RecurrentCache | None = None,
         use_cache: bool | None = None,
@@ -226,10 +269,13 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         Args:
             pixel_values: Images `(B, 3, H, W)`, from the processor.
             labels: Words and `<end>` of each caption, without `<start>`: `(B, T)`, or `(B, K, T)` for K captions of
-                each image. -100 is ignored and may only follow a caption.
-            decoder_input_ids: `(N, T)`, words to read, beginning with `<start>`; made from the labels if these are
-                given. Captions of the same image are next to each other.
-            encoder_outputs: Output of the encoder, in place of `pixel_values`.
+                each image. -100 follows the end of a caption. With `decoder_input_ids`, any label may be -100, and its
+                word is read but does not count.
+            decoder_input_ids: `(N, T)`, words to read, beginning with `<start>`. Captions of the same image are next to
+                each other. Beside labels they have the labels' shape, and are all words but the last; by default they
+                are made from the labels.
+            encoder_outputs: Output of the encoder, in place of `pixel_values`; also a tuple or another model's output
+                whose first field holds image cells `(B, P, C)`.
             cells: Image cells `(B, P, C)` computed earlier, in place of `pixel_values`.
             cache: State after the words read so far, from the previous output.
             use_cache: Whether to return this state; None means yes.
@@ -247,20 +293,31 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 of the one from the labels (scheduled sampling, Bengio et al. 2015).
 
         Raises:
-            ValueError: There is no image, or neither labels nor words to read.
+            ValueError: There is no image, neither labels nor words to read, or something of a wrong form.
         """
-        lengths = None
+        given_ids, lengths = decoder_input_ids, None
         if labels is not None:
+            labels = check_labels(labels)
             targets = labels.reshape(-1, labels.shape[-1])  # (N, T)
-            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(targets)
-            lengths = (targets != IGNORED).sum(1)
+            decoder_input_ids = self._words_to_read(targets, given_ids)
+            lengths = caption_lengths(targets)
         elif decoder_input_ids is None:
             raise ValueError(
                 "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
             )
+        elif cache is None:
+            check_ids(decoder_input_ids, self.config)
 
         if cache is None:
-            cache = RecurrentCache(self.decoder.prepare(self._cells(pixel_values, encoder_outputs, cells)))
+            cache = RecurrentCache(self.decoder.prepare(self.image_cells(pixel_values, encoder_outputs, cells)))
+        num_images, num_captioned = (
+            cache.memory.cells.shape[0],
+            (decoder_input_ids if labels is None else labels).shape[0],
+        )
+        if num_captioned % num_images if labels is None else num_captioned != num_images:
+            raise ValueError(f"There are {num_images} images, but captions for {num_captioned}; give as many of both.")
+        if lengths is not None:
+            check_words(targets, given_ids, lengths, self.config)
         output = run_decoder(
             self.decoder,
             decoder_input_ids,
@@ -287,28 +344,48 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
             result.decoder_hidden_states = (output.hidden.unflatten(0, captions),)  # (B, T, D) or (B, K, T, D)
         return result.to_tuple() if return_dict is False else result
 
-    def _cells(
-        self, pixel_values: Tensor | None, encoder_outputs: CaptionerEncoderOutput | None, cells: Tensor | None
-    ) -> Tensor:
-        """Return the image cells `(B, P, C)` from whichever of the three inputs is given.
+    def _words_to_read(self, labels: Tensor, given_ids: Tensor | None) -> Tensor:
+        """Return the word that is read before each label, `(N, T)`: as given, or made from the labels `(N, T)`.
 
         Raises:
-            ValueError: None of them is given.
+            ValueError: What is given has another form than the labels.
         """
-        if cells is not None:
+        if given_ids is None:
+            return self.prepare_decoder_input_ids_from_labels(labels)
+        check_ids(given_ids.flatten(0, -2), self.config)
+        if given_ids.numel() != labels.numel() or given_ids.shape[-1] != labels.shape[-1]:
+            raise ValueError(
+                f"decoder_input_ids have the shape {tuple(given_ids.shape)}, but must have that of the labels: <start> "
+                "and all words but the last."
+            )
+        return given_ids.reshape(labels.shape)
+
+    def image_cells(self, pixel_values: Tensor | None, encoder_outputs: Any, cells: Tensor | None) -> Tensor:
+        """Return the image cells `(B, P, C)` from whichever of the three inputs is given, in the decoder's precision.
+
+        Raises:
+            ValueError: None of them is given, or it has a wrong form.
+        """
+        if cells is None and encoder_outputs is None:
+            if pixel_values is None:
+                raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
+            cells = self.encoder(pixel_values).last_hidden_state
+        else:
+            if cells is None:
+                is_tuple = isinstance(encoder_outputs, tuple | list)
+                cells = encoder_outputs[0] if is_tuple else getattr(encoder_outputs, "last_hidden_state", None)
+            cells = check_cells(cells.cells if isinstance(cells, SharedCells) else cells, self.encoder.part.hidden_size)
+        if torch.is_autocast_enabled(cells.device.type):
             return cells
-        if encoder_outputs is not None:
-            return encoder_outputs.last_hidden_state
-        if pixel_values is None:
-            raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
-        return self.encoder(pixel_values).last_hidden_state
+        precisions = (parameter.dtype for parameter in self.decoder.parameters() if parameter.is_floating_point())
+        return cells.to(next(precisions, cells.dtype))
 
     @torch.no_grad()
     def score(
         self,
         pixel_values: Tensor | None = None,
         captions: Tensor | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
+        encoder_outputs: Any = None,
         cells: Tensor | None = None,
     ) -> CaptionerScores:
         """Compute the log-probabilities of given captions, to rank captions of an image or images for a caption.
@@ -328,7 +405,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: There is no image, there are no captions, or their number of images differs.
         """
-        cells = self._cells(pixel_values, encoder_outputs, cells)
+        cells = self.image_cells(pixel_values, encoder_outputs, cells)
         num_images = len(cells)
         if captions is None or captions.ndim not in (2, 3) or (captions.ndim == 3 and len(captions) != num_images):
             given = None if captions is None else tuple(captions.shape)
@@ -336,6 +413,9 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
                 f"captions have shape {given}; give labels (K, T), scored for every image, or ({num_images}, K, T), "
                 "from processor(text=...)."
             )
+        captions = check_labels(captions)
+        targets = captions.flatten(0, -2)
+        check_words(targets, None, caption_lengths(targets), self.config)
         if captions.ndim == 2:
             captions = captions.expand(num_images, -1, -1)
         memory = self.decoder.prepare(cells)
@@ -343,7 +423,7 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         word_scores = []
         for labels in captions.split(chunk, 1):
             targets = labels.flatten(0, 1)  # (N, T)
-            lengths = (targets != IGNORED).sum(1)
+            lengths = caption_lengths(targets)
             input_ids = self.prepare_decoder_input_ids_from_labels(targets)
             output = run_decoder(self.decoder, input_ids, memory, lengths=lengths)
             word_scores.append(log_likelihood(output.logits, targets).view(labels.shape))
@@ -362,45 +442,6 @@ class CaptionerModel(PreTrainedModel, GenerationMixin):
         words = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
         start = torch.full_like(words[:, :1], self.config.decoder_start_token_id)
         return torch.cat([start, words[:, :-1]], dim=1)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        cache: RecurrentCache | None = None,
-        encoder_outputs: CaptionerEncoderOutput | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Return the arguments of `forward` for one step of `generate()`.
-
-        The words to read are those that have not been read yet: a given prefix, or the word chosen last.
-        """
-        num_read = 0 if cache is None else cache.get_seq_length()
-        forwarded = ("use_cache", "output_attentions", "output_hidden_states")
-        return {
-            "decoder_input_ids": input_ids[:, num_read:],
-            "cache": cache,
-            "encoder_outputs": encoder_outputs,
-            **{name: kwargs[name] for name in forwarded if name in kwargs},
-        }
-
-    def _beam_search(
-        self,
-        input_ids: Tensor,
-        logits_processor: LogitsProcessorList,
-        stopping_criteria: StoppingCriteriaList,
-        generation_config: GenerationConfig,
-        **kwargs: Any,
-    ) -> Any:
-        """Search without work on images whose captions are finished, where that equals transformers' beam search."""
-        settings = (logits_processor, stopping_criteria, generation_config)
-        if can_drop_images(*settings, kwargs):
-            return beam_search(self, input_ids, *settings, encoder_outputs=kwargs["encoder_outputs"])
-        return super()._beam_search(input_ids, *settings, **kwargs)
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        # The cache is a RecurrentCache, made by the first step, not keys and values of transformer layers.
-        return False
 
     def default_generation_config(self, *, unknown_token_id: int | None = None) -> GenerationConfig:
         """Return generation settings for a new captioner: five beams, at most 30 words, never `<unk>`."""

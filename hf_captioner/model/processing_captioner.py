@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 
 from .captions import build_tokenizer
+from .folder_check import check_folder, one_line_errors
 from .image_processing_captioner import CaptionerImageProcessor
 from .images import ImageSource
 from .objectives import IGNORED
@@ -28,6 +30,18 @@ class CaptionerProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(image_processor, tokenizer)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a processor from a folder or the Hub, as `ProcessorMixin.from_pretrained` does, safely.
+
+        Raises:
+            ValueError: The folder is damaged, or names what a captioner doesn't need; see `check_folder`.
+            OSError: There is no such folder, or no processor in it.
+        """
+        check_folder(Path(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+        with one_line_errors(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def from_captions(
