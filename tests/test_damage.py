@@ -151,7 +151,7 @@ BROKEN_FILES: list[tuple[tuple[Callable[..., None], str], Edit, str, int | None]
     (TOKEN, latin_1(7), ", line 7, is not UTF-8 (byte 0xe9 at", 69),
     (KAGGLE, latin_1(9), ", line 9, is not UTF-8 (byte 0xe9 at", 69),
     (FLICKR30K, latin_1(3), ", line 3, is not UTF-8 (byte 0xe9 at", 69),
-    (JSONL, at(2, lambda line: f"{line[:-3]}\udcb9\udcb3{line[-3:]}"), ", line 2, is not UTF-8 (byte 0xb9 at", 65),
+    (JSONL, at(2, lambda line: f"{line[:-3]}caf\udc8e{line[-3:]}"), ", line 2, is not UTF-8 (byte 0x8e at", 65),
     (CSV, latin_1(4), ", line 4, is not UTF-8 (byte 0xe9 at", 69),
     (TEXT, latin_1(3), ", line 3, is not UTF-8 (byte 0xe9 at", 69),
     (KARPATHY, latin_1(1), ", line 1, is not UTF-8 (byte 0xe9 at", None),

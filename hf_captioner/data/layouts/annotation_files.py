@@ -5,21 +5,23 @@ Every reader takes the folder, the files to read and a `Damage`, as does the one
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cache
+from typing import Any, TypeAlias
 
-from pyarrow import parquet
-
-from .caption_columns import captions_in_row, find_columns
-from .damage import Damage
+from .caption_columns import Columns, captions_in_row, find_columns, has_columns, parse_list
+from .damage import Damage, shortened
 from .image_folder import ImageFolder
+from .parquet_files import read_rows
 from .splits import canonical_split, split_in_path
+from .table_rows import csv_rows, json_rows
+from .text_files import read_json, text_lines
+
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+JSON_TYPES = {str: "a text", int: "a number or a text", list: "a list"}
 
 
 @dataclass(frozen=True)
@@ -37,21 +39,44 @@ class Record:
     number: int | None = None
 
 
-def read_karpathy(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
-    """Read Karpathy's `dataset_flickr8k.json`, `dataset_flickr30k.json` or `dataset_coco.json`.
+ReadRecords: TypeAlias = Callable[[ImageFolder, list[str], Damage], Iterator[Record]]
+ReadFile: TypeAlias = Callable[[ImageFolder, str, Damage], Iterator[Record]]
+
+
+def each_file(read_file: ReadFile) -> ReadRecords:
+    """Return the reader that reads files one after the other, and refuses or leaves out those without captions."""
+
+    def read_files(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
+        for file in files:
+            with damage.skipping():
+                record = None
+                for record in read_file(folder, file, damage):
+                    yield record
+                if record is None:
+                    raise ValueError(f"{file} holds no captions.")
+
+    return read_files
+
+
+@each_file
+def read_karpathy(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Record]:
+    """Read Karpathy's `dataset_flickr8k.json`, `dataset_flickr30k.json`, `dataset_coco.json` or one of the same form.
 
     Images of `restval`, the part of COCO's validation images that all papers train on, are for training.
     """
-    for file in files:
-        for location, image in _entries(read_json(folder, file), "images", file):
-            with damage.skipping():
-                captions = captions_in_row({"raw": [s["raw"] for s in _field(image, "sentences", location)]})
-                split = _field(image, "split", location)
-                name = _field(image, "filename", location)  # distinct even in COCO, whatever became of its folders
-                if split == "restval":
-                    damage.repaired(f"{file}: images of restval counted as training", str(name))
-                image_id = str(image["cocoid"]) if "cocoid" in image else None
-                yield Record(name, captions, location, image_id=image_id, split=canonical_split(split), number=0)
+    for location, image in _entries(read_json(folder, file, damage), "images", file):
+        with damage.skipping():
+            sentences = _field(image, "sentences", location, list)
+            captions = [_field(s, "raw", f"{location}, sentences[{i}]", str) for i, s in enumerate(sentences)]
+            split = _field(image, "split", location, str)
+            name = _field(image, "filename", location, str)  # distinct even in COCO, whatever became of its folders
+            if not captions:
+                raise ValueError(f"{location}, has no sentences.")
+            if split == "restval":
+                damage.repaired(f"{file}: images of restval counted as training", name)
+            image_id = str(_field(image, "cocoid", location, int, str)) if "cocoid" in image else None
+            base, split = _base(file, name), _checked_split(split, location)
+            yield Record(name, captions, location, base, image_id=image_id, split=split, number=0)
 
 
 def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
@@ -60,137 +85,130 @@ def read_coco(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iter
     if len(years) > 1:
         files = [file for file in files if max(years) in os.path.basename(file)]
         damage.report(f"Annotations of {' and '.join(sorted(years))} share images: those of {max(years)} are read.")
-    for file in files:
-        content = read_json(folder, file)
-        images: dict[Any, tuple[str, str]] = {}  # location and file name by id
-        captions: dict[Any, list[str]] = {}
-        for location, image in _entries(content, "images", file):
-            with damage.skipping():
-                image_id, name = (_field(image, key, location) for key in ("id", "file_name"))
-                if image_id in images:
-                    raise ValueError(f"{location}: the id {image_id} occurs twice.")
-                images[image_id], captions[image_id] = (location, name), []
-        caption_ids: set[Any] = set()
-        for location, annotation in _entries(content, "annotations", file):
-            with damage.skipping():
-                caption_id, image_id = (_field(annotation, key, location) for key in ("id", "image_id"))
-                if caption_id in caption_ids:
-                    raise ValueError(f"{location}: the id {caption_id} occurs twice.")
-                if image_id not in images:
-                    raise ValueError(f"{location}: there is no image with the id {image_id}.")
-                caption_ids.add(caption_id)
-                captions[image_id].append(_field(annotation, "caption", location))
-        split = split_in_path(os.path.basename(file))
-        for image_id, (location, name) in images.items():
-            yield Record(name, captions[image_id], location, image_id=str(image_id), split=split, number=0)
+    yield from each_file(_read_coco_file)(folder, list(files), damage)
 
 
-def read_tables(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
-    """Read tables with a column of image names and one or more of captions: CSV, TSV, JSON lines or Parquet.
+def _read_coco_file(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Record]:
+    """Read one file in COCO's form; the split is part of its name, or of its folder's."""
+    content = read_json(folder, file, damage)
+    images: dict[Any, tuple[str, str]] = {}  # location and file name by id
+    captions: dict[Any, list[str]] = {}
+    for location, image in _entries(content, "images", file):
+        with damage.skipping():
+            image_id, name = _field(image, "id", location, int, str), _field(image, "file_name", location, str)
+            if image_id in images:
+                raise ValueError(f"{location}: the id {image_id} occurs twice.")
+            images[image_id], captions[image_id] = (location, name), []
+    caption_ids: set[Any] = set()
+    for location, annotation in _entries(content, "annotations", file):
+        with damage.skipping():
+            caption_id, image_id = (_field(annotation, key, location, int, str) for key in ("id", "image_id"))
+            if caption_id in caption_ids:
+                raise ValueError(f"{location}: the id {caption_id} occurs twice.")
+            if image_id not in images:
+                raise ValueError(f"{location}: there is no image with the id {image_id}.")
+            caption_ids.add(caption_id)
+            captions[image_id].append(_field(annotation, "caption", location, str))
+    split = split_in_path(os.path.basename(file)) or split_in_path(os.path.dirname(file))
+    for image_id, (location, name) in images.items():
+        if captions[image_id]:
+            base = _base(file, name)
+            yield Record(name, captions[image_id], location, base, image_id=str(image_id), split=split, number=0)
+        else:
+            damage.repaired(f"{file}: images without a caption, left out", name)
+
+
+@each_file
+def read_tables(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Record]:
+    """Read a table with a column of image names and one or more of captions: CSV, JSON, JSON lines or Parquet.
 
     A row holds all captions of an image or one of them. The split is a column, or part of the file's or folder's name.
     """
-    for file in files:
-        columns = None
-        for location, row in _table_rows(folder, file, damage):
-            if columns is None:
-                columns = find_columns((name for name in row if name is not None), file)
-            with damage.skipping():
-                missing = [name for name in (columns.image, *columns.captions) if row.get(name) in (None, "")]
-                if missing == columns.captions or columns.image in missing:
-                    raise ValueError(f"{location}, has no {missing[0]}.")
-                if None in row:
-                    raise ValueError(
-                        f"{location}, has more fields than the header; put captions with commas in quotes."
-                    )
-                captions = captions_in_row(row, [name for name in columns.captions if name not in missing])
-                split = row.get(columns.split) if columns.split else None
-                is_single = len(columns.captions) == 1 and isinstance(row[columns.captions[0]], str)
-                yield Record(
-                    str(row[columns.image]),
-                    captions,
-                    location,
-                    folder=os.path.dirname(file),
-                    image_id=None if columns.image_id is None else str(row[columns.image_id]),
-                    split=canonical_split(str(split)) if split else split_in_path(file),
-                    number=None if is_single and len(captions) == 1 else 0,
-                )
+    columns_of = cache(find_columns)  # rows of JSON may have different columns
+    columns: Columns | None = None
+    ignored: set[str] = set()
+    first_rows: dict[bool, str] = {}  # locations of the first row with a list as text, and of the first one without
+    for location, row in _table_rows(folder, file, damage):
+        with damage.skipping():
+            if columns is not None and not has_columns(row):
+                missing = columns.captions[0] if columns.image in row else columns.image
+                raise ValueError(f"{location}, has no {missing}.")
+            columns = columns_of(tuple(name for name in row if name), location)
+            for name in {*columns.ignored} - ignored:
+                damage.repaired("Columns that are not read", f"{name} of {file}")
+            ignored.update(columns.ignored)
+            record = _build_record(row, columns, location, file)
+            if len(columns.captions) == 1 and isinstance(text := row[columns.captions[0]], str):
+                is_list = parse_list(text) is not None
+                first_rows.setdefault(is_list, location)
+                if (not is_list) in first_rows and os.path.splitext(file)[1].lower() not in JSON_SUFFIXES:
+                    which = "a list of captions" if is_list else "no list of captions"
+                    raise ValueError(f"{location}, has {which}, unlike {first_rows[not is_list]}: {shortened(text)}.")
+            yield record
 
 
-def _table_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[str, dict[Any, Any]]]:
-    """Yield the location and the values by column of each row; values beyond a CSV's header have the key None."""
-    suffix = Path(file).suffix.lower()
+def _table_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Return the location and the values by column of each row."""
+    suffix = os.path.splitext(file)[1].lower()
     if suffix == ".parquet":
-        start = 0
-        for batch in parquet.ParquetFile(folder.root / file).iter_batches():
-            for index, row in enumerate(batch.to_pylist(), start):
-                yield f"{file}, row {index}", row
-            start += len(batch)
-    elif suffix == ".jsonl":
-        for number, line in text_lines(folder, file, damage):
-            location = f"{file}, line {number}"
-            with damage.skipping():
-                if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except json.JSONDecodeError as e:
-                        raise ValueError(f"{location}, is not JSON: {e.msg} at character {e.pos + 1}.") from e
-                    if not isinstance(row, dict):
-                        raise ValueError(f"{location}, is no JSON object.")
-                    yield location, row
-    else:
-        lines = (line for _, line in text_lines(folder, file, damage))
-        header = next(lines, "")
-        delimiter = max(",\t;|", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-        reader = csv.DictReader(lines, names, delimiter=delimiter)
-        for row in reader:
-            yield f"{file}, line {reader.line_num + 1}", row
+        return ((location, row) for location, _, row in read_rows(folder.locate(file), file, damage))
+    return (json_rows if suffix in JSON_SUFFIXES else csv_rows)(folder, file, damage)
+
+
+def _build_record(row: Mapping[str, Any], columns: Columns, location: str, file: str) -> Record:
+    """Build the record of a table's row, or raise a ValueError if it lacks its image or all captions."""
+    name = row.get(columns.image)
+    if name is None or name == "":
+        raise ValueError(f"{location}, has no {columns.image}.")
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise ValueError(f"{location}, has {shortened(str(name))} as {columns.image}; wanted is the name of a file.")
+    present = [column for column in columns.captions if row.get(column) not in (None, "")]
+    try:
+        captions = captions_in_row(row, present)
+    except ValueError as e:
+        raise ValueError(f"{location}: {e}") from e
+    if not captions:
+        raise ValueError(f"{location}, has no {columns.captions[0]}.")
+    image_id = row.get(columns.image_id) if columns.image_id else None
+    split = row.get(columns.split) if columns.split else None
+    is_single = len(columns.captions) == 1 and isinstance(row[columns.captions[0]], str)
+    return Record(
+        str(name),
+        captions,
+        location,
+        folder=os.path.dirname(file),
+        image_id=None if image_id is None or image_id == "" else str(image_id),
+        split=_checked_split(str(split), location) if split else split_in_path(file),
+        number=None if is_single and len(captions) == 1 else 0,
+    )
 
 
 def read_text_pairs(folder: ImageFolder, files: Sequence[str], damage: Damage) -> Iterator[Record]:
     """Read texts such as `x.txt` beside `x.jpg` with one caption per line; the names of folders give the splits."""
     images_by_stem = {os.path.splitext(name)[0]: name for name in folder.images}
     for file in files:
-        lines = (line.strip() for _, line in text_lines(folder, file, damage))
-        captions = [line for line in lines if line]
-        if image := images_by_stem.get(os.path.splitext(file)[0]):
-            yield Record(image, captions, file, split=split_in_path(os.path.dirname(file)), number=0)
-        else:
+        image = images_by_stem.get(os.path.splitext(file)[0])
+        if image is None:
             damage.repaired("Texts without an image, left out", file)
+            continue
+        with damage.skipping():
+            captions = [text for _, line in text_lines(folder, file, damage) if (text := line.strip())]
+            if not captions:
+                raise ValueError(f"{file} holds no captions.")
+            yield Record(image, captions, file, split=split_in_path(os.path.dirname(file)), number=0)
 
 
-def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file with their numbers, which begin at 1."""
-    with open(folder.root / file, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            with damage.skipping():
-                yield number, _decode(line.removeprefix(b"\xef\xbb\xbf"), f"{file}, line {number}")
+def _base(file: str, name: str) -> str:
+    """Return the folder from which a name in a JSON file is to be followed; "" for the data set's folder."""
+    return os.path.dirname(file) if ".." in name else ""
 
 
-def read_json(folder: ImageFolder, file: str) -> Any:
-    """Return the content of a JSON file, or raise a ValueError if it is not JSON, or not UTF-8."""
-    content = (folder.root / file).read_bytes()
-    try:
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as e:
-        line = content.count(b"\n", 0, e.start) + 1
-        start = content.rfind(b"\n", 0, e.start) + 1
-        _decode(content[start:].split(b"\n", 1)[0], f"{file}, line {line}")
-        raise
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{file}, line {e.lineno}, is not JSON: {e.msg} at character {e.colno}.") from e
-
-
-def _decode(text: bytes, location: str) -> str:
-    """Decode UTF-8, or raise a ValueError that says where the first invalid byte is."""
-    try:
-        return text.decode("utf-8")
-    except UnicodeDecodeError as e:
-        raise ValueError(
-            f"{location}, is not UTF-8 (byte 0x{text[e.start]:02x} at {e.start + 1}); if it is Latin-1, convert the "
-            "file: iconv -f latin1 -t utf-8."
-        ) from e
+def _checked_split(name: str, location: str) -> str:
+    """Return the canonical form of a split's name, or raise a ValueError if no split can have this name."""
+    split = canonical_split(name)
+    if not re.fullmatch(r"\w+(\.\w+)*", split):
+        raise ValueError(f"{location}, has the split {shortened(name)}; names of splits are letters and digits.")
+    return split
 
 
 def _entries(content: Any, name: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -200,8 +218,13 @@ def _entries(content: Any, name: str, file: str) -> Iterator[tuple[str, dict[str
     yield from ((f"{file}, {name}[{index}]", entry) for index, entry in enumerate(content[name]))
 
 
-def _field(record: Mapping[str, Any], name: str, location: str) -> Any:
-    """Return a field of a JSON object, or raise a ValueError if it is not there."""
+def _field(record: Any, name: str, location: str, *types: type) -> Any:
+    """Return a field of a JSON object, or raise a ValueError if it is not there or has none of these types."""
+    if not isinstance(record, dict):
+        raise ValueError(f"{location}, is no JSON object.")
     if name not in record:
         raise ValueError(f"{location}, has no {name!r}.")
+    if not isinstance(record[name], types) or isinstance(record[name], bool):
+        value = shortened(str(record[name]))
+        raise ValueError(f"{location}, has the {name!r} {value}; wanted is {JSON_TYPES[types[0]]}.")
     return record[name]
