@@ -78,6 +78,13 @@ def hub_arguments(arguments: argparse.Namespace) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def add_access_arguments(parser: argparse._ActionsContainer) -> None:
+    """Add the options that say what a data set may have opened besides its own folder."""
+    parser.add_argument("--allow_urls", action="store_true", help="download images that the data set names by URLs")
+    parser.add_argument("--allow_outside", action="store_true", help="follow paths and links out of the data set's "
+        "folder")  # fmt: skip
+
+
 def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, CaptionerProcessor]:
     """Load a saved captioner and its processor from a folder or the Hub.
 

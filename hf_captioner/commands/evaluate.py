@@ -21,7 +21,7 @@ from typing import Any
 from accelerate import Accelerator
 from datasets import Dataset
 
-from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
+from ..cli import CommandParser, add_access_arguments, add_hub_arguments, hub_arguments, load_captioner, positive_int
 from ..data.datasets import load_captions, pick_split
 from ..data.rows import open_row, select_usable_rows
 from ..evaluation.predictions import Prediction, decode_captions, read_predictions
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
             None if arguments.training_split else arguments.split,
             format=arguments.dataset_format,
             skip_broken=arguments.skip_broken,
+            allow_urls=arguments.allow_urls,
+            allow_outside=arguments.allow_outside,
         )
     split = pick_split(splits, arguments.split, arguments.dataset) if arguments.training_split else splits
     rows = select_usable_rows(split, max_images=arguments.max_images, skip_broken=arguments.skip_broken)
@@ -168,12 +170,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="captioner (a folder, or an id on the Hub), or "
         "file of captions (JSON or JSON Lines); two to compare them")  # fmt: skip
-    add = parser.add_argument_group("data").add_argument
+    data = parser.add_argument_group("data")
+    add = data.add_argument
     add("--dataset", default="shapes", help="name, folder, file or Hub id (default: %(default)s)")
     add("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
     add("--split", default="validation", help="split to score (default: %(default)s)")
     add("--max_images", type=positive_int, metavar="N", help="score only the first N images")
     add("--skip_broken", action="store_true", help="leave out images that can't be read, naming each")
+    add_access_arguments(data)
     add = parser.add_argument_group("decoding").add_argument
     add("--num_beams", type=positive_int, default=5, metavar="N", help="beams (default: %(default)s)")
     add("--batch_size", type=positive_int, default=32, metavar="N", help="images per batch (default: %(default)s)")

@@ -9,7 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..cli import CommandParser
+from ..cli import CommandParser, add_access_arguments
 from ..data.datasets import load_captions
 from ..data.inspection import count_lines, image_lines, near_empty_lines
 from ..data.layouts import LAYOUTS
@@ -25,7 +25,15 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     """Print what is in a data set and what looks wrong, with all names."""
     arguments = parse(argv)
-    splits = load_captions(arguments.path, format=arguments.format, skip_broken=True, names_shown=None, report=print)
+    splits = load_captions(
+        arguments.path,
+        format=arguments.format,
+        skip_broken=True,
+        allow_urls=arguments.allow_urls,
+        allow_outside=arguments.allow_outside,
+        names_shown=None,
+        report=print,
+    )
     rows = {str(name): undecoded(dataset) for name, dataset in splits.items()}
     for line in chain(count_lines(rows), near_empty_lines(rows), image_lines(rows)):
         print(line)
@@ -68,4 +76,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("path", metavar="PATH", help="name of a data set, a folder or file, or an id on the Hub")
     add("--format", "--dataset_format", help=f"one of {', '.join(LAYOUTS)}; recognised by default")
     add("--picture", metavar="FILE", help="write a picture of ten images with their captions")
+    add_access_arguments(parser)
     return parser.parse_args(argv)

@@ -95,7 +95,12 @@ def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
     options = recipe.data
     with accelerator.local_main_process_first():
         dataset = load_captions(
-            options.dataset, format=options.dataset_format, skip_broken=options.skip_broken, report=logger.info
+            options.dataset,
+            format=options.dataset_format,
+            skip_broken=options.skip_broken,
+            allow_urls=options.allow_urls,
+            allow_outside=options.allow_outside,
+            report=logger.info,
         )
     train, validation = (pick_split(dataset, name, options.dataset) for name in ("train", "validation"))
 

@@ -130,6 +130,8 @@ class DataOptions(Options):
     dataset_format: str | None = option(None, "Form of its files, such as coco or kaggle; recognised by default.")
     max_images: int | None = option(None, "Use only the first images of each split, to try things out.", low=1)
     skip_broken: bool = option(False, "Leave out unreadable images and empty captions, naming each.")
+    allow_urls: bool = option(False, "Download images that the data set names by URLs.")
+    allow_outside: bool = option(False, "Follow paths and links out of the data set's folder.")
     tokenizer: Literal["words", "bpe"] = option("words", "Words, or pieces (BPE) for languages without spaces.")
     min_count: int = option(1, "How often a word (or a pair of pieces) must occur to enter the vocabulary.", low=1)
     vocab_size: int | None = option(None, "Largest vocabulary; by default unlimited for words and 4096 for BPE.", low=1)

@@ -46,9 +46,11 @@ class Boundary:
     def check_file(self, path: str | os.PathLike[str], what: str) -> None:
         """Raise a ValueError if a path leads outside or to no regular file; `what` it is begins the message."""
         if not self.allow_outside and not self.contains(path):
+            target = shortened(os.path.realpath(path))
+            leads = "" if target == what else f" leads to {target}, which"
             raise ValueError(
-                f"{what} leads to {shortened(os.path.realpath(path))}, which leaves the data set's folder "
-                f"{self.folders[0]!r}. To open it all the same, use --allow_outside (allow_outside=True)."
+                f"{what}{leads} leaves the data set's folder {self.folders[0]!r}. "
+                "To open it all the same, use --allow_outside (allow_outside=True)."
             )
         check_regular(path, what)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, IterableDataset, NamedSplit
+from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
 
 from .caption_columns import IMAGE_COLUMNS, Columns, find_columns
 from .damage import Damage
@@ -69,16 +69,18 @@ def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streamin
                 arguments["missing"] = tuple(missing)
             streamed = {**arguments, "report": damage.report, "resolve": resolver(folder)}
             streams[name] = IterableDataset.from_generator(
-                parquet_rows, features=row_features(), gen_kwargs=streamed, split=NamedSplit(name)
+                _streamed_rows, features=row_features(), gen_kwargs=streamed, split=NamedSplit(name)
             )
             continue
         # Damage is reported every time, also where rows come from the cache.
-        num_rows = sum(1 for _ in parquet_rows(**arguments, report=damage.report, read_images=False))
+        num_rows = sum(1 for _ in _located_rows(**arguments, report=damage.report, read_images=False))
         stamps = file_stamps([shard.path for shard in shards[name]])
-        dataset = generate(_cached_parquet_rows, name, {**arguments, "stamps": stamps})
+        features = Features({**row_features(), "location": Value("string")})
+        dataset = generate(_cached_rows, features, name, {**arguments, "stamps": stamps})
         if len(dataset) < num_rows:
             damage.report(f"Left out: {num_rows - len(dataset)} rows of {source} whose images can't be read.")
-        dataset = resolve_images(dataset, name, source, damage, resolver(folder))
+        locations, dataset = dataset["location"][:], dataset.remove_columns("location")
+        dataset = resolve_images(dataset, locations, damage, resolver(folder))
         stored[name] = gather_and_check(dataset, name, columns, source, damage)
     return streams or with_missing(stored, missing)
 
@@ -114,12 +116,18 @@ def _split_values(shards: Sequence[Shard], column: str, damage: Damage) -> dict[
     return values
 
 
-def _cached_parquet_rows(stamps: Sequence[str], **arguments: Any) -> Iterator[dict[str, Any]]:
-    """Call `parquet_rows` without reports; by `stamps`, `datasets` tells changed files from those it has cached."""
-    return parquet_rows(**arguments, report=lambda line: None)
+def _streamed_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
+    """Yield the rows that `_located_rows` yields."""
+    return (row for _, row in _located_rows(**arguments))
 
 
-def parquet_rows(
+def _cached_rows(stamps: Sequence[str], **arguments: Any) -> Iterator[dict[str, Any]]:
+    """Yield rows with their locations, without reports; by `stamps`, `datasets` tells changed files from known ones."""
+    rows = _located_rows(**arguments, report=lambda line: None)
+    return ({**row, "location": location} for location, row in rows)
+
+
+def _located_rows(
     shards: Sequence[Shard],
     split: str,
     columns: Columns,
@@ -130,8 +138,8 @@ def parquet_rows(
     missing: Sequence[str] = (),
     resolve: Resolve | None = None,
     read_images: bool = True,
-) -> Iterator[dict[str, Any]]:
-    """Yield the rows of Parquet files.
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of Parquet files, each behind its location for messages.
 
     Args:
         shards: The files.
@@ -157,5 +165,5 @@ def parquet_rows(
             with damage.skipping():
                 row = build_row(row, columns, location, f"{split}-{start + index:06d}", damage, resolve)
                 if not missing or assign_split(image_digest(row["image"]).hex(), missing) == split:
-                    yield row
+                    yield location, row
     damage.report_repairs()

@@ -71,9 +71,10 @@ def assign_splits(images: Iterable[str], missing: Collection[str]) -> list[str]:
     images = list(images)
     splits = [assign_split(image, missing) for image in images]
     by_digest = sorted(range(len(images)), key=lambda i: _short_digest(images[i]))
-    for name in missing:
-        if name not in splits and splits.count("train") > 1:
-            splits[next(i for i in by_digest if splits[i] == "train")] = name
+    for name in ("train", *missing):
+        donor = "train" if splits.count("train") > 1 else max(missing, key=splits.count)
+        if name not in splits and splits.count(donor) > 1:
+            splits[next(i for i in by_digest if splits[i] == donor)] = name
     return splits
 
 

@@ -28,10 +28,12 @@ def row_features() -> Features:
     return Features({"image": ImageFeature(), "captions": List(Value("string")), "image_id": Value("string")})
 
 
-def generate(rows: Callable[..., Iterator[dict[str, Any]]], split: str, arguments: dict[str, Any]) -> Dataset:
+def generate(
+    rows: Callable[..., Iterator[dict[str, Any]]], features: Features, split: str, arguments: dict[str, Any]
+) -> Dataset:
     """Copy the rows of a generator into the cache of `datasets`, unless it has those of equal arguments already."""
     try:
-        return Dataset.from_generator(rows, features=row_features(), gen_kwargs=arguments, split=NamedSplit(split))
+        return Dataset.from_generator(rows, features=features, gen_kwargs=arguments, split=NamedSplit(split))
     except DatasetGenerationError as e:
         if isinstance(e.__cause__, ValueError | OSError):  # of the generator, or of a full disk
             raise e.__cause__ from e
@@ -92,8 +94,15 @@ def _resolve_in_folder(folder: ImageFolder, name: str) -> str:
     return folder.absolute(found)
 
 
-def resolve_images(dataset: Dataset, split: str, source: str, damage: Damage, resolve: Resolve) -> Dataset:
-    """Check the paths of images that are not stored as bytes; refuse or leave out rows without an image."""
+def resolve_images(dataset: Dataset, locations: Sequence[str], damage: Damage, resolve: Resolve) -> Dataset:
+    """Check the paths of images that are not stored as bytes; refuse or leave out rows without an image.
+
+    Args:
+        dataset: Rows with a column `image`.
+        locations: Where each row is from, for messages.
+        damage: Collector of what is refused.
+        resolve: Function that checks a path or URL, and returns that at which the image may be opened.
+    """
     images = image_column(dataset)
     lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
     paths = pc.struct_field(images, "path").to_pylist()
@@ -101,7 +110,7 @@ def resolve_images(dataset: Dataset, split: str, source: str, damage: Damage, re
     broken = set()
     for index in (i for i, length in enumerate(lengths) if not length):
         broken.add(index)
-        with damage.skipping(), located(f"{source}, row {index} of {split}"):
+        with damage.skipping(), located(locations[index]):
             if not paths[index]:
                 raise ValueError("there is no image.")
             resolved[index] = resolve(paths[index])

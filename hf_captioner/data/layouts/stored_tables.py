@@ -224,7 +224,7 @@ def _standardize_split(
     dataset: Dataset, split: str, columns: Columns, source: str, damage: Damage, resolve: Resolve
 ) -> Dataset:
     """Bring a split to the columns `image`, `captions` and `image_id`, and leave out broken rows."""
-    captions, kept = [], []
+    captions, kept, locations = [], [], []
     for index, row in enumerate(dataset.select_columns(columns.captions).to_list()):
         with damage.skipping():
             location = f"{source}, row {index} of {split}"
@@ -232,6 +232,7 @@ def _standardize_split(
                 found = captions_in_row(row)
             captions.append(clean_captions(found, location, damage))
             kept.append(index)
+            locations.append(location)
     if len(kept) < len(dataset):
         dataset = dataset.select(kept)
     # Columns that `datasets` would decode, such as further images, might make it open files that are not checked.
@@ -246,7 +247,7 @@ def _standardize_split(
         dataset = dataset.add_column("image_id", [f"{split}-{index:06d}" for index in kept])
     elif dataset.features["image_id"] != Value("string"):
         dataset = dataset.cast_column("image_id", Value("string"))
-    return resolve_images(dataset, split, source, damage, resolve)
+    return resolve_images(dataset, locations, damage, resolve)
 
 
 def _divide_by_column(dataset: AnyDataset, image_column: str, split_column: str) -> dict[str, AnyDataset]:

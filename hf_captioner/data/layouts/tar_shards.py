@@ -52,7 +52,7 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
                 f"{len(paths)} tar shards such as {paths[0]} hold no image for the split {name!r}. Add images, or name "
                 f"shards by their split: {name}-00000.tar."
             )
-        splits[name] = generate(_cached_tar_rows, name, {**arguments, "stamps": file_stamps(paths)})
+        splits[name] = generate(_cached_tar_rows, row_features(), name, {**arguments, "stamps": file_stamps(paths)})
     if missing and not streaming:
         train = splits["train"]
         assert isinstance(train, Dataset)
