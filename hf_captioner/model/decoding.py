@@ -32,6 +32,7 @@ from transformers import (
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     SequenceBiasLogitsProcessor,
+    StoppingCriteria,
     StoppingCriteriaList,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
@@ -58,6 +59,29 @@ ROWWISE_PROCESSORS = (
     SuppressTokensLogitsProcessor,
 )
 ROWWISE_CRITERIA = (EosTokenCriteria, MaxLengthCriteria, MaxTimeCriteria)
+
+
+class StopStrings(StoppingCriteria):
+    """Ends a caption as soon as its last word completes one of some strings.
+
+    Args:
+        strings: One string or several.
+        tokenizer: Tokenizer that turns ids into text.
+    """
+
+    def __init__(self, strings: str | Sequence[str], tokenizer: Any) -> None:
+        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        self.tokenizer = tokenizer
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Return whether each caption ends, `(N, T) -> (N,)`."""
+        texts = [self.tokenizer.batch_decode(ids, skip_special_tokens=True) for ids in (input_ids[:, :-1], input_ids)]
+        is_done = [
+            any(string in text[max(0, len(before) - len(string) + 1) :] for string in self.strings)
+            for before, text in zip(*texts, strict=True)
+        ]
+        return torch.tensor(is_done, device=input_ids.device)
+
 
 # Dropping images copies the memory of those that remain, so it waits until at most this fraction does.
 DROP_AT = 0.8

@@ -14,6 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_captioner import CaptionerConfig
 from .encoders import ENCODERS
+from .model_inputs import check_pixel_values
 from .parts import find_part
 
 
@@ -85,11 +86,16 @@ class CaptionerEncoder(PreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
     ) -> CaptionerEncoderOutput:
-        """Encode images `(B, 3, H, W)` to cells `(B, P, C)`.
+        """Encode images `(B, 3, H, W)` to cells `(B, P, C)`, in the precision of the encoder's weights.
 
         `generate()` passes the other arguments to every encoder; this one ignores them.
+
+        Raises:
+            ValueError: The images have another form.
         """
-        return CaptionerEncoderOutput.of(self.part(pixel_values))
+        pixel_values = check_pixel_values(pixel_values)
+        precisions = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
+        return CaptionerEncoderOutput.of(self.part(pixel_values.to(next(precisions, pixel_values.dtype))))
 
     def freeze(self) -> None:
         """Stop training the encoder and put it into evaluation mode, in which it stays."""

@@ -6,66 +6,31 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers import initialization as init
-from transformers.utils import ModelOutput
 
 from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
 from .decoder_interface import RecurrentCache, check_fit, run_decoder
 from .decoders import DECODERS
+from .decoding import beam_search, can_drop_images
 from .encoder_model import CaptionerEncoder, SharedCells
 from .encoders import ENCODERS
 from .folder_check import check_folder, check_generation, one_line_errors
 from .generation import CaptionerGenerationMixin
 from .loss import captioning_loss
 from .model_inputs import caption_lengths, check_cells, check_ids, check_labels, check_words
+from .model_outputs import CaptionerOutput, CaptionerScores
 from .objectives import IGNORED, log_likelihood
 from .parts import build_part
 from .weights_check import check_weights, limited_parameters
 
 SCORED_AT_ONCE = 2**26  # maximum number of logits that `CaptionerModel.score` holds at a time
-
-
-@dataclass
-class CaptionerOutput(ModelOutput):
-    """Output of a `CaptionerModel`.
-
-    Args:
-        loss: Scalar, if labels are given.
-        logits: `(B, T, V)`, or `(B, K, T, V)` for labels `(B, K, T)`; zero after the end of a caption.
-        cache: State after the last word, if no labels are given and `use_cache` is not False.
-        cross_attentions: One tensor `(B, K, T, P)`, the attention weights with which each word was predicted.
-        decoder_hidden_states: One tensor of decoder states, shaped like `logits` with D in place of V. None if the
-            decoder does not return them.
-        decoder_attentions: Always None, because a recurrent decoder has no self-attention.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    cache: RecurrentCache | None = None
-    cross_attentions: tuple[Tensor, ...] | None = None
-    decoder_hidden_states: tuple[Tensor, ...] | None = None
-    decoder_attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
-class CaptionerScores(ModelOutput):
-    """Log-probabilities (natural logarithm) of captions.
-
-    Args:
-        scores: `(B, K)`, log p(caption | image), the sum over the caption's words and `<end>`.
-        word_scores: `(B, K, T)`, log p(word | previous words, image); 0 after the end of a caption.
-    """
-
-    scores: Tensor | None = None
-    word_scores: Tensor | None = None
 
 
 class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
@@ -442,6 +407,20 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         words = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
         start = torch.full_like(words[:, :1], self.config.decoder_start_token_id)
         return torch.cat([start, words[:, :-1]], dim=1)
+
+    def _beam_search(
+        self,
+        input_ids: Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        """Search without work on images whose captions are finished, where that equals transformers' beam search."""
+        settings = (logits_processor, stopping_criteria, generation_config)
+        if can_drop_images(*settings, kwargs):
+            return beam_search(self, input_ids, *settings, encoder_outputs=kwargs["encoder_outputs"])
+        return super()._beam_search(input_ids, *settings, **kwargs)
 
     def default_generation_config(self, *, unknown_token_id: int | None = None) -> GenerationConfig:
         """Return generation settings for a new captioner: five beams, at most 30 words, never `<unk>`."""

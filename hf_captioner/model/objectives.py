@@ -49,13 +49,14 @@ def doubly_stochastic(weights: Tensor, labels: Tensor, reduction: str = "mean", 
     For each cell p and each caption it is `(1 - Σ_t α_tp)²`. It is reduced over cells, then averaged over captions.
 
     Args:
-        weights: Attention weights `(N, T, P)`, zero after the end of a caption.
+        weights: Attention weights `(N, T, P)`.
         labels: `(N, T)`, -100 where there is no word. Captions without a word are not counted.
         reduction: `"sum"` over cells as in the paper, or `"mean"`.
         num_captions: Number of captions in the whole optimizer step, if this batch is a part of it.
     """
-    shortfall = (1 - weights.float().sum(1)).square()  # (N, P)
-    has_words = (labels != IGNORED).any(1).to(shortfall.dtype)  # (N,)
+    is_word = labels != IGNORED
+    shortfall = (1 - weights.float().masked_fill(~is_word.unsqueeze(2), 0).sum(1)).square()  # (N, P)
+    has_words = is_word.any(1).to(shortfall.dtype)  # (N,)
     total = (_REDUCE_CELLS[reduction](shortfall) * has_words).sum()
     return _mean(total, has_words.sum(), num_captions)
 
