@@ -72,7 +72,7 @@ def assign_splits(images: Iterable[str], missing: Collection[str]) -> list[str]:
     splits = [assign_split(image, missing) for image in images]
     by_digest = sorted(range(len(images)), key=lambda i: _short_digest(images[i]))
     for name in ("train", *missing):
-        donor = "train" if splits.count("train") > 1 else max(missing, key=splits.count)
+        donor = "train" if splits.count("train") > 1 else max(missing, key=splits.count, default="train")
         if name not in splits and splits.count(donor) > 1:
             splits[next(i for i in by_digest if splits[i] == donor)] = name
     return splits
