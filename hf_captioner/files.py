@@ -8,12 +8,15 @@ import os
 import re
 import shutil
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from .errors import first_line
 
 LOCK = ".lock"
 _MAKE_ROOM = "Make room there, or name another folder."
@@ -195,9 +198,27 @@ def read_json(path: str | Path, content: str) -> Any:
     return parse_json(Path(path).read_bytes(), f"{content} {str(path)!r}")
 
 
-def parse_json(data: bytes, name: str) -> Any:
-    """Parse JSON in UTF-8, with or without a byte order mark; anything else is a ValueError that begins with `name`."""
+def parse_json(data: bytes | str, name: str) -> Any:
+    """Parse JSON, of bytes in UTF-8, with or without a byte order mark.
+
+    Raises:
+        ValueError: It is not JSON, or an object has a key twice, of which one value would be lost. The error begins
+            with `name` and says in which line of several the mistake is.
+    """
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as e:  # of which UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ValueError(f"{name} is not JSON in UTF-8: {e}.") from e
+        text = data.decode("utf-8-sig") if isinstance(data, bytes) else data
+        return json.loads(text, object_pairs_hook=_unique_keys)
+    except json.JSONDecodeError as e:
+        line = f", line {e.lineno}," if "\n" in e.doc else ""
+        raise ValueError(f"{name}{line} is not JSON: {e.msg} at character {e.colno}.") from e
+    except (ValueError, RecursionError) as e:  # bytes that are no UTF-8, a number of thousands of digits, deep nesting
+        raise ValueError(f"{name} is not JSON: {first_line(e)}") from e
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the dict of a JSON object's pairs, or raise a ValueError if a key occurs twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        key = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {key[:40]!r} occurs twice in an object.")
+    return values
