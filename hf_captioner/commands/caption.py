@@ -26,6 +26,7 @@ from transformers import pipeline
 
 from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
 from ..errors import first_line
+from ..files import write_atomically
 from ..model.images import open_image
 from ..model.pipeline_captioner import ImageCaptioningPipeline
 from ..visualization.figures import attention_figure
@@ -85,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
             records.append(record)
             bar.update()
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_atomically(arguments.json, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
     if not records:
         raise ValueError("None of the images could be read.")
     if gallery is not None:
@@ -172,7 +173,7 @@ class Gallery:
         files = dict(zip(self.pictures, self.unused_files(Path(path).stem, suffixes), strict=True))
         for name, file in files.items():
             _, draw = self.pictures[name]
-            file.write_bytes(draw(image, best["words"], best["attentions"], best["box"]))
+            write_atomically(file, draw(image, best["words"], best["attentions"], best["box"]))
         if self.page is not None:
             self.figures.append(page_figure(image, captions, path))
             files[PAGE] = self.page
@@ -189,7 +190,7 @@ class Gallery:
     def close(self) -> None:
         """Write the web page of all images and report its path, if the page is among the formats."""
         if self.page is not None:
-            self.page.write_text(render_page(self.figures), encoding="utf-8")
+            write_atomically(self.page, render_page(self.figures))
             tqdm.write(f"Page of all images: {self.page}", file=sys.stderr)
 
 

@@ -79,6 +79,8 @@ def load_captions(
     if name_or_path in DATASETS.names():
         if format is not None:
             raise ValueError(f"{name_or_path!r} is a data set's name; a format goes with a folder or a file.")
+        if Path(name_or_path).exists():
+            report(f"{name_or_path!r} is the data set of this name; for the local folder, give './{name_or_path}'.")
         return _load_part(name_or_path, split, options | access, kwargs)
     if kwargs:
         raise ValueError(f"Unknown arguments: {', '.join(kwargs)}. Only named data sets take further ones.")

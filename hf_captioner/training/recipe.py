@@ -311,6 +311,7 @@ GROUPS: dict[str, Any] = {
 MAY_CHANGE = (
     *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
     *("push_to_hub", "license", "tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
+    *("allow_urls", "allow_outside"),  # what was read by them is compared
 )
 
 
