@@ -66,8 +66,8 @@ def find_columns(names: Iterable[str], source: str) -> Columns:
     if image is None or not captions:
         raise ValueError(
             f"{shortened(source)} has the columns {shortened(', '.join(names))[1:-1]}; wanted are image, caption_0, "
-            "caption_1, … or another column of images (file_name, filename, image_path, image_file, …) and of captions "
-            f"({', '.join(CAPTION_COLUMNS[:8])}, …). Rename them."
+            "caption_1, … or other columns of images (file_name, image_path, path, …) and of captions (captions, text, "
+            "sentences, …). Rename them."
         )
     image_id = next((lower[name] for name in ID_COLUMNS if name in lower), None)
     split = lower.get("split")

@@ -10,16 +10,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ...files import parse_json
 from ...model.images import is_image_name
 from .caption_columns import find_columns, has_columns
 from .damage import Damage, shortened
 from .image_folder import ImageFolder
 from .splits import CANONICAL_NAMES
-from .text_files import SEPARATOR, Lines, parse_json, text_lines
+from .text_files import SEPARATOR, Lines, text_lines
 
 Row = dict[str, Any]
 MAX_LINES_IN_ROW = 1000
-# How a row may be written, the usual way first; then with spaces behind commas, or as "a \"big\" dog".
+# How a row may be written, the usual way first; then with spaces behind commas and at its end, or as "a \"big\" dog".
 DIALECTS: tuple[dict[str, Any], ...] = ({}, {"skipinitialspace": True}, {"escapechar": "\\", "doublequote": False})
 
 
@@ -84,7 +85,7 @@ class _Csv:
         number, line = lines[start]
         rows, problem = [], ""
         for dialect in DIALECTS:
-            rest = self._continued(lines, start)
+            rest = (line if not dialect else line.rstrip(" \n") + "\n" for line in self._continued(lines, start))
             reader = csv.reader(rest, delimiter=self.delimiter, strict=True, **dialect)
             try:
                 rows.append((next(reader), reader.line_num, ""))
@@ -135,7 +136,7 @@ def json_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[
     for number, line in lines:
         location = f"{file}, line {number}"
         with damage.skipping():
-            yield location, _as_row(parse_json(line, location), location)
+            yield location, _as_row(parse_json(line, f"{location},"), location)
 
 
 def _is_json_lines(file: str, lines: Lines) -> bool:

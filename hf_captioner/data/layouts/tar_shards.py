@@ -12,14 +12,14 @@ from typing import Any
 from datasets import Dataset, IterableDataset, NamedSplit
 
 from ...errors import first_line
+from ...files import parse_json
 from ...model.images import IMAGE_SUFFIXES, is_image_name
 from .caption_columns import ID_COLUMNS, captions_in_row, clean_captions
 from .damage import Damage, located
 from .image_folder import ImageFolder
 from .parquet_files import MAX_EXPANSION, MODEST_BYTES
 from .splits import Splits, assign_split, missing_splits, split_in_path
-from .stored_rows import divide_training, file_stamps, generate, row_features
-from .text_files import parse_json
+from .stored_rows import divide_training, file_stamps, generate, in_stream, row_features
 
 TEXT_SUFFIXES = (".txt", ".text", ".caption", ".captions")
 # Largest sizes in bytes of the files in a shard: of names, captions and images.
@@ -40,7 +40,7 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
             if missing and paths is shards.get("train"):
                 arguments |= {"split": name, "missing": tuple(missing)}
             splits[name] = IterableDataset.from_generator(
-                tar_rows,
+                _streamed_tar_rows,
                 features=row_features(),
                 gen_kwargs={**arguments, "report": damage.report},
                 split=NamedSplit(name),
@@ -52,7 +52,8 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
                 f"{len(paths)} tar shards such as {paths[0]} hold no image for the split {name!r}. Add images, or name "
                 f"shards by their split: {name}-00000.tar."
             )
-        splits[name] = generate(_cached_tar_rows, row_features(), name, {**arguments, "stamps": file_stamps(paths)})
+        dataset = generate(_cached_tar_rows, name, {**arguments, "stamps": file_stamps(paths)})
+        splits[name] = dataset.remove_columns("location")
     if missing and not streaming:
         train = splits["train"]
         assert isinstance(train, Dataset)
@@ -62,7 +63,12 @@ def read_tar_shards(folder: ImageFolder, files: list[str], damage: Damage, strea
 
 def _cached_tar_rows(stamps: tuple[str, ...], **arguments: Any) -> Iterator[dict[str, Any]]:
     """Call `tar_rows` without reports; by `stamps`, `datasets` tells changed files from those it has cached."""
-    return tar_rows(**arguments, report=lambda line: None)
+    return ({**row, "location": None} for row in tar_rows(**arguments, report=lambda line: None))
+
+
+def _streamed_tar_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
+    """Call `tar_rows` for a stream."""
+    return map(in_stream, tar_rows(**arguments))
 
 
 def tar_rows(

@@ -7,13 +7,13 @@ in it, which is reported, and otherwise refused with the encoding that it may ha
 from __future__ import annotations
 
 import codecs
-import json
 import re
 from collections import Counter
 from typing import Any
 
 from charset_normalizer import from_bytes
 
+from ...files import parse_json
 from .damage import Damage, shortened
 from .image_folder import ImageFolder
 
@@ -77,23 +77,6 @@ def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Lines:
 def read_json(folder: ImageFolder, file: str, damage: Damage) -> Any:
     """Return the content of a JSON file, or raise a ValueError if it is not JSON."""
     return parse_json("\n".join(line for _, line in text_lines(folder, file, damage)), file)
-
-
-def parse_json(text: str, location: str) -> Any:
-    """Return the value of a JSON text; errors name the `location`, and the line unless the text is a single one.
-
-    Raises:
-        ValueError: The text is not JSON, or an object has a key twice, of which one value would be lost.
-    """
-    try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
-    except json.JSONDecodeError as e:
-        line = f", line {e.lineno}" if ", line " not in location else ""
-        raise ValueError(f"{location}{line}, is not JSON: {e.msg} at character {e.colno}.") from e
-    except RecursionError as e:
-        raise ValueError(f"{location}, is not JSON of captions: it is nested too deeply.") from e
-    except ValueError as e:  # a number of thousands of digits, and what the functions below raise
-        raise ValueError(f"{location}, is not JSON of captions: {e}") from e
 
 
 def contains(folder: ImageFolder, file: str, *words: str) -> bool:
@@ -179,12 +162,3 @@ def _suggest_encoding(content: bytes, broken: Lines) -> str:
     which = f"It may be {name}; if so, c" if name else "C"
     known_to_iconv = "MACINTOSH" if name == "mac_roman" else name.upper().replace("_", "-") or "ENCODING"
     return f" {which}onvert the file: iconv -f {known_to_iconv} -t UTF-8."
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the dict of a JSON object's pairs, or raise a ValueError if a key occurs twice."""
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        (twice, _) = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shortened(twice)} occurs twice in an object.")
-    return values
