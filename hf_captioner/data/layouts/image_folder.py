@@ -207,8 +207,10 @@ class ImageFolder:
                 return listed if listed in self.images else self._relative(full_path)
         if outside is None:
             return None
+        if self.allow_outside and not os.path.exists(outside):
+            return None
         self.boundary.check_file(outside, shortened(path))
-        return os.path.abspath(outside)
+        return os.path.realpath(outside)
 
     def _relative(self, path: str) -> str:
         """Return the relative path of a file inside the folder, as it is listed in `images` if it is."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, Features, IterableDataset, NamedSplit, Value
+from datasets import Dataset, IterableDataset, NamedSplit
 
 from .caption_columns import IMAGE_COLUMNS, Columns, find_columns
 from .damage import Damage
@@ -19,6 +19,7 @@ from .stored_rows import (
     file_stamps,
     gather_and_check,
     generate,
+    in_stream,
     resolve_images,
     resolver,
     row_features,
@@ -74,9 +75,10 @@ def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streamin
             continue
         # Damage is reported every time, also where rows come from the cache.
         num_rows = sum(1 for _ in _located_rows(**arguments, report=damage.report, read_images=False))
+        if not num_rows:
+            raise ValueError(f"{source}: no row of {name} can be read.")
         stamps = file_stamps([shard.path for shard in shards[name]])
-        features = Features({**row_features(), "location": Value("string")})
-        dataset = generate(_cached_rows, features, name, {**arguments, "stamps": stamps})
+        dataset = generate(_cached_rows, name, {**arguments, "stamps": stamps})
         if len(dataset) < num_rows:
             damage.report(f"Left out: {num_rows - len(dataset)} rows of {source} whose images can't be read.")
         locations, dataset = dataset["location"][:], dataset.remove_columns("location")
@@ -118,13 +120,16 @@ def _split_values(shards: Sequence[Shard], column: str, damage: Damage) -> dict[
 
 def _streamed_rows(**arguments: Any) -> Iterator[dict[str, Any]]:
     """Yield the rows that `_located_rows` yields."""
-    return (row for _, row in _located_rows(**arguments))
+    return (in_stream(row) for _, row in _located_rows(**arguments))
 
 
 def _cached_rows(stamps: Sequence[str], **arguments: Any) -> Iterator[dict[str, Any]]:
     """Yield rows with their locations, without reports; by `stamps`, `datasets` tells changed files from known ones."""
-    rows = _located_rows(**arguments, report=lambda line: None)
-    return ({**row, "location": location} for location, row in rows)
+    location = None
+    for location, row in _located_rows(**arguments, report=lambda line: None):
+        yield {**row, "location": location}
+    if location is None:
+        raise ValueError(f"No image of {arguments['split']} in {arguments['shards'][0].path} can be read.")
 
 
 def _located_rows(

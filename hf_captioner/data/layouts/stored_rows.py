@@ -28,12 +28,17 @@ def row_features() -> Features:
     return Features({"image": ImageFeature(), "captions": List(Value("string")), "image_id": Value("string")})
 
 
-def generate(
-    rows: Callable[..., Iterator[dict[str, Any]]], features: Features, split: str, arguments: dict[str, Any]
-) -> Dataset:
-    """Copy the rows of a generator into the cache of `datasets`, unless it has those of equal arguments already."""
+def generate(rows: Callable[..., Iterator[dict[str, Any]]], split: str, arguments: dict[str, Any]) -> Dataset:
+    """Copy the rows of a generator into the cache of `datasets`, unless it has those of equal arguments already.
+
+    Rows have the columns of a captioned data set and `location`, where they are from.
+    """
+    # As an image, bytes would be thrown away if there is a file on this machine at the path that comes with them.
+    stored = {"bytes": Value("binary"), "path": Value("string")}
+    features = Features({**row_features(), "image": stored, "location": Value("string")})
     try:
-        return Dataset.from_generator(rows, features=features, gen_kwargs=arguments, split=NamedSplit(split))
+        dataset = Dataset.from_generator(rows, features=features, gen_kwargs=arguments, split=NamedSplit(split))
+        return dataset.cast_column("image", ImageFeature())
     except DatasetGenerationError as e:
         if isinstance(e.__cause__, ValueError | OSError):  # of the generator, or of a full disk
             raise e.__cause__ from e
@@ -62,6 +67,12 @@ def build_row(
     captions = clean_captions(captions, location, damage)
     image_id = None if columns.image_id is None else row[columns.image_id]
     return {"image": image, "captions": captions, "image_id": default_id if image_id is None else str(image_id)}
+
+
+def in_stream(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row for a stream, in which `datasets` would open a path that comes with bytes, if it exists."""
+    image = row["image"]
+    return {**row, "image": {"bytes": image["bytes"], "path": None}} if image["bytes"] else row
 
 
 def _image_in_value(value: Any) -> dict[str, Any]:
@@ -123,6 +134,8 @@ def resolve_images(dataset: Dataset, locations: Sequence[str], damage: Damage, r
 
         dataset = undecoded(dataset).map(with_paths, with_indices=True, batched=True, batch_size=100)
         dataset = dataset.cast_column("image", ImageFeature())
+    if len(broken) == len(dataset):
+        raise ValueError(f"{locations[0] if locations else 'A data set'}: no image of this split can be read.")
     return dataset.select([i for i in range(len(dataset)) if i not in broken]) if broken else dataset
 
 

@@ -26,7 +26,16 @@ from .caption_columns import Columns, captions_in_row, clean_captions, find_colu
 from .damage import Damage, located, shortened
 from .image_folder import ImageFolder
 from .splits import assign_split, canonical_split, image_digest, missing_splits
-from .stored_rows import Resolve, build_row, gather_and_check, resolve_images, resolver, row_features, with_missing
+from .stored_rows import (
+    Resolve,
+    build_row,
+    gather_and_check,
+    in_stream,
+    resolve_images,
+    resolver,
+    row_features,
+    with_missing,
+)
 from .text_files import read_json
 
 AnyDataset: TypeAlias = Dataset | IterableDataset
@@ -48,6 +57,9 @@ def read_saved(folder: ImageFolder, files: list[str], damage: Damage, streaming:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{files[0]} has no list of splits.")
         parts = {name: os.path.join(part, name) for name in names}
+        for other in folder.beside("state.json"):
+            if os.path.dirname(os.path.dirname(other)) == part and os.path.dirname(other) not in parts.values():
+                damage.repaired(f"Splits that {files[0]} does not list, left out", os.path.dirname(other))
     splits = {}
     for name, part in parts.items():
         with damage.skipping():
@@ -66,9 +78,12 @@ def _open_saved(folder: ImageFolder, part: str, damage: Damage) -> Dataset:
     names = [entry.get("filename") for entry in entries or () if isinstance(entry, dict)]
     if not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{state_file} has no list of data files.")
-    tables = []
+    tables, listed = [], {os.path.join(part, name) for name in names}
+    for other in folder.beside("data-*.arrow"):
+        if os.path.dirname(other) == part and other not in listed:
+            damage.repaired(f"Files that {state_file} does not list, left out", other)
     for name in names:
-        with damage.skipping():
+        with damage.skipping(), located(state_file):
             tables.append(_open_arrow(folder, os.path.join(part, name)))
     try:
         return Dataset(concat_tables(tables))
@@ -200,7 +215,7 @@ def _standardize_stream(
             if not built["image"]["bytes"] and path.startswith(("hf://", "zip://")):
                 built["image"] = {"bytes": _read_from_hub(path), "path": path}
             if not missing or assign_split(image_digest(built["image"]).hex(), missing) == split:
-                return {name: [value] for name, value in built.items()}
+                return {name: [value] for name, value in in_stream(built).items()}
         return {name: [] for name in row_features()}
 
     used = [name for name in (columns.image, *columns.captions, columns.image_id) if name is not None]
@@ -233,6 +248,8 @@ def _standardize_split(
             captions.append(clean_captions(found, location, damage))
             kept.append(index)
             locations.append(location)
+    if not kept:
+        raise ValueError(f"{source}: no row of {split} can be read.")
     if len(kept) < len(dataset):
         dataset = dataset.select(kept)
     # Columns that `datasets` would decode, such as further images, might make it open files that are not checked.
