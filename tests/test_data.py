@@ -113,11 +113,15 @@ def test_broken_images_are_named(rows_with_a_broken_image, processor):
 
 
 def test_batch_has_each_image_once_with_all_its_captions(rows, processor):
-    batch = CaptionCollator(processor)([rows[0], rows[1]])
+    padded = CaptionCollator(processor)([rows[0], rows[1]])["labels"]  # as long as transformers' trainers need it
+    batch = CaptionCollator(processor, pad_to_longest=True)([rows[0], rows[1]])
+    assert (
+        padded.shape == (2, 2, 31) and torch.equal(padded[..., :6], batch["labels"]) and (padded[..., 6:] == -100).all()
+    )
     assert batch["pixel_values"].shape == (2, 3, 64, 64) and batch["labels"].shape == (2, 2, 6)
     assert (batch["labels"][1, 1] == -100).all()
     cells = np.arange(5 * 4 * 2, dtype=np.float16).reshape(5, 4, 2)
-    collator = CaptionCollator(processor, cells=cells, max_words=3)
+    collator = CaptionCollator(processor, cells=cells, max_words=3, pad_to_longest=True)
     batch = collator([{"index": 4, "captions": ["a man"]}, {"index": 0, "captions": ["the woman in the snow"]}])
     assert torch.equal(batch["cells"], torch.from_numpy(cells[[4, 0]]).float())
     assert batch["labels"].shape == (2, 1, 3)

@@ -10,17 +10,21 @@ import numpy as np
 import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.nn import functional
 from torchvision.transforms import v2
 
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.images import Size
+from ..model.objectives import IGNORED
 from .rows import Row, open_row, read_pixels
 
 MIN_CROP = 0.8  # smallest fraction of an image's width, and of its height, that augmentation keeps
 
 
 class CaptionCollator:
-    """Collates undecoded rows into a batch that contains every image once, with all its captions.
+    """Collates rows into a batch that contains every image once, with all its captions.
+
+    Rows are best left undecoded (`undecoded`), so that a large JPEG can be opened at reduced size.
 
     Random augmentation of an image depends on `row["random_seed"]`, which `loading.StepLoader` adds, or without it on
     torch's global generator.
@@ -32,6 +36,9 @@ class CaptionCollator:
         mirrored_cells: Cells of the mirrored images, `(images, P, C)`; required for mirroring with `cells`.
         max_words: Largest number of tokens of a caption, `<end>` included. Longer captions are cut, since a single
             very long one would lengthen the whole batch.
+        pad_to_longest: Whether to pad labels to the longest caption of the batch only, which saves some work. By default
+            they are `max_words + 1` long, as long as what `generate()` returns, since transformers' trainers can put
+            batches together only if several captions of an image are equally long everywhere.
         augment: Whether to crop images slightly and to change their brightness, contrast and saturation. It has no
             effect on `cells`.
 
@@ -48,16 +55,30 @@ class CaptionCollator:
         mirror: bool = False,
         mirrored_cells: np.ndarray | None = None,
         max_words: int = 30,
+        pad_to_longest: bool = False,
         augment: bool = False,
     ) -> None:
         assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
         self.processor, self.max_words, self.augment = processor, max_words, augment and cells is None
+        self.pad_to_longest = pad_to_longest
         self.cells, self.mirror, self.mirrored_cells = cells, mirror, mirrored_cells
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
-        """Collate rows with `captions` and `image`, or with `captions` and `index`."""
-        labels = self.processor(text=[row["captions"] for row in rows])["labels"]
-        batch = {"labels": labels[..., : self.max_words]}
+        """Collate rows with `captions` and `image`, or with `captions` and `index`.
+
+        Raises:
+            ValueError: Rows have no such fields, an image can't be read, or a caption has no words.
+        """
+        needed = {"captions", "image" if self.cells is None else "index"}
+        if missing := needed.difference(*rows[:1]):
+            raise ValueError(
+                f"Rows have no {' and no '.join(sorted(missing))}, but {', '.join(rows[0] if rows else []) or 'nothing'}. Set "
+                "remove_unused_columns=False in the arguments of a Trainer."
+            )
+        labels = self.processor(text=[row["captions"] for row in rows])["labels"][..., : self.max_words]
+        if not self.pad_to_longest:
+            labels = functional.pad(labels, (0, self.max_words + 1 - labels.shape[-1]), value=IGNORED)
+        batch = {"labels": labels}
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
         is_mirrored = torch.tensor([self.mirror and _row_generator(row).random() < 0.5 for row in rows])

@@ -92,14 +92,19 @@ def read_pixels(rows: Sequence[Row], image_processor: CaptionerImageProcessor) -
 
 
 @contextmanager
-def image_file(row: Row) -> Iterator[bytes | str]:
-    """Yield the bytes or the path of a row's image; errors raised while it is read get the image's id."""
+def image_file(row: Row) -> Iterator[Any]:
+    """Yield the bytes or the path of a row's image, or the image itself if the row holds it.
+
+    Errors raised while it is read get the image's id.
+    """
     file = row["image"]
+    if isinstance(file, dict):
+        file = file["bytes"] if file["bytes"] is not None else file["path"]
     try:
-        yield file["bytes"] if file["bytes"] is not None else file["path"]
+        yield file
     except (ValueError, OSError) as e:
         raise ValueError(
-            f"Image {row['image_id']!r} can't be read: {first_line(e)} "
+            f"Image {row.get('image_id')!r} can't be read: {first_line(e)} "
             "Mend or remove it, or go on without it with --skip_broken."
         ) from e
 

@@ -282,7 +282,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         if num_captioned % num_images if labels is None else num_captioned != num_images:
             raise ValueError(f"There are {num_images} images, but captions for {num_captioned}; give as many of both.")
         if lengths is not None:
-            check_words(targets, given_ids, lengths, self.config)
+            check_words(targets, None if given_ids is None else decoder_input_ids, lengths, self.config)
         output = run_decoder(
             self.decoder,
             decoder_input_ids,
@@ -317,13 +317,15 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         """
         if given_ids is None:
             return self.prepare_decoder_input_ids_from_labels(labels)
-        check_ids(given_ids.flatten(0, -2), self.config)
-        if given_ids.numel() != labels.numel() or given_ids.shape[-1] != labels.shape[-1]:
+        is_several = isinstance(given_ids, Tensor) and given_ids.ndim == 3  # (B, K, T)
+        given_ids = given_ids.flatten(0, 1) if is_several else given_ids
+        check_ids(given_ids, self.config)
+        if given_ids.shape != labels.shape:
             raise ValueError(
-                f"decoder_input_ids have the shape {tuple(given_ids.shape)}, but must have that of the labels: <start> "
-                "and all words but the last."
+                f"There are {len(given_ids)} captions of {given_ids.shape[1]} decoder_input_ids, but {len(labels)} of "
+                f"{labels.shape[1]} labels; give one id, <start> or the word before, for each label."
             )
-        return given_ids.reshape(labels.shape)
+        return given_ids
 
     def image_cells(self, pixel_values: Tensor | None, encoder_outputs: Any, cells: Tensor | None) -> Tensor:
         """Return the image cells `(B, P, C)` from whichever of the three inputs is given, in the decoder's precision.

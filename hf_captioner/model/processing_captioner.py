@@ -68,7 +68,10 @@ class CaptionerProcessor(ProcessorMixin):
         add_special_tokens: bool = True,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """Turn images into pixel values, and captions into labels.
+        """Turn images into pixel values, and captions into labels; or prepare images with words to begin with.
+
+        `generate()` of what is returned for images with text begins captions with the text, as other models of the task
+        image-text-to-text do.
 
         Args:
             images: One image or a list of them, each of any kind that `open_image` reads.
@@ -83,7 +86,9 @@ class CaptionerProcessor(ProcessorMixin):
         Returns:
             `pixel_values` `(B, 3, H, W)` if images are given. `labels` if text is given: `(B, T)` for one caption for
             each image, `(B, K, T)` for lists of at most K captions. Labels are -100 after the end of a caption and for
-            captions that an image lacks.
+            captions that an image lacks. With both, and one caption for each image, also `decoder_input_ids` `(B, T)`,
+            `<start>` and all ids but the last: what is read for these labels, and the beginning of captions for
+            `generate()`.
 
         Raises:
             ValueError: Neither images nor text is given, they differ in number, a caption is not a string or has no
@@ -102,6 +107,8 @@ class CaptionerProcessor(ProcessorMixin):
                 f"There are {len(features['pixel_values'])} images, but text for {len(features['labels'])}; "
                 "give one caption, or one list of captions, for each image."
             )
+        if len(features) == 2 and features["labels"].ndim == 2:
+            features["decoder_input_ids"] = self._words_to_read(features["labels"])
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _labels(self, text: Captions, padding: bool | str, **arguments: Any) -> torch.Tensor:
@@ -136,6 +143,12 @@ class CaptionerProcessor(ProcessorMixin):
             labels[image, index, : len(caption_ids)] = torch.tensor(caption_ids)
         return labels[:, 0] if is_single else labels
 
+    def _words_to_read(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return `<start>` and all ids of labels `(B, T)` but the last."""
+        words = labels.masked_fill(labels == IGNORED, self.tokenizer.pad_token_id)
+        start = torch.full_like(words[:, :1], self.tokenizer.bos_token_id)
+        return torch.cat([start, words[:, :-1]], 1)
+
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
         """Turn the ids of one caption, `(T,)`, into text, by default without special tokens."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs))
@@ -147,7 +160,7 @@ class CaptionerProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that a call returns."""
-        return ["pixel_values", "labels"]
+        return ["pixel_values", "labels", "decoder_input_ids"]
 
 
 def _padded_length(ids: Sequence[Sequence[int]], padding: bool | str, max_length: int | None) -> int:

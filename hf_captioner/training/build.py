@@ -294,6 +294,7 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, ac
         mirror=recipe.data.mirror,
         mirrored_cells=split.mirrored_cells,
         max_words=recipe.data.max_words,
+        pad_to_longest=True,
         augment=recipe.data.augment,
     )
     rows = split.rows if split.cells is None else split.rows.select_columns("captions")
