@@ -51,6 +51,14 @@ class CaptionerGenerationMixin(GenerationMixin):
             batch_size, model_input_name, model_kwargs, decoder_start_token_id, device
         )
 
+    def _prepare_generated_length(self, generation_config: GenerationConfig, **kwargs: Any) -> Any:
+        """Let `max_new_tokens` overrule the stored `max_length` silently; transformers warns of it at every call."""
+        for bound in ("max", "min"):
+            given, length = getattr(generation_config, f"{bound}_new_tokens"), f"{bound}_length"
+            if given is not None and getattr(generation_config, length) == getattr(self.generation_config, length):
+                kwargs[f"has_default_{length}"] = True
+        return super()._prepare_generated_length(generation_config=generation_config, **kwargs)
+
     def _get_stopping_criteria(
         self,
         generation_config: GenerationConfig,

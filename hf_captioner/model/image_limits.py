@@ -15,6 +15,9 @@ from PIL import ImageFile
 # An image that would need more is refused. Raise these limits if your images are larger and you trust them.
 MAX_MEMORY = 400 * 2**20  # bytes to decode an image and convert it to RGB: 104 million pixels of a usual PNG or JPEG
 MAX_SECONDS = 4.0  # to decode an image, on a processor of 2020
+MAX_EDGE = 2**18  # pixels; resizing longer strips takes seconds
+
+RESIZING = 10.0  # nanoseconds per decoded pixel
 
 # What a reasonable file needs before its first pixel.
 MAX_READS = 2_000_000  # pieces, which Pillow reads one by one in Python
@@ -124,7 +127,7 @@ def check_cost(image: ImageFile.ImageFile, file: BinaryFile | None, full_size: t
         rotated: Whether it will be rotated.
 
     Raises:
-        ValueError: It needs more than `MAX_MEMORY` or `MAX_SECONDS`.
+        ValueError: It exceeds `MAX_MEMORY`, `MAX_SECONDS` or `MAX_EDGE`.
     """
     num_bytes = 0
     if file is not None:
@@ -138,12 +141,18 @@ def check_cost(image: ImageFile.ImageFile, file: BinaryFile | None, full_size: t
     full_pixels = full_size[0] * full_size[1]
     memory = image.width * image.height * (_pixel_bytes(image.mode) + cost.bytes_per_pixel + 4 * is_copied)
     memory += num_bytes * cost.copies_of_file
-    seconds = 1e-9 * (full_pixels * cost.nanoseconds_per_pixel + num_bytes * cost.nanoseconds_per_byte)
+    nanoseconds = full_pixels * cost.nanoseconds_per_pixel + num_bytes * cost.nanoseconds_per_byte
+    seconds = 1e-9 * (nanoseconds + image.width * image.height * RESIZING)
     if codec == "jpeg" and file is not None and (image.info.get("progressive") or _is_first_scan_partial(image, file)):
         memory += 2 * full_pixels * _relative_samples(image)  # libjpeg keeps the coefficients of all scans
         seconds += 1e-9 * full_pixels * _num_scans(file)
     elif codec == "libtiff":
         memory += _strip_bytes(image)
+    if max(full_size) > MAX_EDGE:
+        raise TooLargeError(
+            f"is too large: it has {full_size[0]} x {full_size[1]} pixels, but an edge may have {MAX_EDGE:,}. "
+            f"Cut it, or raise MAX_EDGE in {__name__}."
+        )
     if memory > MAX_MEMORY or seconds > MAX_SECONDS:
         raise TooLargeError(
             f"is too large: its {full_size[0]} x {full_size[1]} pixels ({image.format}) would take about "
