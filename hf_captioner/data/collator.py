@@ -36,9 +36,9 @@ class CaptionCollator:
         mirrored_cells: Cells of the mirrored images, `(images, P, C)`; required for mirroring with `cells`.
         max_words: Largest number of tokens of a caption, `<end>` included. Longer captions are cut, since a single
             very long one would lengthen the whole batch.
-        pad_to_longest: Whether to pad labels to the longest caption of the batch only, which saves some work. By default
-            they are `max_words + 1` long, as long as what `generate()` returns, since transformers' trainers can put
-            batches together only if several captions of an image are equally long everywhere.
+        pad_to_longest: Whether to pad labels to the longest caption of the batch only, which saves some work. By
+            default they are `max_words + 1` long, as long as what `generate()` returns, since transformers' trainers
+            can put batches together only if several captions of an image are equally long everywhere.
         augment: Whether to crop images slightly and to change their brightness, contrast and saturation. It has no
             effect on `cells`.
 
@@ -71,9 +71,10 @@ class CaptionCollator:
         """
         needed = {"captions", "image" if self.cells is None else "index"}
         if missing := needed.difference(*rows[:1]):
+            found = ", ".join(rows[0] if rows else []) or "nothing"
             raise ValueError(
-                f"Rows have no {' and no '.join(sorted(missing))}, but {', '.join(rows[0] if rows else []) or 'nothing'}. Set "
-                "remove_unused_columns=False in the arguments of a Trainer."
+                f"Rows have no {' and no '.join(sorted(missing))}, but {found}. Set remove_unused_columns=False in the "
+                "arguments of a Trainer."
             )
         labels = self.processor(text=[row["captions"] for row in rows])["labels"][..., : self.max_words]
         if not self.pad_to_longest:
