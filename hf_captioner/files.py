@@ -135,7 +135,7 @@ def only_writer(folder: str | Path, *, content: str = "Files") -> Iterator[None]
         OSError: The folder can't be written to.
     """
     folder = Path(folder)
-    is_new = not folder.exists()
+    is_new = not os.path.exists(folder)
     with explain_write_errors(content, folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / ".probe", b"")  # the lock may be a file of an earlier run, on a disk now full
@@ -210,7 +210,7 @@ def parse_json(data: bytes | str, name: str) -> Any:
         return json.loads(text, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as e:
         line = f", line {e.lineno}," if "\n" in e.doc else ""
-        raise ValueError(f"{name}{line} is not JSON: {e.msg} at character {e.colno}.") from e
+        raise ValueError(f"{name}{line} is not JSON: {e.msg.removesuffix(' at')} at character {e.colno}.") from e
     except (ValueError, RecursionError) as e:  # bytes that are no UTF-8, a number of thousands of digits, deep nesting
         raise ValueError(f"{name} is not JSON: {first_line(e)}") from e
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from hf_captioner.data import cells as cells_module
 from hf_captioner.data.cells import cached_cells, cells_key
 from hf_captioner.data.collator import CaptionCollator, _augment
 from hf_captioner.data.datasets import pick_split
+from hf_captioner.data.digests import data_digests
 from hf_captioner.data.loading import StepLoader, StepSampler
 from hf_captioner.data.rows import check_captions, drop_broken_images, open_row, undecoded
 
@@ -190,6 +192,35 @@ def test_cells_are_encoded_once(frozen, processor, rows, cache, tmp_path):
     assert not np.array_equal(plain, cells)
 
 
+def zeroed(data: bytes, start: int, end: int | None = None) -> bytes:
+    end = len(data) if end is None else end
+    return data[:start] + bytes(end - start) + data[end:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: data[:-100], "mmap length"),
+        (lambda data: data[:-2], "another size"),
+        (lambda data: b"", "No data left"),
+        (lambda data: zeroed(data, 0), "can't read|magic|pickled"),
+        (lambda data: zeroed(data, 1000, 1100), "the cells of 1 images have changed"),
+        (lambda data: zeroed(data, len(data) - 4), "the cells of 1 images have changed"),
+        (lambda data: data[:-16], "no checksums"),  # as version 0.1.0 wrote it
+    ],
+)
+def test_damaged_cells_are_told_and_encoded_again(rows, cache, tmp_path, caplog, damage, reason):
+    plain = np.array(cache(rows))
+    (file,) = (tmp_path / "cells").iterdir()
+    data = file.read_bytes()
+    file.write_bytes(damage(data))
+    (tmp_path / "cells" / "abc.12345.partial").write_bytes(b"of a run that was killed")
+    assert np.array_equal(cache(rows), plain) and file.read_bytes() == data
+    (line,) = caplog.messages
+    assert re.search(rf"The cached cells '.*' are not used: .*({reason}).* encoded again\.", line)
+    assert list((tmp_path / "cells").iterdir()) == [file]
+
+
 def test_key_of_cells_depends_on_weights_transform_and_images(frozen, processor, rows):
     def key(model: CaptionerModel = frozen, images: Any = processor.image_processor, kept: Any = (0, 1)) -> str:
         return cells_key(model.encoder, images, rows.select(kept))
@@ -201,6 +232,25 @@ def test_key_of_cells_depends_on_weights_transform_and_images(frozen, processor,
     keys = [key(), key(other_weights), key(images=other_transform), key(kept=(1, 0)), key(kept=(0, 2))]
     assert len(set(keys)) == len(keys)
     assert key(copy.deepcopy(frozen)) == keys[0]
+
+
+def test_digests_tell_images_captions_and_ids_apart(rows, tmp_path):
+    def changed(column: str, values: list) -> set[str]:
+        other = rows.remove_columns(column).add_column(column, values, feature=rows.features[column])
+        return {name for name, digest in data_digests(other).items() if digest != digests[name]}
+
+    digests = data_digests(rows)
+    files = [row["image"]["bytes"] or Path(row["image"]["path"]).read_bytes() for row in rows]
+    paths = [tmp_path / f"{n}" for n in range(len(files))]
+    for path, data in zip(paths, files, strict=True):
+        path.write_bytes(data)
+    as_paths = [{"bytes": None, "path": str(path)} for path in paths]
+    assert changed("image", as_paths) == set()  # only the content counts
+    assert changed("image", as_paths[::-1]) == {"images"}
+    assert changed("captions", rows["captions"][:][::-1]) == {"captions"}
+    assert changed("image_id", rows["image_id"][:][::-1]) == {"image ids"}
+    with pytest.raises(ValueError, match="can't be read"):
+        changed("image", [{"bytes": None, "path": str(tmp_path / "nowhere.png")}] * len(rows))
 
 
 def test_full_disk_is_refused_before_anything_is_written(rows, cache, tmp_path, monkeypatch):
