@@ -64,7 +64,9 @@ def main() -> int:
     outcomes: dict[str, list[tuple[Case, Outcome]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="robustness-") as folder:
         os.chdir(folder)  # or worker processes import the package from the folder where this was started
-        os.environ |= {"HF_HOME": f"{folder}/huggingface", "TRANSFORMERS_VERBOSITY": "error"}
+        os.environ |= {"HF_HOME": f"{folder}/huggingface", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        # Requests to the Hub shall not be hidden; they are heard, and nobody answers at this port.
+        os.environ |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "TRANSFORMERS_VERBOSITY": "error"}
         cases = [
             case
             for kind in kinds
@@ -76,6 +78,10 @@ def main() -> int:
         tried = try_inputs(cases, Path(folder), arguments.workers, keep)
         for case, outcome in tqdm(tried, total=len(cases), unit="input", disable=None):
             outcomes[case.kind].append((case, outcome))
+            if outcome.faults:
+                tqdm.write(
+                    f"{case.kind} {case.name} (seed {case.seed}): {json.dumps(outcome.faults, ensure_ascii=False)}"
+                )
     faults = [(case, outcome) for kind in kinds for case, outcome in outcomes[kind] if outcome.faults]
     table = {kind: count(outcomes[kind]) for kind in kinds}
     result = {
@@ -86,8 +92,6 @@ def main() -> int:
     }
     if out:
         write_result(out, result)
-    for case, outcome in sorted(faults, key=lambda fault: fault[0].name):
-        print(f"{case.kind} {case.name} (seed {case.seed}): {json.dumps(outcome.faults, ensure_ascii=False)}")
     print_table(table)
     return 1 if faults else 0
 

@@ -23,9 +23,9 @@ HUGE_SIZES = (0, 20_000, 65_535, 10**6, 2**31 - 1, 2**32 - 1)
 
 
 def cases(count: int, seed: int) -> list[Case]:
-    """Return the crafted images, then as many damaged ones of all formats as are wanted."""
-    crafted = [Case("images", f"crafted/{name}", 0) for name in CRAFTED][:count]
+    """Return the crafted images, at most as a quarter of all, then damaged ones of all formats."""
     rng = random.Random(seed)
+    crafted = [Case("images", f"crafted/{name}", 0) for name in rng.sample([*CRAFTED], min(len(CRAFTED), count // 4))]
     formats, mutations = sorted(intact_images()), [*MUTATIONS, "huge_size"]
     damaged = [
         Case("images", f"{formats[i % len(formats)]}/{rng.choice(mutations)}", seed * 10**6 + i)
@@ -214,6 +214,12 @@ def tiff(width: int, height: int, *more: tuple[int, int, int, int], channels: in
     return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
 
 
+def bmp(width: int, height: int, bits: int) -> bytes:
+    """Return a BMP with few of the pixels that it says it has."""
+    header = struct.pack("<IIIIiiHHIIIIII", 70, 0, 54, 40, width, height, 1, bits, 0, 0, 0, 0, 0, 0)
+    return b"BM" + header + bytes(2_000)
+
+
 def with_exif(format: str, exif: bytes) -> bytes:
     """Return an image with given bytes for its metadata."""
     if format != "JPEG":
@@ -295,8 +301,8 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     "webp_rgb": lambda: saved(Image.new("RGB", (9_400, 9_400)), "WEBP", lossless=True, method=0, quality=0),
     "webp_column": lambda: saved(Image.new("RGB", (1, 16_000)), "WEBP", lossless=True),
     "jpeg2000_rgb": lambda: saved(Image.new("RGB", (5_000, 5_000)), "JPEG2000"),
-    "bmp_size": lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 70, 0, 54, 40, 13_000, -13_000, 1, 8, 1, 0, 0, 0, 0, 0) + bytes(2_000),
-    "bmp_negative": lambda: b"BM" + struct.pack("<IIIIiiHHIIIIII", 70, 0, 54, 40, -5, -(2**31), 1, 24, 0, 0, 0, 0, 0, 0),
+    "bmp_size": lambda: bmp(13_000, -13_000, 8),
+    "bmp_negative": lambda: bmp(-5, -(2**31), 24),
     "ppm_size": lambda: b"P6 99999 99999 255\n",
     "ppm_long_number": lambda: b"P6 " + b"9" * 10**6 + b" 5 255\n",
     "ppm_text_pixels": lambda: b"P3 9400 9400 255\n" + b"1 " * 10**6,
@@ -306,7 +312,7 @@ CRAFTED: dict[str, Callable[[], bytes]] = {
     "svg": lambda: b'<svg xmlns="http://www.w3.org/2000/svg" width="5" height="5"/>',
     "psd_size": lambda: b"8BPS" + struct.pack(">H6xHIIHHIII", 1, 3, 9_400, 9_400, 8, 3, 0, 0, 0) + bytes(2_000),
     "fits": lambda: b"SIMPLE  =                    T".ljust(80) + b"END".ljust(2800),
-    "ico_of_large_png": lambda: struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 32, 10**6, 22) + solid_png(9_400, 9_400, 8, 6),
+    "ico_of_large_png": lambda: struct.pack("<7HII", 0, 1, 1, 0, 0, 1, 32, 10**6, 22) + solid_png(9_400, 9_400, 8, 6),
     "empty": lambda: b"",
     "one_byte": lambda: b"\xff",
     "text": lambda: b"hello\n",

@@ -28,6 +28,7 @@ class Photo(NamedTuple):
 
     @property
     def stem(self) -> str:
+        """The name without its suffix."""
         return self.name.removesuffix(".jpg")
 
 

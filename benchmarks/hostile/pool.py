@@ -85,7 +85,7 @@ class Witness:
             def log_message(self, *args: Any) -> None:
                 pass
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 witness.seen.append(("request", self.path))
                 self.send_error(404)
 
@@ -249,8 +249,9 @@ def _serve(connection: Connection, folder: str, keep: Path | None) -> None:
             if outcome.faults:
                 _keep(Path(folder), case, keep)
             connection.send((outcome.is_read, outcome.faults))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.makedirs(folder, exist_ok=True)
+            os.chdir(folder)
+            shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(Path(folder, "cache"), ignore_errors=True)
 
 
 def _measure(job: Callable[[Outcome], None], outcome: Outcome) -> None:
