@@ -23,6 +23,9 @@ TRANSPOSITIONS = {
 }
 SIDEWAYS = (5, 6, 7, 8)
 
+# Keys of `info` of PIL images whose values hold the orientation.
+ORIENTED_METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+
 MAX_EXIF = 2**20  # bytes; Python objects of more would fill the memory
 MAX_REPORTS = 10  # images with broken metadata that are named, in each process
 _reported: set[str] = set()

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from .image_limits import BinaryFile, TooLargeError, check_cost, limit_metadata, without_pillow_warnings
-from .image_metadata import SIDEWAYS, TRANSPOSITIONS, orientation_of, report, without_metadata
+from .image_metadata import ORIENTED_METADATA, SIDEWAYS, TRANSPOSITIONS, orientation_of, report, without_metadata
 from .image_sources import is_url, open_source, shown
 
 __all__ = ["IMAGE_FORMATS", "IMAGE_SUFFIXES", "is_image_name", "is_url", "open_as_used", "open_image"]
@@ -184,8 +184,10 @@ def _read(
     elif not is_jpeg:
         orientation = orientation_of(image, name)
     rgb = _to_rgb(image)
-    if orientation in TRANSPOSITIONS:
+    if orientation != 1:
         rgb = rgb.transpose(TRANSPOSITIONS[orientation])
+        for name in ORIENTED_METADATA:  # or it would be rotated again when it is next given as an image
+            rgb.info.pop(name, None)
     return OpenedImage(rgb, upright_size if is_reduced else rgb.size)
 
 
