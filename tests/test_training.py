@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from collections import Counter
 from itertools import chain
@@ -24,8 +25,10 @@ from hf_captioner import CaptionerModel
 from hf_captioner.data.loading import StepSampler
 from hf_captioner.interruption import Interrupted, Interruption
 from hf_captioner.model.objectives import attention_entropy, cross_entropy, doubly_stochastic, reinforce, self_critical
+from hf_captioner.training import checkpoints as checkpoints_module
 from hf_captioner.training.accelerator import build_accelerator, supported_precision
 from hf_captioner.training.checkpoints import Checkpoint
+from hf_captioner.training.run import refuse_other_settings
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -76,6 +79,40 @@ def test_another_seed_of_dropout_would_be_noticed(whole: tuple[Tiny, Path]) -> N
 def test_other_settings_are_refused_by_name(whole: tuple[Tiny, Path]) -> None:
     with pytest.raises(ValueError, match="epochs was 3 and is now 4"):
         Tiny(epochs=4).run.restore(Checkpoint(min(whole[1].iterdir())))
+
+
+def test_other_data_is_refused_by_name_and_data_unknown_to_a_checkpoint_is_told(caplog: Any) -> None:
+    saved = {"epochs": 3, "digest of the training captions": "a", "digest of the training images": "b"}
+    refuse_other_settings(saved, saved)
+    with pytest.raises(ValueError, match=r"can't be resumed exactly: the training captions have changed\. Give"):
+        refuse_other_settings(saved, saved | {"digest of the training captions": "c"})
+    assert not caplog.messages
+    refuse_other_settings({"epochs": 3}, saved)  # of version 0.1.0
+    assert caplog.messages == [caplog.messages[0]] and "does not tell its data" in caplog.messages[0]
+    with pytest.raises(ValueError, match="epochs was 4 and is now 3"):
+        refuse_other_settings({"epochs": 4}, saved)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("contents.json", "[]"), ("contents.json", "{}"), ("contents.json", "\0"), ("progress.json", "[]"),
+        ("progress.json", '{"facts": {"epochs": 3}, "stage": "x"}'), ("progress.json", "null"),
+        ("state.pt", "x"), ("model.safetensors", "x"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_of_wrong_content_is_refused_in_one_line(
+    whole: tuple[Tiny, Path], name: str, content: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "000001"
+    shutil.copytree(min(whole[1].iterdir()), path)
+    (path / name).write_text(content)
+    if name != "contents.json":  # which agrees with it, as if someone had meant it
+        contents = json.loads((path / "contents.json").read_text())
+        contents[name] = checkpoints_module._digest(content.encode())
+        (path / "contents.json").write_text(json.dumps(contents))
+    with pytest.raises(ValueError, match=rf"^The checkpoint '{path}' is damaged: [^\n]*$"):
+        resume(path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
@@ -159,8 +196,9 @@ def test_an_error_of_reading_images_is_not_taken_for_a_death(error: Exception, n
 
     tiny = Tiny(num_workers=num_workers)
     tiny.loader.loader.collate_fn = fail
-    with pytest.raises((type(error), RuntimeError), match="no image"):
+    with pytest.raises((type(error), RuntimeError), match="no image") as raised:
         tiny.train()
+    assert "\n" not in str(raised.value)  # as the worker's traceback has it
 
 
 @pytest.mark.parametrize(("num_images", "batch_size"), [(27, 4), (3, 1), (4, 16), (100, 7), (13, 2)])
