@@ -101,6 +101,8 @@ def image_file(row: Row) -> Iterator[Any]:
     if isinstance(file, dict):
         file = file["bytes"] if file["bytes"] is not None else file["path"]
     try:
+        if file is None:
+            raise ValueError("there is none.")
         yield file
     except (ValueError, OSError) as e:
         raise ValueError(

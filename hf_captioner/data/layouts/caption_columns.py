@@ -65,9 +65,9 @@ def find_columns(names: Iterable[str], source: str) -> Columns:
     captions = find_caption_columns(names)
     if image is None or not captions:
         raise ValueError(
-            f"{shortened(source)} has the columns {shortened(', '.join(names))[1:-1]}; wanted are image, caption_0, "
-            "caption_1, … or other columns of images (file_name, image_path, path, …) and of captions (captions, text, "
-            "sentences, …). Rename them."
+            f"{_shown([source])} has the columns {_shown(names)}; wanted are image, caption_0, caption_1, … or other "
+            "columns of images (file_name, image_path, path, …) and of captions (captions, text, sentences, …). Rename "
+            "them."
         )
     image_id = next((lower[name] for name in ID_COLUMNS if name in lower), None)
     split = lower.get("split")
@@ -82,13 +82,19 @@ def _refuse_gaps(captions: list[str], ignored: list[str], source: str) -> None:
     numbers = {int(match[2]) for match in matches if match and match[2]}
     gaps = (n for n in range(min(1, *numbers), max(numbers)) if n not in numbers) if len(numbers) > 1 else iter(())
     if (gap := next(gaps, None)) is not None:
-        raise ValueError(f"{shortened(source)} has the columns {', '.join(captions)}, but none with the number {gap}.")
+        raise ValueError(f"{_shown([source])} has the columns {_shown(captions)}, but none with the number {gap}.")
     for name in ignored if numbers else ():
         if name[-1:].isdigit() and len(name) <= LONGEST_COLUMN and get_close_matches(name.lower(), captions, 1, 0.75):
             raise ValueError(
-                f"{shortened(source)} has the columns {', '.join(captions)} and {name!r}. If it holds captions, rename "
+                f"{_shown([source])} has the columns {_shown(captions)} and {name!r}. If it holds captions, rename "
                 "it like the others; otherwise rename or remove it."
             )
+
+
+def _shown(names: list[str]) -> str:
+    """Return names for a message; what is beyond a hundred characters is left out."""
+    text = ", ".join(names)
+    return text if len(text) <= 100 else f"{text[:100]}…"
 
 
 def find_caption_columns(names: Iterable[str]) -> list[str]:
@@ -114,7 +120,10 @@ def captions_in_row(row: Mapping[str, Any], columns: Iterable[str] | None = None
         ValueError: A value can't hold captions.
     """
     columns = find_caption_columns(row) if columns is None else columns
-    return [caption for name in columns for caption in _captions_in_value(row[name])]
+    try:
+        return [caption for name in columns for caption in _captions_in_value(row[name])]
+    except RecursionError as e:
+        raise ValueError("The captions are nested too deeply.") from e
 
 
 def _captions_in_value(value: Any) -> list[str]:
@@ -124,9 +133,9 @@ def _captions_in_value(value: Any) -> list[str]:
     if isinstance(value, str):
         items = parse_list(value)
         return [value] if items is None else items
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and find_caption_columns(value):
         return captions_in_row(value)
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
+    if isinstance(value, Iterable) and not isinstance(value, bytes | Mapping):
         return [caption for item in value for caption in _captions_in_value(item)]
     raise ValueError(f"{shortened(str(value))} is no caption: captions are strings, or lists of strings.")
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ...errors import first_line
-from .damage import Damage
+from .damage import Damage, shortened
 
 # Nothing that people photograph and describe is compressed so much, but a small file that fills the memory is.
 MAX_EXPANSION = 100
@@ -29,8 +29,11 @@ def open_parquet(path: Path, name: str) -> parquet.ParquetFile:
         file = parquet.ParquetFile(path)
         metadata, size = file.metadata, path.stat().st_size
         num_bytes = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        names = file.schema_arrow.names
     except Exception as e:  # pyarrow raises its own errors, OSError, and for some damage TypeError or OverflowError
         raise ValueError(f"{name} is not a Parquet file, or is damaged: {first_line(e)}") from e
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name} has a column twice, among {shortened(', '.join(names))}.")
     if metadata.num_rows > size or num_bytes > max(MODEST_BYTES, MAX_EXPANSION * size):
         raise ValueError(f"{name} has {size} bytes and claims to hold {metadata.num_rows} rows of {num_bytes} bytes.")
     return file

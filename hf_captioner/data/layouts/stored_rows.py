@@ -13,7 +13,6 @@ from datasets import Dataset, Features, List, NamedSplit, Value
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
 
-from ...errors import first_line
 from ..rows import undecoded
 from .caption_columns import Columns, captions_in_row, clean_captions
 from .damage import Damage, located, shortened
@@ -63,7 +62,7 @@ def build_row(
         captions = captions_in_row(row, columns.captions)
         image = _image_in_value(row[columns.image]) if columns.image in row else None
         if image and not image["bytes"]:
-            image = {"bytes": None, "path": resolve(image["path"]) if resolve else image["path"]}
+            image = {"bytes": None, "path": resolve(image["path"] or "") if resolve else image["path"]}
     captions = clean_captions(captions, location, damage)
     image_id = None if columns.image_id is None else row[columns.image_id]
     return {"image": image, "captions": captions, "image_id": default_id if image_id is None else str(image_id)}
@@ -81,15 +80,16 @@ def _image_in_value(value: Any) -> dict[str, Any]:
         try:
             value = ImageFeature().encode_example(np.asarray(value))
         except Exception as e:  # numpy and Pillow raise several errors for what is no image
-            raise ValueError(f"a list of {len(value)} values is no image: {first_line(e)}") from e
+            raise ValueError(f"a list of {len(value)} values is no image.") from e
     if isinstance(value, bytes):
         value = {"bytes": value}
     elif isinstance(value, str):
         value = {"path": value}
     content, path = (value.get(name) for name in ("bytes", "path")) if isinstance(value, Mapping) else (None, None)
-    if not (isinstance(content, bytes) and content) and not (isinstance(path, str) and path):
-        raise ValueError("there is no image.")
-    return {"bytes": content if isinstance(content, bytes) else None, "path": path if isinstance(path, str) else None}
+    is_known = value is None or isinstance(value, Mapping)
+    if not is_known or not isinstance(content, bytes | None) or not isinstance(path, str | None):
+        raise ValueError(f"{shortened(str(value))} is no image.")
+    return {"bytes": content, "path": path}
 
 
 def resolver(folder: ImageFolder) -> Resolve:
@@ -99,6 +99,8 @@ def resolver(folder: ImageFolder) -> Resolve:
 
 def _resolve_in_folder(folder: ImageFolder, name: str) -> str:
     """Return the absolute path or the URL of an image; raise a ValueError if it may not be opened, or is missing."""
+    if not name:
+        raise ValueError("there is no image.")
     found = folder.find(name)
     if found is None:
         raise ValueError(f"the image {shortened(name)} is not in {str(folder.root)!r}.")
@@ -122,9 +124,7 @@ def resolve_images(dataset: Dataset, locations: Sequence[str], damage: Damage, r
     for index in (i for i, length in enumerate(lengths) if not length):
         broken.add(index)
         with damage.skipping(), located(locations[index]):
-            if not paths[index]:
-                raise ValueError("there is no image.")
-            resolved[index] = resolve(paths[index])
+            resolved[index] = resolve(paths[index] or "")
             broken.remove(index)
     if any(lengths[index] == 0 or paths[index] != path for index, path in resolved.items()):
 

@@ -100,6 +100,8 @@ def _open_arrow(folder: ImageFolder, file: str) -> MemoryMappedTable:
             if content.read() != END_OF_ARROW:
                 raise ValueError("it is cut off.")
         table = MemoryMappedTable.from_file(str(path)).replace_schema_metadata(None)
+        if not table.num_columns:
+            raise ValueError("it has no columns.")
         table.table.validate(full=True)  # a wrong offset would make pyarrow read beyond the file, and crash
     except Exception as e:  # pyarrow raises its own errors, OSError, UnicodeDecodeError, MemoryError
         raise ValueError(f"{file} is not an Arrow file that datasets saved, or is damaged: {first_line(e)}") from e
@@ -140,7 +142,7 @@ def read_hub(
         if is_url(name):
             return boundary.check_url(name)
         if not os.path.isabs(name):
-            raise ValueError(f"{shortened(name)} is no file of this data set.")
+            raise ValueError(f"{shortened(name)} is no file of this data set." if name else "there is no image.")
         boundary.check_file(name, shortened(name))
         return name
 
@@ -188,8 +190,8 @@ def standardize(
 
 def _features(dataset: AnyDataset) -> Features:
     """Return the types of columns; a stream may have to read its first row for them."""
-    features: Features = dataset.features or dataset._resolve_features().features
-    return features
+    features: Features = dataset.features
+    return dataset._resolve_features().features if features is None else features
 
 
 def _standardize_stream(
