@@ -160,7 +160,7 @@ BROKEN_FILES: list[tuple[tuple[Callable[..., None], str], Edit, str, int | None]
     (JSONL, at(1, lambda _: "[1]"), ", line 1, is no JSON object", 65),
     (JSONL, at(3, lambda _: '{"file_name": "a.jpg"}'), ", line 3, has no captions.", 65),
     (CSV, at(2, lambda line: f"{line},more"), ", line 2, has more fields than the header", 69),
-    (CSV, at(1, lambda _: "file_name,picture"), "' has the columns file_name, picture; wanted are", None),
+    (CSV, at(1, lambda _: "file_name,picture"), " has the columns file_name, picture; wanted are", None),
     (KARPATHY, edit_json(lambda content: content["images"][2].pop("split")), ", images[2], has no 'split'", 65),
     (TOKEN, lambda lines: [lines[1], *lines], ", line 3: the image 'NAME' with caption number 1 occurs twice", 70),
     (KARPATHY, twice("images"), ", images[1]: the image 'NAME' occurs twice", 70),

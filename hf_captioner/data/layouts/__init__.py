@@ -156,7 +156,7 @@ def _fits_table(folder: ImageFolder, file: str) -> bool:
     if not file.lower().endswith(".json"):
         header = next((line for line in lines if line.strip() and not SEPARATOR.match(line)), "")
         return has_columns(name.strip(' "') for name in re.split(r"[,;\t|]", header))
-    keys = {match[1].lower() for line in lines for match in re.finditer(r'"([^"\\]{1,255})"\s*:\s*["\[{]', line)}
+    keys = {match[1].lower() for line in lines for match in re.finditer(r'"([^"\\]{1,255})"\s*:\s*["\[{\d]', line)}
     return has_columns(keys) or any(is_image_name(key) for key in keys)
 
 

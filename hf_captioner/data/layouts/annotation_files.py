@@ -134,7 +134,7 @@ def read_tables(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Reco
                 missing = columns.captions[0] if columns.image in row else columns.image
                 raise ValueError(f"{location}, has no {missing}.")
             columns = columns_of(tuple(name for name in row if name), location)
-            for name in {*columns.ignored} - ignored:
+            for name in [name for name in columns.ignored if name not in ignored]:
                 damage.repaired("Columns that are not read", f"{name} of {file}")
             ignored.update(columns.ignored)
             record = _build_record(row, columns, location, file)

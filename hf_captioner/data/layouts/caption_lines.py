@@ -169,7 +169,7 @@ def _is_head(line: str, start: int, end: int, caption_start: int) -> bool:
 
     Behind the name, a mention has a space, as in "a sign says 0.jpg, in red"; before it, no caption ends.
     """
-    before = line[caption_start:start]
+    before = line[max(caption_start, start - LONGEST_NAME) : start]
     ends_caption = not before or before[-1] not in " /\\_-:" or before.rstrip().endswith((".", "!", "?", '"'))
     return ends_caption and not line[end : end + 1].isspace()
 

@@ -21,7 +21,7 @@ from .text_files import SEPARATOR, Lines, text_lines
 Row = dict[str, Any]
 MAX_LINES_IN_ROW = 1000
 # How a row may be written, the usual way first; then with spaces behind commas and at its end, or as "a \"big\" dog".
-DIALECTS: tuple[dict[str, Any], ...] = ({}, {"skipinitialspace": True}, {"escapechar": "\\", "doublequote": False})
+DIALECTS: tuple[dict[str, Any], ...] = ({}, {"skipinitialspace": True}, {"escapechar": "\\"})
 
 
 def csv_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[str, Row]]:

@@ -59,7 +59,7 @@ def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Lines:
     if encoding != "utf-8":
         damage.repaired(f"Files read as {encoding[:6].upper()}", file)
         return _intact(lines, file, damage, SHIFTED)
-    if len(head) - len(head.translate(None, CONTROLS)) > MAX_CONTROLS * len(head):
+    if len(head) - len(head.translate(None, CONTROLS)) > max(4, MAX_CONTROLS * len(head)):
         raise ValueError(f"{file} is not a text file.")
     if not text.isascii() and (broken := [(number, line) for number, line in lines if not _is_utf8(line)]):
         num_intact = sum(not line.isascii() for _, line in lines) - len(broken)
