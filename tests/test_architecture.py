@@ -36,7 +36,17 @@ SHARED = {
     "cli": {"training", "commands"},
 }
 # Libraries that files may import which go to the Hub with a model; pillow_heif only where it is installed.
-MODEL_LIBRARIES = {"torch", "timm", "transformers", "huggingface_hub", "PIL", "pillow_heif", "numpy", "tokenizers"}
+MODEL_LIBRARIES = {
+    "torch",
+    "timm",
+    "transformers",
+    "huggingface_hub",
+    "PIL",
+    "pillow_heif",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+}
 
 
 def module_name(file: Path) -> str:

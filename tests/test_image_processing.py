@@ -193,7 +193,7 @@ def test_round_trip(tmp_path):
     [
         ({"crop_mode": "centre"}, "crop_mode is 'centre'; choose from center, squash, border"),
         ({"interpolation": "random"}, "interpolation is 'random'; choose from"),
-        ({"crop_pct": 0}, "crop_pct is 0; it must be above 0"),
+        ({"crop_pct": 0}, "crop_pct is 0; it must be from"),
         ({"size": {"shortest_edge": 224}}, 'give {"height": H, "width": W}'),
         ({"size": {"height": 0, "width": 8}}, "size is"),
         ({"image_mean": [0.5]}, "give three numbers each"),

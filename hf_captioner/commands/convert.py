@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import CommandParser
+from ..files import explain_write_errors, replace_files
 from ..publishing.convert import convert, read_checkpoint, read_word_map
 from ..publishing.folders import require_empty
 
@@ -30,8 +31,10 @@ def main(argv: Sequence[str]) -> None:
         encoder_name=arguments.encoder_name,
         grid_size=arguments.grid_size,
     )
-    model.save_pretrained(arguments.output)
-    processor.save_pretrained(arguments.output)
+    with explain_write_errors("The captioner", arguments.output):
+        replace_files(
+            arguments.output, lambda folder: (model.save_pretrained(folder), processor.save_pretrained(folder))
+        )
     config = model.config
     print(
         f"Saved: a captioner with {config.encoder_name} and {config.vocab_size} words, in {arguments.output}. Try it:"

@@ -146,7 +146,7 @@ class CaptionerConfig(PreTrainedConfig):
             raise ValueError(f"{str(source)!r} holds no captioner, but a model of type {model_type!r}.")
         for name, value in config_dict.items():
             # Such an entry makes transformers open something else, or replaces a method of the configuration.
-            is_known = name in cls.__dataclass_fields__ or name in ("model_type", "num_labels", "name_or_path")
+            is_known = name in cls.__dataclass_fields__ or name in ("model_type", "name_or_path")
             if value is not None and not is_known and (re.fullmatch(_REFUSED, name) or hasattr(cls, name)):
                 raise ValueError(f"{str(source)!r} has an entry {name!r}, which a captioner's configuration must not.")
         with one_line_errors(source):

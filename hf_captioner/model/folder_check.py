@@ -26,7 +26,10 @@ REFUSED_ENTRIES = {
         r"|(text|encoder|decoder|generator)_config|encoder|decoder|generator"
         r"|transformers_weights|configuration_files|extra(_config)?_files|custom_pipelines|_?(attn|experts)_implementation.*"
     ),
-    "generation_config.json": r"custom_generate|assistant_\w+|compile_config|watermarking_config|\w+_implementation",
+    "generation_config.json": (
+        r"custom_generate|(is_)?assistant\w*|(compile|watermarking|continuous_batching)_config|\w+_implementation"
+        r"|guidance_scale|prompt_lookup_num_tokens|penalty_alpha|dola_layers"
+    ),
     "processor_config.json": r"audio_tokenizer",
     "tokenizer_config.json": r"\w+_files?|auto_map|init_inputs|tokenizer_object",
     "model.safetensors.index.json": r"",
@@ -34,6 +37,12 @@ REFUSED_ENTRIES = {
     "special_tokens_map.json": r"",
     "added_tokens.json": r"",
 }
+# Classes that such files may name, which transformers looks up among its own: not those that look further.
+CLASSES = {
+    "processor_class": r"\w+Processor",
+    "tokenizer_class": r"(?!Auto)\w+Tokenizer(Fast)?|TokenizersBackend|PythonBackend",
+}
+MAX_ENTRIES = 2**13  # of a list or dict, such as the added tokens
 # Smallest and largest values of settings of `generate()` that a folder may hold, whoever calls may choose others.
 GENERATION_LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences"), (1, 64)),
@@ -43,8 +52,9 @@ GENERATION_LIMITS: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("temperature", "repetition_penalty"), (0, 1000)),
     **dict.fromkeys(("top_p", "min_p", "typical_p"), (0, 1)),
     "top_k": (0, 2**22),
+    "max_time": (0, 1e6),
 }
-WHOLE_NUMBERS = re.compile(r"num_\w+|max_\w+|min_(length|new_tokens)|no_repeat_ngram_size|top_k")
+WHOLE_NUMBERS = re.compile(r"num_\w+|max_(length|new_tokens)|min_(length|new_tokens)|no_repeat_ngram_size|top_k")
 # Files that transformers would read instead of, or besides, those of a captioner.
 REFUSED_FILES = {
     r"adapter_config\.json": "an adapter is loaded by peft.PeftModel.from_pretrained(model, FOLDER), after its model",
@@ -74,7 +84,11 @@ def check_folder(path: Path) -> None:
             continue
         entries = read_json(path / name)
         for entry, value in entries.items():
-            if value is not None and re.fullmatch(refused, entry):
+            if entry in CLASSES and value and not re.fullmatch(CLASSES[entry], str(value)):
+                raise ValueError(f"{str(path / name)!r} names the {entry} {value!r:.60}, which is none of a captioner.")
+            if isinstance(value, dict | list) and len(value) > MAX_ENTRIES and not name.endswith("index.json"):
+                raise ValueError(f"{str(path / name)!r} has {len(value)} values in {entry!r}.")
+            if value and re.fullmatch(refused, entry):
                 raise ValueError(
                     f"{str(path / name)!r} has an entry {entry!r}, which a captioner doesn't need and which could open "
                     "other files or addresses. Remove it to load the captioner."
@@ -161,8 +175,10 @@ def one_line_errors(source: Any) -> Iterator[None]:
         yield
     except (OSError, ImportError):
         raise
-    except Exception as e:
-        if type(e).__name__ == "OutOfMemoryError":  # torch's, for a GPU
+    except BaseException as e:
+        # OutOfMemoryError is torch's, for a GPU. PanicException is that of tokenizers, which is no Exception.
+        name = type(e).__name__
+        if name == "OutOfMemoryError" or not (isinstance(e, Exception) or name == "PanicException"):
             raise
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
         if isinstance(e, ValueError) and len(lines) == 1 and not isinstance(e, json.JSONDecodeError | UnicodeError):
@@ -204,7 +220,7 @@ def _check_tokenizer(folder: Path) -> None:
     if not tokenizer.is_file():
         return
     words = read_json(config).get("vocab_size") if config.is_file() else None
-    limit = MAX_JSON_BYTES + 512 * (words if isinstance(words, int) else 0)  # bytes an entry, merges included
+    limit = 2**20 + 512 * (words if isinstance(words, int) else 0)  # bytes an entry, merges included
     if tokenizer.stat().st_size > min(limit, 2**26):
         raise ValueError(f"{str(tokenizer)!r} is larger than a vocabulary of {words} words needs.")
     with tokenizer.open("rb") as file:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from numbers import Integral, Real
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
 import numpy as np
@@ -20,14 +19,19 @@ from transformers import BatchFeature
 from transformers.image_processing_utils import BaseImageProcessor
 
 from .images import Box, ImageSource, OpenedImage, Size, open_as_used
-from .pixels import PIXELS_AT_ONCE, Crop, PixelTransform, resize_and_crop, visible_box, write_pixels
+from .pixels import (
+    PIXELS_AT_ONCE,
+    Crop,
+    PixelTransform,
+    check_settings,
+    resize_and_crop,
+    shortened_strip,
+    visible_box,
+    write_pixels,
+)
 
 # B: images, H: height, W: width
 
-CROP_MODES = ("center", "squash", "border")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
-MAX_PIXELS = 1536**2  # of the pixel values of an image; timm's largest inputs have 1024 x 1024
-MIN_CROP_PCT = 0.1
 _TORCH_FILTERS = ("bilinear", "bicubic")
 # If the crop keeps at least this fraction of the image, torch resizes the whole faster than Pillow a part.
 _LEAST_KEPT = 0.4
@@ -68,6 +72,7 @@ def _resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: 
     kept = (right - left) * (bottom - top) / (size[0] * size[1])
     if interpolation not in _TORCH_FILTERS or kept < _LEAST_KEPT:
         return resize_and_crop(image, size, crop, interpolation)
+    image = shortened_strip(image, size, interpolation)
     num_rows = PIXELS_AT_ONCE // image.width
     if num_rows >= image.height:
         pixels = _pixels(image)
@@ -86,14 +91,6 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
 class CaptionerImagesKwargs(TypedDict, total=False):
     """Arguments of `CaptionerImageProcessor`, which `from_pretrained` may override."""
 
@@ -110,7 +107,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
 
     Args:
         size: `{"height": H, "width": W}` of the pixel values.
-        interpolation: One of `INTERPOLATIONS`.
+        interpolation: One of `pixels.INTERPOLATIONS`.
         crop_pct: Fraction above 0, usually at most 1. The image is resized to `size / crop_pct`, then its centre of
             `size` is cropped.
         crop_mode: `"center"` fits the shorter edge and crops the ends of the longer one, `"squash"` fits both edges
@@ -135,39 +132,13 @@ class CaptionerImageProcessor(BaseImageProcessor):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if not isinstance(size, Mapping | None) or not all(
-            isinstance(values, Iterable) for values in (image_mean, image_std)
-        ):
-            raise ValueError(
-                f"size is {size!r}, image_mean {image_mean!r} and image_std {image_std!r}; give a dict and two lists."
-            )
-        self.size = {"height": 224, "width": 224} if size is None else dict(size)
+        self.size = {"height": 224, "width": 224} if size is None else dict(size) if isinstance(size, Mapping) else {}
         self.interpolation, self.crop_pct, self.crop_mode = interpolation, crop_pct, crop_mode
+        if self.size.keys() != {"height", "width"}:
+            raise ValueError(f'size is {size}; give {{"height": H, "width": W}} in pixels.')
+        edges = [self.size["height"], self.size["width"]]
+        check_settings(edges, interpolation, crop_pct, crop_mode, image_mean, image_std)
         self.image_mean, self.image_std = list(image_mean), list(image_std)
-        # A stranger's file may hold anything here.
-        if self.size.keys() != {"height", "width"} or not all(map(_is_whole, self.size.values())):
-            raise ValueError(f'size is {self.size}; give {{"height": H, "width": W}} in pixels.')
-        if min(self.size.values()) < 1 or math.prod(self.size.values()) > MAX_PIXELS:
-            raise ValueError(f"size is {self.size}; give at least 1 pixel and at most {MAX_PIXELS:,}.")
-        # timm treats an unknown crop mode as "center".
-        if self.crop_mode not in CROP_MODES:
-            raise ValueError(f"crop_mode is {self.crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
-        if self.interpolation not in INTERPOLATIONS:
-            raise ValueError(f"interpolation is {self.interpolation!r}; choose from {', '.join(INTERPOLATIONS)}.")
-        if not _is_number(self.crop_pct) or not MIN_CROP_PCT <= self.crop_pct <= 10:
-            raise ValueError(
-                f"crop_pct is {self.crop_pct!r}; it must be from {MIN_CROP_PCT} to 10, and is usually at most 1."
-            )
-        if (
-            not all(map(_is_number, self.image_mean + self.image_std))
-            or (len(self.image_mean), len(self.image_std)) != (3, 3)
-            or not 1e-4 <= min(self.image_std) <= max(self.image_std) <= 1e4
-            or max(map(abs, self.image_mean)) > 1e4
-        ):
-            raise ValueError(
-                f"image_mean is {self.image_mean} and image_std {self.image_std}; give three numbers each, "
-                "for red, green and blue, and standard deviations above 0."
-            )
 
     @classmethod
     def from_data_config(cls, data_config: Mapping[str, Any]) -> CaptionerImageProcessor:

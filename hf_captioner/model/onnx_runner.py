@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
+from .folder_check import LFS_POINTER, check_generation, check_links, one_line_errors, read_json
 from .images import Box, ImageSource, Size, open_as_used
 from .onnx_search import Arrays, Captions, Settings, search
-from .pixels import PixelTransform, visible_box, write_pixels
+from .pixels import PixelTransform, check_settings, visible_box, write_pixels
 
 Result = dict[str, Any]
 
@@ -48,6 +49,9 @@ class Pixels:
     mean: Sequence[float]
     std: Sequence[float]
 
+    def __post_init__(self) -> None:
+        check_settings(self.size, self.interpolation, self.crop_pct, self.crop_mode, self.mean, self.std)
+
     def __call__(self, sources: Sequence[ImageSource]) -> tuple[np.ndarray, list[Size]]:
         """Return the pixel values of images, `(B, 3, H, W)`, and the width and height of each image."""
         pixel_values = np.empty((len(sources), 3, *self.size), np.float32)
@@ -66,7 +70,7 @@ class Pixels:
             return (target_width, longer) if width <= height else (longer, target_height)
         ratios = (height / target_height, width / target_width)
         ratio = max(ratios) if self.crop_mode == "border" else min(ratios)
-        return round(width / ratio), round(height / ratio)
+        return max(round(width / ratio), 1), max(round(height / ratio), 1)
 
 
 class OnnxCaptioner:
@@ -90,24 +94,48 @@ class OnnxCaptioner:
         folder = Path(folder)
         if not (folder / "captioner.json").is_file():
             raise FileNotFoundError(f"{str(folder)!r} holds no exported captioner: it has no captioner.json.")
-        config = json.loads((folder / "captioner.json").read_text(encoding="utf-8"))
-        if config["format"] != FORMAT:
+        check_links(folder)
+        config = read_json(folder / "captioner.json")
+        if config.get("format") != FORMAT:
             raise ValueError(
-                f"{str(folder)!r} has format {config['format']}, but this program reads {FORMAT}; export it again."
+                f"{str(folder)!r} has format {config.get('format')}, but this program reads {FORMAT}; export it again."
             )
-        self.pixels = Pixels(**{**config["pixels"], "size": tuple(config["pixels"]["size"])})
-        self.grid: tuple[int, int] = tuple(config["grid"])
-        self.grid_box: Box | None = config["grid_box"] and tuple(config["grid_box"])
-        self.settings = Settings(**config["generation"])
-        self.special_ids: list[int] = config["special_ids"]
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or 0
-        self.encoder, self.decoder = (
-            onnxruntime.InferenceSession(folder / name, options, providers=providers or ["CPUExecutionProvider"])
-            for name in ("encoder.onnx", "decoder.onnx")
-        )
-        self._num_states = sum(value.name.startswith("state_") for value in self.decoder.get_inputs())
+        with one_line_errors(folder):
+            self.pixels = Pixels(**{**config["pixels"], "size": tuple(config["pixels"]["size"])})
+            self.grid: tuple[int, int] = tuple(config["grid"])
+            self.grid_box: Box | None = config["grid_box"] and tuple(config["grid_box"])
+            self.settings = Settings(**config["generation"])
+            self.special_ids: list[int] = config["special_ids"]
+            self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            check_generation(config["generation"], self.tokenizer.get_vocab_size())
+            self.encoder, self.decoder = (
+                onnxruntime.InferenceSession(
+                    _checked_graph(folder / name), options, providers=providers or ["CPUExecutionProvider"]
+                )
+                for name in ("encoder.onnx", "decoder.onnx")
+            )
+            self._check_graphs()
+        self._num_states = len(self.decoder.get_inputs()) - 4
+
+    def _check_graphs(self) -> None:
+        """Raise a ValueError if the graphs' inputs and outputs aren't those of an export with these settings."""
+        pixels, *others = self.encoder.get_inputs()
+        _, cells, *_ = self.decoder.get_inputs()
+        names = [value.name for value in self.decoder.get_inputs()]
+        states = [f"state_{number}" for number in range(len(names) - 4)]
+        if (
+            (pixels.name, list(pixels.shape[1:]), others) != ("pixel_values", [3, *self.pixels.size], [])
+            or (names, bool(states)) != (["words", "cells", "keys", "mean", *states], True)
+            or [value.name for value in self.encoder.get_outputs()] != ["cells", "keys", "mean", *states]
+            or len(self.decoder.get_outputs()) != 2 + len(states)
+            or self.grid != (int(self.grid[0]), int(self.grid[1]))
+            or cells.shape[1] != math.prod(self.grid)
+            or not all(type(token) is int for token in self.special_ids)
+            or not (self.grid_box is None or [isinstance(edge, float | int) for edge in self.grid_box] == [True] * 4)
+        ):
+            raise ValueError("captioner.json, encoder.onnx and decoder.onnx do not belong together. Export it again.")
 
     def __call__(
         self,
@@ -196,6 +224,16 @@ class OnnxCaptioner:
                 result["box"] = visible_box(image_size, self.pixels.resized(*image_size), crop, self.grid_box)
             results.append(result)
         return results
+
+
+def _checked_graph(path: Path) -> Path:
+    """Return the path of an ONNX file, or raise a ValueError if it keeps weights in another file, of any name."""
+    data = path.read_bytes()
+    if data.startswith(LFS_POINTER):
+        raise ValueError(f"{str(path)!r} is a pointer of git-lfs, not the file itself. Run `git lfs pull`.")
+    if b"\x0a\x08location\x12" in data:  # the first field of an entry of TensorProto.external_data
+        raise ValueError(f"{str(path)!r} keeps weights in another file, which an export never does. It is not read.")
+    return path
 
 
 def main(folder: str | Path, argv: Sequence[str]) -> None:

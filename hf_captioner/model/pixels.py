@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -20,8 +23,60 @@ Resize = Callable[[Image.Image, Size, Crop, str], np.ndarray]  # see `resize_and
 AT_ONCE = 16  # maximum number of images
 PIXELS_AT_ONCE = 2**20  # no further image is opened once the opened ones have this many pixels
 
+# Most pixels of a whole resized image; of a larger one, such as a long strip, only the part is computed that is kept.
+MAX_RESIZED = 2**24
+
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+MAX_PIXELS = 1536**2  # of the model's input; timm's largest inputs have 1024 x 1024
+CROP_PCT_RANGE = (0.1, 10)
+
 # Filters for which `resize_and_crop` computes only the part of the image that the crop keeps.
 _PARTIAL_FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.HAMMING, Image.Resampling.BICUBIC)
+
+
+def check_settings(size: Sequence[Any], interpolation: Any, crop_pct: Any, crop_mode: Any, mean: Any, std: Any) -> None:
+    """Check the settings of a transform, which a stranger's file may give any value of any type.
+
+    Args:
+        size: Height and width of the model's input.
+        interpolation: One of `INTERPOLATIONS`.
+        crop_pct: Number in `CROP_PCT_RANGE`.
+        crop_mode: One of `CROP_MODES`.
+        mean: Three numbers, for red, green and blue.
+        std: Three numbers, not too close to 0.
+
+    Raises:
+        ValueError: A setting is of the wrong type or out of its range.
+    """
+    is_size = len(size) == 2 and all(isinstance(edge, Integral) and not isinstance(edge, bool) for edge in size)
+    if not is_size or min(size) < 1 or math.prod(size) > MAX_PIXELS:
+        raise ValueError(
+            f"size is {' x '.join(map(str, size))} (height x width); give whole numbers of at least 1, and at most "
+            f"{MAX_PIXELS:,} pixels."
+        )
+    if crop_mode not in CROP_MODES:  # timm treats an unknown one as "center"
+        raise ValueError(f"crop_mode is {crop_mode!r}; choose from {', '.join(CROP_MODES)}.")
+    if interpolation not in INTERPOLATIONS:
+        raise ValueError(f"interpolation is {interpolation!r}; choose from {', '.join(INTERPOLATIONS)}.")
+    smallest, largest = CROP_PCT_RANGE
+    if not _are_numbers([crop_pct], 1) or not smallest <= crop_pct <= largest:
+        raise ValueError(
+            f"crop_pct is {crop_pct!r}; it must be from {smallest} to {largest}, and is usually at most 1."
+        )
+    if not _are_numbers(mean, 3) or not _are_numbers(std, 3) or min(std) < 1e-4:
+        raise ValueError(
+            f"image_mean is {mean} and image_std {std}; give three numbers each, for red, green and blue, and standard "
+            "deviations above 0."
+        )
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    """Return whether values are so many numbers of usual size, not NaN."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        return False
+    numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]
+    return len(numbers) == len(list(values)) == count and all(abs(value) <= 1e4 for value in numbers)
 
 
 def visible_box(original: Size, resized: Size, crop: Size, part: Box | None = None) -> Box:
@@ -41,16 +96,28 @@ def crop_start(resized: int, crop: int) -> int:
     return -((crop - resized) // 2) if crop > resized else round((resized - crop) / 2)
 
 
+def shortened_strip(image: Image.Image, size: Size, interpolation: str) -> Image.Image:
+    """Return the image, or, if it is an upright strip that a horizontal resize would blow up, its vertical resize.
+
+    All resizing here begins horizontally, which makes a strip of width 1 and height 100,000 hundreds of times as large.
+    """
+    if image.height <= size[1] or image.height * size[0] <= MAX_RESIZED:
+        return image
+    return image.resize((image.width, size[1]), Image.Resampling[interpolation.upper()])
+
+
 def resize_and_crop(image: Image.Image, size: Size, crop: Crop, interpolation: str) -> np.ndarray:
     """Return `image.resize(size).crop(crop)`, if possible without computing pixels outside the crop.
 
     If Pillow resizes only a part of an image, it holds the borders of the part in single precision, and may resize
     vertically before horizontally. For the usual filters this changes a few pixels by one of 255 levels. Filters with
     discontinuous weights (nearest, box) could choose another pixel, and Lanczos amplifies the differences, so with
-    those the whole image is resized. The result is `(H, W, 3)`, uint8, for an RGB image.
+    those the whole image is resized, unless it is a strip that would have more than `MAX_RESIZED` pixels. The result is
+    `(H, W, 3)`, uint8, for an RGB image.
     """
+    image = shortened_strip(image, size, interpolation)
     resampling = Image.Resampling[interpolation.upper()]
-    if resampling not in _PARTIAL_FILTERS:
+    if resampling not in _PARTIAL_FILTERS and size[0] * size[1] <= MAX_RESIZED:
         return np.asarray(image.resize(size, resampling).crop(crop))
     left, top, right, bottom = visible_box(image.size, size, size, crop)
     # A rounding error must not push the right or lower border out of the image.

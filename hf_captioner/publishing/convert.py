@@ -6,9 +6,10 @@ same logits as the tutorial's model.
 
 from __future__ import annotations
 
-import json
 import pickle
+import re
 import shlex
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import first_line
+from ..files import read_json
 from ..model.captions import SPECIAL_TOKENS, tokenizer_of_words
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.image_processing_captioner import CaptionerImageProcessor
@@ -42,6 +44,17 @@ REARRANGED = (
     *(f"{layer}.{kind}" for layer in ("init_h", "init_c", "fc") for kind in ("weight", "bias")),
 )
 
+# What is given in place of a checkpoint, by the way that it begins.
+KINDS = {
+    rb"$": "an empty file",
+    rb"version https://git-lfs": "a pointer of git-lfs: run `git lfs pull` where it lies",
+    rb"\s*<(!DOCTYPE|html|\?xml)": "a web page: a download that failed",
+    rb"\s*[{\[]\s*[\"{}\[\]\d]": "JSON",
+    rb".{8}\{\"": "a safetensors file: convert reads what torch.save writes",
+    rb"\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf": "a compressed file: unpack it",
+    rb"[\t\n\r\x20-\x7e]+$|\xff\xfe|\xfe\xff|\xef\xbb\xbf": "a text file",
+}
+
 # The tutorial's image transform, in the terms of timm.
 DATA_CONFIG = {
     "input_size": (3, 256, 256),
@@ -59,9 +72,12 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
     Raises:
         ValueError: The file is damaged, or holds anything other than `{"encoder": state dict, "decoder": state dict}`.
     """
+    _require_checkpoint(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
+        if "nsupported global" not in str(e):  # a class or a function, as opposed to bytes that are no pickle
+            raise ValueError(f"{str(path)!r} was not written by torch.save, or is damaged.") from e
         script = (
             f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
             "torch.save({part: c[part].state_dict() for part in ('encoder', 'decoder')}, 'state_dicts.pth')"
@@ -71,19 +87,49 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
             "trust its author, extract the state dicts in a folder where the tutorial's code can be imported: "
             f"python -c {shlex.quote(script)}"
         ) from e
-    except (RuntimeError, EOFError, ValueError) as e:
+    except Exception as e:  # a damaged file makes torch raise anything
         raise ValueError(f"{str(path)!r} was not written by torch.save, or is incomplete: {first_line(e)}") from e
     parts: dict[str, Weights] = {}
     for part in ("encoder", "decoder"):
         weights = content.get(part) if isinstance(content, Mapping) else None
-        if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        if not isinstance(weights, Mapping) or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in weights.items()
+        ):
             raise ValueError(
                 f"{str(path)!r} holds no state dict under {part!r}. Save it as "
                 "torch.save({'encoder': encoder.state_dict(), 'decoder': decoder.state_dict()}, path)."
             )
+        # A small file can hold a tensor of any size, as a view of a few numbers.
+        if sum(tensor.numel() for tensor in weights.values()) > path.stat().st_size:
+            raise ValueError(f"{str(path)!r} is damaged: the tensors under {part!r} are larger than the file.")
         # DataParallel prepends "module." to every name.
         parts[part] = {name.removeprefix("module."): tensor.float() for name, tensor in weights.items()}
     return parts
+
+
+def _require_checkpoint(path: Path) -> None:
+    """Raise an error that says what a file is, unless it may have been written by torch.save."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{str(path)!r} is a folder. Give the file of the checkpoint.")
+    with path.open("rb") as file:
+        start = file.read(512)
+    kind = next((kind for pattern, kind in KINDS.items() if re.match(pattern, start, re.DOTALL | re.IGNORECASE)), None)
+    if kind is None and zipfile.is_zipfile(path):
+        kind = _zip_problem(path)
+    if kind is not None:
+        raise ValueError(f"{str(path)!r} is no checkpoint, but {kind}.")
+
+
+def _zip_problem(path: Path) -> str | None:
+    """Return what a zip file is if torch.save can't have written it; None if it may have."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    if not any(entry.filename.endswith("/data.pkl") for entry in entries):
+        return "another zip file"
+    # torch.save doesn't compress. A small file that unpacks to terabytes is no checkpoint.
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
+        return "a compressed zip file"
+    return None
 
 
 def read_word_map(path: Path) -> list[str]:
@@ -92,12 +138,9 @@ def read_word_map(path: Path) -> list[str]:
     Raises:
         ValueError: The file is not a word map, or ids or special tokens are missing.
     """
-    try:
-        word_map = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise ValueError(f"The word map {str(path)!r} is not JSON: {first_line(e)}") from e
+    word_map = read_json(path, "The word map")
     ids = list(word_map.values()) if isinstance(word_map, dict) else []
-    if not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
+    if not ids or not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
         raise ValueError(f"The word map {str(path)!r} does not number its words from 0 on, each with its own id.")
     if missing := [token for token in SPECIAL_TOKENS if token not in word_map]:
         raise ValueError(f"The word map {str(path)!r} lacks {', '.join(missing)}. Give the word map of the tutorial.")
@@ -126,6 +169,8 @@ def convert(
     if decoder.keys() != expected:
         differences = _differences(unknown=decoder.keys() - expected, missing=expected - decoder.keys())
         raise ValueError(f"The decoder is not the tutorial's DecoderWithAttention: {differences}")
+    if flat := [name for name, tensor in decoder.items() if tensor.ndim != (2 if name.endswith("weight") else 1)]:
+        raise ValueError(f"The decoder is not the tutorial's: {flat[0]!r} has {decoder[flat[0]].ndim} dimensions.")
     attention_size, memory_size = decoder["attention.encoder_att.weight"].shape
     vocab_size, embedding_size = decoder["embedding.weight"].shape
     if vocab_size != len(words):
@@ -157,7 +202,11 @@ def convert(
             "Name the checkpoint's ResNet with --encoder_name."
         )
     _load(encoder.body, _encoder_weights(checkpoint["encoder"]), f"encoder is not the tutorial's with {encoder_name}")
-    _load(model.decoder, _decoder_weights(decoder, order), "decoder has sizes that do not fit each other")
+    try:
+        weights = _decoder_weights(decoder, order)
+    except (RuntimeError, ValueError, IndexError) as e:
+        raise ValueError(f"The decoder has sizes that do not fit each other: {first_line(e)}") from e
+    _load(model.decoder, weights, "decoder has sizes that do not fit each other")
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
     return model.eval(), CaptionerProcessor(CaptionerImageProcessor.from_data_config(DATA_CONFIG), tokenizer)
 

@@ -38,7 +38,7 @@ logger = logging.get_logger(__name__)
 NEEDED_LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 # Modules of model/ that are copied into the export as the package `onnx_captioner`.
 IMAGE_MODULES = ("images", "image_limits", "image_metadata", "image_sources", "pixels")
-RUNNER_MODULES = (*IMAGE_MODULES, "onnx_search", "onnx_runner")
+RUNNER_MODULES = (*IMAGE_MODULES, "folder_check", "onnx_search", "onnx_runner")
 REQUIREMENTS = ("numpy>=2", "onnxruntime>=1.20", "pillow>=11.3", "tokenizers>=0.21")
 
 PROGRAM = '''"""Caption image files: `python caption.py photo.jpg`; `--help` lists the options."""

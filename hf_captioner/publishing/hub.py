@@ -15,6 +15,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 
 from ..evaluation.results import read_results
 from ..evaluation.scoring import Evaluation
+from ..files import explain_write_errors
 from ..model.attentions import ATTENTIONS
 from ..model.configuration_captioner import CaptionerConfig
 from ..model.decoders import DECODERS
@@ -105,7 +106,8 @@ def export_folder(
     card = _check(model.config, repo_id, details)
     require_empty(folder)
     scores = None if results is None else read_results(results)
-    return write_published_folder(folder, model, processor, repo_id, scores, card, images)
+    with explain_write_errors("The captioner", folder):
+        return write_published_folder(folder, model, processor, repo_id, scores, card, images)
 
 
 def check_push(config: CaptionerConfig, repo_id: str, *, token: str | None = None, **details: Any) -> None:

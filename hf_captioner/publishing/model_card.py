@@ -205,9 +205,20 @@ def _read_recipe(path: str | Path | None, model_folder: str) -> dict[str, Any]:
         path = Path(model_folder, RECIPE)
         if not model_folder or not path.is_file():
             return {}
-    fields = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    name = f"The recipe {str(path)!r}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        # An alias is a reference to another part, of which a few make a file that never ends.
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("it has aliases (*name)")
+        fields = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(f"{name} can't be read as YAML: {' '.join(str(e).split())}.") from e
     if not isinstance(fields, dict):
-        raise ValueError(f"The recipe {str(path)!r} holds no fields. Give the recipe.yaml that the training wrote.")
+        raise ValueError(f"{name} holds no fields. Give the recipe.yaml that the training wrote.")
+    for field in ("license", "encoder_name", *PATH_FIELDS):
+        if not isinstance(fields.get(field), str | None):
+            raise ValueError(f"{name} has {field}: {fields[field]!r:.60}, which must be text.")
     return fields
 
 
