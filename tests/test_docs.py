@@ -111,6 +111,15 @@ def test_python_runs(page: str, folder: Path) -> None:
         assert "0.9" in card.text and "validation, 400 images" in card.text and "{{" not in card.text
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
+def test_the_first_block_with_an_auto_class_makes_the_captioner_known(page: str) -> None:
+    """Each block that loads a captioner through transformers, or one before it on the page, imports this package."""
+    code = ""
+    for _, block in blocks(page, "python"):
+        code += block
+        assert not re.search(r"from_pretrained\(|pipeline\(", block) or re.search(r"(import|from) hf_captioner", code)
+
+
 def test_entry_point_names_a_registry() -> None:
     ((_, code),) = blocks("docs/extend.md", "toml")
     groups = tomllib.loads(code)["project"]["entry-points"]

@@ -30,7 +30,8 @@ def test_label_smoothing_by_hand() -> None:
 
 
 def test_doubly_stochastic_by_hand() -> None:
-    weights = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [0.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    weights = torch.tensor([[[0.5, 0.5], [1.0, 0.0]], [[0.25, 0.75], [0.0, 0.0]], [[0.5, 0.1], [0.0, 0.0]]])
+    weights[1, 1] = 0.3  # a word that is read and does not count
     labels = torch.tensor([[4, 3], [3, -100], [-100, -100]])  # the third caption has no word
     first, second = 0.5**2 + 0.5**2, 0.75**2 + 0.25**2
     assert doubly_stochastic(weights, labels, "sum").item() == pytest.approx((first + second) / 2)
