@@ -26,7 +26,7 @@ EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
 EXIT_UNEXPECTED = 70  # a mistake in this package or in a library; sysexits.h has this number for it
 
 SHOW_TRACEBACK = "HF_CAPTIONER_TRACEBACK"  # environment variable; with any value, errors are raised as they are
-SECONDS_OF_OTHERS = 3  # that the main process has to report an error before another process of the run does
+SECONDS_OF_OTHERS = 10  # that the main process has to report an error before another process of the run does
 
 
 class CommandParser(argparse.ArgumentParser):
