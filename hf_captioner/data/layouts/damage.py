@@ -37,7 +37,7 @@ class Damage:
 
     def repaired(self, kind: str, name: str) -> None:
         """Record damage of some kind that was repaired in the named file, line or image; see `report_repairs`."""
-        self._repairs.setdefault(kind, []).append(name)
+        self._repairs.setdefault(printable(kind), []).append(printable(name))
 
     def report_repairs(self) -> None:
         """Pass the repairs since the last call to `report`, by default the log, in one line for each kind."""
@@ -47,6 +47,7 @@ class Damage:
 
     def broken(self, problem: str) -> None:
         """Report something unusable, which the reader then leaves out; raise a ValueError if `skip_broken` is False."""
+        problem = printable(problem)
         if not self.skip_broken:
             raise RefusedError(f"{problem} Fix it, or go on without it with --skip_broken (skip_broken=True).")
         self.report(f"Left out: {problem}")
@@ -71,6 +72,13 @@ def located(location: str) -> Iterator[None]:
         raise
     except ValueError as e:
         raise ValueError(f"{location}: {e}") from e
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, in which line breaks, control characters and halves of characters are escaped."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def shortened(name: str) -> str:

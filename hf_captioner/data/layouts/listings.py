@@ -50,13 +50,16 @@ def _gather_rows(folder: ImageFolder, files: list[str], records: Iterable[Record
                 continue
             is_unique = folder.has_distinct_names and image in folder.images
             name = record.image_id or (os.path.basename(image) if is_unique else image)
+            with located(record.location):
+                name.encode()  # raises a ValueError for half a character
+            captions = clean_captions(record.captions, record.location, damage)
             row = rows.setdefault((record.split, name), {"image": image, "captions": [], "image_id": name})
             number = (record.split, name, -1 if record.number is None else record.number)
             if row["image"] != image or (record.number is not None and number in numbers):
                 which = "" if not record.number else f" with caption number {record.number}"
                 raise ValueError(f"{record.location}: the image {name!r}{which} occurs twice.")
             numbers.add(number)
-            row["captions"] += clean_captions(record.captions, record.location, damage)
+            row["captions"] += captions
     for name in missing_images:
         damage.repaired(f"{files[0]}: listed images that are missing, left out", name)
     if not rows:

@@ -7,8 +7,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from itertools import combinations
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -172,9 +172,8 @@ def image_column(dataset: Dataset) -> pa.ChunkedArray:
 
 def image_digest(image: Mapping[str, Any]) -> bytes:
     """Return the digest of the bytes of an undecoded image, that of its address for an image on the web."""
-    content = image["bytes"]
-    if content is None and is_url(image["path"]):
-        content = image["path"].encode()
-    elif content is None:
-        content = Path(image["path"]).read_bytes()
-    return hashlib.blake2b(content, digest_size=16).digest()
+    content, path = image["bytes"], image["path"]
+    if content is None and not is_url(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).digest()
+    return hashlib.blake2b(path.encode() if content is None else content, digest_size=16).digest()

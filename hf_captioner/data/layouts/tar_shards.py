@@ -124,6 +124,8 @@ def _build_row(shard: str, key: str, files: Mapping[str, bytes], damage: Damage)
             with located(location):
                 found = captions_in_row(fields)
             image_id = str(next((fields[name] for name in ID_COLUMNS if name in fields), key))
+            if _is_not_utf8(image_id):
+                raise ValueError(f"{location} has an id with half a character.")
         # img2dataset writes each caption to a text file and, among other fields, to a JSON file.
         captions += [caption for caption in found if caption.strip() not in {known.strip() for known in captions}]
     if not image_suffixes or not captions:
@@ -166,7 +168,9 @@ def _read_members(shard: str, damage: Damage, read_images: bool) -> Iterator[tup
             is_image, is_text = is_image_name(member.name), member.name.lower().endswith((*TEXT_SUFFIXES, ".json"))
             if member.isdir():
                 continue
-            if member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
+            if _is_not_utf8(member.name):
+                damage.broken(f"{shard}: the name {member.name!a} is not UTF-8.")
+            elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
                 damage.broken(f"{shard}: {member.name!r} leaves the data set's folder.")
             elif member.issym() or member.islnk():
                 damage.broken(f"{shard}: {member.name!r} is no file but a link, to {member.linkname!r}.")
@@ -184,6 +188,11 @@ def _read_members(shard: str, damage: Damage, read_images: bool) -> Iterator[tup
                 yield member.name, b""
     except tarfile.ReadError as e:
         damage.broken(f"{shard} can't be read to its end: {e}")
+
+
+def _is_not_utf8(name: str) -> bool:
+    """Return whether a name holds bytes that are not UTF-8, which Python keeps as halves of characters."""
+    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _members(shard: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
