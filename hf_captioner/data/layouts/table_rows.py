@@ -35,9 +35,8 @@ def csv_rows(folder: ImageFolder, file: str, damage: Damage) -> Iterator[tuple[s
     delimiter = declared[1] if declared else max(",\t;|", key=header.count)
     stems = {os.path.splitext(os.path.basename(image))[0] for image in folder.images}
     names = [name.strip() for name in _fields(header, delimiter)]
-    (name, count) = Counter(filter(None, names)).most_common(1)[0] if any(names) else ("", 1)
-    if count > 1:
-        raise ValueError(f"{file} has two columns {shortened(name)}. Rename one of them.")
+    if twice := [name for name, count in Counter(filter(None, names)).items() if count > 1]:
+        raise ValueError(f"{file} has two columns {shortened(twice[0])}. Rename one of them.")
     columns = find_columns(filter(None, names), file)
     table = _Csv(file, names, delimiter, names.index(columns.image), stems)
     start = 1
@@ -183,18 +182,15 @@ def _holds_rows(value: Any) -> bool:
 
 def _column_rows(columns: Mapping[str, Any], location: str) -> Iterator[tuple[str, Row]]:
     """Yield the rows of a dict of columns, which are lists or dicts by the row's index, or of a single row."""
-    names = find_columns(columns, location)
-    images = columns[names.image]
-    if not isinstance(images, list | dict):
+    image = find_columns(columns, location).image
+    if not isinstance(columns[image], list | dict):
         yield location, dict(columns)
         return
-    keys = range(len(images)) if isinstance(images, list) else images.keys()
-    for name, values in columns.items():
-        if type(values) is not type(images) or (len(values) if isinstance(values, list) else values.keys()) != (
-            len(keys) if isinstance(values, list) else keys
-        ):
-            raise ValueError(f"{location}: the columns {names.image!r} and {shortened(name)} have different rows.")
-    yield from ((f"{location}, row {key}", {name: values[key] for name, values in columns.items()}) for key in keys)
+    by_key = {name: dict(enumerate(v)) if isinstance(v, list) else v for name, v in columns.items()}
+    for name, values in by_key.items():
+        if not isinstance(values, dict) or values.keys() != by_key[image].keys():
+            raise ValueError(f"{location}: the columns {shortened(image)} and {shortened(name)} have different rows.")
+    yield from ((f"{location}, row {key}", {name: by_key[name][key] for name in by_key}) for key in by_key[image])
 
 
 def _as_row(value: Any, location: str) -> Row:
