@@ -55,7 +55,7 @@ def test_the_written_recipe_gives_the_same_recipe(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--epoch", "3"], r"no option --epoch \(did you mean --epochs\?\)\. See --help"),
-        (["--colour=red"], "no option --colour. See"),
+        (["--zebra=red"], "no option --zebra. See"),
         (["shapes", "flickr8k"], "Unknown arguments: flickr8k. Give one recipe"),
         (["flickr9k"], "No recipe at 'flickr9k'. .* one of flickr8k, flickr8k_mobilenetv2, shapes"),
         (["FILE", "learning_rat: 1"], r"has no known field learning_rat \(did you mean learning_rate\?\)"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..data.datasets import load_captions
+from ..data.rows import open_row, undecoded
 from ..evaluation.results import Results
 from ..model.images import ImageSource, open_image
 from ..model.modeling_captioner import CaptionerModel
@@ -76,18 +77,18 @@ def _add_code(folder: Path) -> None:
         (folder / name).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _validation_images(dataset: str | None) -> list[ImageSource]:
+def _validation_images(dataset: str | None) -> Sequence[ImageSource]:
     """Return a few images spread over the validation split of a data set; none without a data set."""
     if dataset is None:
         return []
     try:
-        rows = load_captions(dataset, "validation")
+        rows = undecoded(load_captions(dataset, "validation"))
     except (OSError, ValueError) as e:
         raise ValueError(
             f"The images for the model card can't be loaded from {dataset!r}: {e} Name other images, "
             "images=['a.jpg'], or none, images=[]."
         ) from e
-    return [rows[index]["image"] for index in range(0, len(rows), max(1, len(rows) // NUM_SAMPLES))][:NUM_SAMPLES]
+    return [open_row(rows[index]) for index in range(0, len(rows), max(1, len(rows) // NUM_SAMPLES))][:NUM_SAMPLES]
 
 
 def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:

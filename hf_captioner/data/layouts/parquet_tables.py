@@ -166,7 +166,7 @@ def _located_rows(
     wanted += [columns.image] if read_images else []
     for path, name, start in shards:
         for location, index, row in read_rows(Path(path), name, damage, wanted, has_images=read_images):
-            if values and str(row[columns.split]) not in values:
+            if columns.split and values and str(row[columns.split]) not in values:
                 continue
             with damage.skipping():
                 row = build_row(row, columns, location, f"{split}-{start + index:06d}", damage, resolve)

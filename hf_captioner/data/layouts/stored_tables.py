@@ -75,8 +75,8 @@ def _open_saved(folder: ImageFolder, part: str, damage: Damage) -> Dataset:
     state_file = os.path.join(part, "state.json")
     state = read_json(folder, state_file, damage)
     entries = state.get("_data_files") if isinstance(state, dict) else None
-    names = [entry.get("filename") for entry in entries or () if isinstance(entry, dict)]
-    if not names or not all(isinstance(name, str) for name in names):
+    names = [str(entry.get("filename")) for entry in entries or () if isinstance(entry, dict)]
+    if not names:
         raise ValueError(f"{state_file} has no list of data files.")
     tables, listed = [], {os.path.join(part, name) for name in names}
     for other in folder.beside("data-*.arrow"):

@@ -240,9 +240,9 @@ class _BoundedHeader(tarfile.TarInfo):
     """A header in a tar that is not read if its name, of which the header tells the length, takes too much memory."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> _BoundedHeader:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _BoundedHeader:
         """Build a header from a block of 512 bytes."""
-        header = super().frombuf(buf, encoding, errors)  # type: ignore[arg-type]
+        header = super().frombuf(buf, encoding, errors)
         if header.size < 0 or (header.size > MAX_NAME and not header.isreg() and not header.isdir()):
             raise tarfile.ReadError(f"it tells a size of {header.size} bytes.")
         return header
