@@ -16,6 +16,8 @@ import argparse
 import io
 import itertools
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +29,8 @@ from transformers import pipeline
 from ..cli import CommandParser, add_hub_arguments, hub_arguments, load_captioner, positive_int
 from ..errors import first_line
 from ..files import write_atomically
-from ..model.images import open_image
+from ..model.image_sources import shown
+from ..model.images import IMAGE_SUFFIXES, is_image_name, is_url, open_to_draw
 from ..model.pipeline_captioner import ImageCaptioningPipeline
 from ..visualization.figures import attention_figure
 from ..visualization.overlay import attention_animation, attention_overlay
@@ -41,7 +44,7 @@ PICTURES: dict[str, tuple[str, Callable[..., bytes]]] = {
 }
 PAGE, PAGE_FILE = "html", "index.html"
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -101,16 +104,28 @@ def find_images(names: Iterable[str]) -> Iterator[str]:
         ValueError: A folder has no images.
     """
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if is_url(name):
+            yield name
+        elif os.path.isdir(name):
+            found = images_within(name)
             if not found:
-                raise ValueError(f"The folder {name!r} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
-            yield from map(str, found)
-        elif path.is_file() or name.lower().startswith(("http://", "https://")):
+                raise ValueError(f"The folder {name!r} holds no images ({', '.join(IMAGE_SUFFIXES)}).")
+            yield from found
+        elif os.path.lexists(name):
             yield name
         else:
-            raise FileNotFoundError(f"There is no image or folder {name!r}.")
+            raise FileNotFoundError(f"There is no image or folder {shown(name)}.")
+
+
+def images_within(folder: str) -> list[str]:
+    """Return the files in a folder and its sub-folders that are named as images, sorted; report unreadable folders."""
+
+    def report(error: OSError) -> None:
+        logger.warning(f"Left out: the folder {error.filename} can't be read: {error.strerror}")
+
+    found = [Path(parent, name) for parent, _, names in os.walk(folder, onerror=report) for name in names]
+    # Pipes and devices are not files, and would never end.
+    return [str(file) for file in sorted(found) if is_image_name(file.name) and file.is_file()]
 
 
 def readable_images(paths: Iterable[str], captioner: ImageCaptioningPipeline, bar: tqdm[Any]) -> Iterator[str]:
@@ -168,7 +183,7 @@ class Gallery:
         Returns:
             Paths of the pictures and of the page; keys are formats, such as `overlay` and `html`.
         """
-        image, best = open_image(path), captions[0]
+        image, best = open_to_draw(path), captions[0]
         suffixes = [suffix for suffix, _ in self.pictures.values()]
         files = dict(zip(self.pictures, self.unused_files(Path(path).stem, suffixes), strict=True))
         for name, file in files.items():

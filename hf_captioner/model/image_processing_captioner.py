@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypedDict, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -176,7 +176,7 @@ class CaptionerImageProcessor(BaseImageProcessor):
         """Open images and turn them into pixel values.
 
         Args:
-            images: One image or a list of them, each of any kind that `open_image` reads and of any size.
+            images: One image, a list or a generator of them, each of any kind that `open_image` reads and of any size.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -185,7 +185,9 @@ class CaptionerImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: There are no images, or one is not readable; see `open_image` for its other errors.
         """
-        sources = images if isinstance(images, list | tuple) else [cast(ImageSource, images)]
+        given: Any = images
+        is_stream = isinstance(given, Iterator) and not hasattr(given, "read")  # which open files have
+        sources: list[Any] = list(given) if isinstance(given, list | tuple) or is_stream else [given]
         if not sources:
             raise ValueError("images is empty; give at least one image.")
         pixel_values, _ = self.read(sources)

@@ -37,7 +37,7 @@ def shown(name: str) -> str:
         name = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}{'?…' if query else ''}"
     if len(name) > SHOWN and not (len(name) < 4096 and os.path.lexists(name)):
         name = f"{name[: SHOWN // 2 - 10]}…{name[-SHOWN // 2 - 9 :]}"
-    return name if name.isprintable() else ascii(name)
+    return name if name and name.isprintable() else ascii(name)
 
 
 def open_source(source: Any) -> tuple[str, BinaryFile]:
@@ -67,13 +67,15 @@ def open_source(source: Any) -> tuple[str, BinaryFile]:
 
 
 def _from_path(name: str) -> LimitedFile:
+    if "\0" in name:
+        raise FileNotFoundError(f"{shown(name)} does not exist.")
     try:
         mode = os.stat(name).st_mode
         if not stat.S_ISREG(mode):  # opening a pipe would wait for its writer, and a device never ends
             kind = "a directory" if stat.S_ISDIR(mode) else "a pipe, device or socket"
             raise ValueError(f"{shown(name)} is not a readable image: it is {kind}, not a file.")
         return LimitedFile(io.FileIO(name))
-    except (FileNotFoundError, NotADirectoryError) as e:
+    except (FileNotFoundError, NotADirectoryError, UnicodeError) as e:
         raise FileNotFoundError(f"{shown(name)} does not exist.") from e
     except OSError as e:  # without permission, too long, …
         raise ValueError(f"{shown(name)} is not a readable image: {e.strerror}") from e
@@ -116,6 +118,8 @@ def download(url: str) -> bytes:
         from huggingface_hub.utils import httpx  # an exported captioner runs without it
     except ImportError as e:
         raise ConnectionError(f"{shown(url)} cannot be downloaded without huggingface_hub; give a file.") from e
+    if not url.lower().startswith(("http://", "https://")):
+        raise ConnectionError(f"{shown(url)} cannot be downloaded: only http and https are read.")
     outcome: list[bytes | str] = []
     # The encoding is refused because a small answer could be unpacked to any size.
     headers = {"Accept-Encoding": "identity"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 import re
 from collections.abc import Callable
@@ -42,6 +43,7 @@ PIXELS_AT_ONCE = 2**20  # converted to RGB at once
 # used, as in Pillow's thumbnails. Pixels then differ by less than one level of 255 on average; at 1 it would be up to 4
 # levels, more than between two interpolations.
 REDUCTION_GAP = 2
+DRAWN_EDGE = 720  # pixels of the longer edge of the largest pictures, and no less
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,18 @@ def open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | No
 def _is_unloaded(image: Image.Image) -> bool:
     """Tell whether a PIL image is a file whose pixels have not been decoded yet."""
     return isinstance(image, ImageFile.ImageFile) and getattr(image, "_im", True) is None
+
+
+def open_to_draw(source: ImageSource | OpenedImage) -> OpenedImage:
+    """Open an image for a picture of it whose longer edge has at most `DRAWN_EDGE` pixels; see `open_as_used`."""
+    if isinstance(source, OpenedImage):
+        return source
+
+    def used_size(width: int, height: int) -> Size:
+        scale = DRAWN_EDGE / max(width, height)
+        return math.ceil(width * scale), math.ceil(height * scale)
+
+    return open_as_used(source, used_size)
 
 
 def _refuse_foreign_format(image: Image.Image, name: str) -> None:

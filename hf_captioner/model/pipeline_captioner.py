@@ -84,8 +84,9 @@ class ImageCaptioningPipeline(Pipeline):
         """Caption one image or many.
 
         Args:
-            images: An image of any kind that `open_image` reads (path, URL, bytes, PIL image or array), a list or
-                other sequence of images such as `dataset["image"]`, or a generator, torch data set or other iterable.
+            images: An image of any kind that `open_image` reads (path, URL, bytes, open file, PIL image or array), a
+                list or other sequence of images such as `dataset["image"]`, or a generator, torch data set or other
+                iterable.
             kwargs: `batch_size`, `return_scores`, `return_attentions`, and arguments of `generate()`.
 
         Returns:
@@ -98,7 +99,10 @@ class ImageCaptioningPipeline(Pipeline):
             ValueError: An image is broken, or `generate()` does not know an argument.
             TypeError: An object is not an image.
         """
-        if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        # Python also takes bytes for a sequence of numbers, and an open file for an iterable of lines.
+        if isinstance(images, str | bytes | bytearray | memoryview) or hasattr(images, "read"):
+            return super().__call__(images, **kwargs)
+        if isinstance(images, Sequence):
             # As a torch data set, because the base class does not accept columns of data sets and empty lists.
             dataset = Subset(cast(Dataset[ImageSource], images), range(len(images)))
             return list(super().__call__(dataset, **kwargs))

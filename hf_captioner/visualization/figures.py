@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..model.images import Box, ImageSource, open_image, scaled
+from ..model.images import Box, ImageSource, OpenedImage, open_to_draw, scaled
 from .maps import check_maps, min_max_scaled, relative_box, shift_into_image, upsample
 
 if TYPE_CHECKING:
@@ -52,7 +52,9 @@ SCORES = {
 }
 
 
-def attention_figure(image: ImageSource, words: Sequence[str], maps: np.ndarray, box: Box | None = None) -> Figure:
+def attention_figure(
+    image: ImageSource | OpenedImage, words: Sequence[str], maps: np.ndarray, box: Box | None = None
+) -> Figure:
     """Draw the image, and then a panel for each word that shows where the model looked (Xu et al. 2015, fig. 3).
 
     A panel shows the image clearly where the model looked, and in grey fog elsewhere. As in the paper, each map is
@@ -69,9 +71,9 @@ def attention_figure(image: ImageSource, words: Sequence[str], maps: np.ndarray,
         ValueError: `maps` has the wrong shape, or the image can't be read (see `open_image` for other errors).
     """
     maps = check_maps(words, maps)
-    original = open_image(image)
-    small = scaled(original, PANEL_EDGE * DPI)
-    maps, box = shift_into_image(maps, relative_box(box, original.size))
+    opened = open_to_draw(image)
+    small = scaled(opened.image, PANEL_EDGE * DPI)
+    maps, box = shift_into_image(maps, relative_box(box, opened.size))
     pixels = np.asarray(small, dtype=np.float32) / 255  # (H, W, 3)
     fog = FOG_BRIGHTNESS + FOG_TRANSPARENCY * (pixels @ LUMA)[..., None]  # (H, W, 1)
     panels = [(pixels, "")]
@@ -93,7 +95,9 @@ def attention_figure(image: ImageSource, words: Sequence[str], maps: np.ndarray,
     return figure
 
 
-def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, columns: int = 4) -> Figure:
+def captions_figure(
+    images: Iterable[ImageSource | OpenedImage], captions: Sequence[str], *, columns: int = 4
+) -> Figure:
     """Draw images in rows of equal height, each with its caption beneath.
 
     Args:
@@ -105,7 +109,7 @@ def captions_figure(images: Iterable[ImageSource], captions: Sequence[str], *, c
         ValueError: There are no images, there is not one caption for each, or one can't be read (see `open_image` for
             other errors).
     """
-    opened = [open_image(image) for image in images]
+    opened = [open_to_draw(image).image for image in images]
     if not opened or len(opened) != len(captions):
         raise ValueError(
             f"{len(opened)} images and {len(captions)} captions are given; give at least one image, and one caption "

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from PIL import Image
 
-from ..model.images import Box, ImageSource, open_image, scaled
+from ..model.images import Box, ImageSource, OpenedImage, open_to_draw, scaled
 from .figures import TEXT_COLOR, add_image, new_figure
 from .heat import blend_heat
 from .maps import check_maps, min_max_scaled, relative_box, shift_into_image, upsample
@@ -30,7 +30,7 @@ MILLISECONDS_PER_WORD = 650  # in the animation, which shows the plain image for
 
 
 def attention_overlay(
-    image: ImageSource,
+    image: ImageSource | OpenedImage,
     words: Sequence[str],
     maps: np.ndarray,
     box: Box | None = None,
@@ -62,7 +62,9 @@ def attention_overlay(
     return captioned.render()
 
 
-def attention_animation(image: ImageSource, words: Sequence[str], maps: np.ndarray, box: Box | None = None) -> bytes:
+def attention_animation(
+    image: ImageSource | OpenedImage, words: Sequence[str], maps: np.ndarray, box: Box | None = None
+) -> bytes:
     """Return an animated GIF that shows the heat map of one word after the other, marking the word in the caption.
 
     It starts with the plain image and repeats forever. Write it to a file with
@@ -125,12 +127,12 @@ class _CaptionedImage:
         dpi: Resolution of the figure.
     """
 
-    def __init__(self, image: ImageSource, words: Sequence[str], box: Box | None, dpi: int) -> None:
+    def __init__(self, image: ImageSource | OpenedImage, words: Sequence[str], box: Box | None, dpi: int) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-        original = open_image(image)
-        self.image = scaled(original, EDGE * dpi)
-        self.box = relative_box(box, original.size)
+        opened = open_to_draw(image)
+        self.image = scaled(opened.image, EDGE * dpi)
+        self.box = relative_box(box, opened.size)
         width, height = self.image.width / dpi, self.image.height / dpi
         text_width = max(width, MIN_WIDTH * height)
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
 
-from ..model.images import ImageSource, jpeg_uri, open_image
+from ..model.images import ImageSource, OpenedImage, jpeg_uri, open_to_draw
 from .heat import HEAT_COLORS, HEAT_OPACITY, HEAT_THRESHOLD
 from .maps import check_maps, min_max_scaled, relative_box, shift_into_image
 
@@ -51,7 +51,7 @@ class PageFigure:
 
 
 def attention_page(
-    images: Iterable[ImageSource],
+    images: Iterable[ImageSource | OpenedImage],
     results: Iterable[Sequence[Mapping[str, Any]]],
     names: Iterable[str] | None = None,
     *,
@@ -83,11 +83,11 @@ def attention_page(
     return render_page([page_figure(*row) for row in zip(images, results, names, strict=True)], title=title)
 
 
-def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name: str = "") -> PageFigure:
+def page_figure(image: ImageSource | OpenedImage, captions: Sequence[Mapping[str, Any]], name: str = "") -> PageFigure:
     """Prepare one image for `render_page`, so that not all images need to be in memory; see `attention_page`."""
     if missing := [key for key in ("words", "attentions") for caption in captions if key not in caption]:
         raise ValueError(f"A caption has no {missing[0]!r}; call the pipeline with return_attentions=True.")
-    opened = open_image(image)
+    opened = open_to_draw(image)
     box = shown_box = relative_box(captions[0].get("box") if captions else None, opened.size)
     lines = []
     for caption in captions:
@@ -98,9 +98,9 @@ def page_figure(image: ImageSource, captions: Sequence[Mapping[str, Any]], name:
     return PageFigure(
         name=name,
         description=" ".join(captions[0]["words"]) if captions else name,
-        uri=jpeg_uri(opened),
-        width=opened.width,
-        height=opened.height,
+        uri=jpeg_uri(opened.image),
+        width=opened.size[0],
+        height=opened.size[1],
         box=" ".join(f"{100 * fraction:.3f}" for fraction in shown_box),
         captions=lines,
     )
