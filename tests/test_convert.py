@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,14 @@ WORDS = ["a", "dog", "runs", "in", "the", "snow", "two", "children", "play", "t-
 WORD_MAP = {word: i for i, word in enumerate(WORDS, start=1)}
 WORD_MAP |= {"<unk>": 11, "<start>": 12, "<end>": 13, "<pad>": 0}
 A, D, E, GRID = 7, 9, 8, 5  # sizes of attention, hidden state and embedding; rows of the grid
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    """Return a compressed zip file with one file."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
 
 
 class Encoder(nn.Module):
@@ -222,3 +232,33 @@ def test_an_incomplete_checkpoint_is_refused(files: Path, tmp_path: Path) -> Non
     (tmp_path / "half.pth").write_bytes(half[: len(half) // 2])
     with pytest.raises(ValueError, match="incomplete"):
         read_checkpoint(tmp_path / "half.pth")
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", "an empty file"),
+        (b"hello", "a text file"),
+        (b'{"a": 1}', "JSON"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+        (zipped("a.txt", b"x"), "another zip file"),
+        (zipped("a/data.pkl", bytes(10**6)), "a compressed zip file"),
+        (b'\x10\0\0\0\0\0\0\0{"a": 1}', "a safetensors file"),
+        (bytes(range(256)), "not written by torch.save"),
+        (bytes(999), "not written by torch.save"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_of_another_kind_are_named(data: bytes, kind: str, tmp_path: Path) -> None:
+    (tmp_path / "file.pth").write_bytes(data)
+    with pytest.raises(ValueError, match=kind):
+        read_checkpoint(tmp_path / "file.pth")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"encoder": {}, "decoder": {"a": torch.zeros(1).expand(10**6, 10**6)}}, tmp_path / "file.pth")
+    with pytest.raises(ValueError, match="larger than the file"):
+        read_checkpoint(tmp_path / "file.pth")

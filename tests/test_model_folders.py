@@ -91,6 +91,7 @@ ENTRIES = [
     ("config.json", {"attn_implementation": "someone/kernel"}),
     ("config.json", {"transformers_weights": "../outside/model.safetensors"}),
     ("config.json", {"to_dict": 1}),
+    ("config.json", {"is_encoder_decoder": False}),
     ("config.json", {"model_type": "resnet"}),
     ("generation_config.json", {"num_beams": 10**9}),
     ("generation_config.json", {"max_length": 10**12}),
@@ -147,7 +148,9 @@ def without(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
         (lambda weights: without(weights, "encoder"), "lacks"),
         (lambda weights: {f"model.{name}": tensor for name, tensor in weights.items()}, "another model's"),
         (lambda weights: {name: tensor[:1].clone() for name, tensor in weights.items() if tensor.ndim}, "lacks"),
-        (lambda weights: weights | {"decoder.output.bias": torch.zeros(2)}, "of other sizes"),
+        (lambda weights: weights | {"decoder.output.bias": torch.zeros(2)}, "should be ("),
+        (lambda weights: weights | {"decoder.output.bias": weights["decoder.output.bias"] > 0}, "in BOOL"),
+        (lambda weights: weights | {"decoder.output.bias": weights["decoder.output.bias"] / 0}, "not finite"),
     ],
 )
 def test_weights_of_another_model_are_refused(folder: Path, change: Callable[..., Any], words: str) -> None:
@@ -155,6 +158,13 @@ def test_weights_of_another_model_are_refused(folder: Path, change: Callable[...
     weights = change(load_file(file))
     save_file(weights, file, {"format": "pt"})
     refused(CaptionerModel.from_pretrained, folder, words)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pipes_are_not_waited_for(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    os.mkfifo(folder / file)
+    refused(CaptionerModel.from_pretrained, folder, "a pipe")
 
 
 def test_truncated_missing_and_pickled_weights_are_refused(folder: Path) -> None:

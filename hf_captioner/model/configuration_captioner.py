@@ -121,6 +121,8 @@ class CaptionerConfig(PreTrainedConfig):
 
     def validate_parts(self) -> None:
         """Check that the arguments of parts have sane sizes and name neither weights nor files."""
+        if not self.is_encoder_decoder:
+            raise ValueError("is_encoder_decoder is False, but a captioner always has an encoder and a decoder.")
         for name in ("encoder_kwargs", "attention_kwargs", "decoder_kwargs"):
             _check_arguments(name, getattr(self, name) or {})
         if sources := WEIGHT_SOURCES & (self.encoder_kwargs or {}).keys():

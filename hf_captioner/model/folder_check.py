@@ -121,16 +121,21 @@ def check_generation(settings: Mapping[str, Any], vocab_size: int) -> None:
 
 
 def check_links(folder: Path) -> None:
-    """Raise a ValueError if a file that is read is a link to somewhere else; links within the Hub's cache are right."""
+    """Raise a ValueError if a file that is read is a link to somewhere else, or no file.
+
+    Links within the Hub's cache are right.
+    """
     root = folder.resolve()
     # In the cache, REPOSITORY/snapshots/COMMIT/file is a link to REPOSITORY/blobs/hash.
     cache = next((parent.parent / "blobs" for parent in root.parents if parent.name == "snapshots"), root)
     for entry in os.scandir(folder):
-        if not entry.is_symlink() or not READ.fullmatch(entry.name):
+        if not READ.fullmatch(entry.name):
             continue
         target = Path(entry.path).resolve()
         if not any(target.is_relative_to(inside) for inside in (root, cache)):
             raise ValueError(f"{entry.path!r} is a link that leaves the folder. Put the file itself there.")
+        if target.exists() and not (target.is_file() or target.is_dir()):
+            raise ValueError(f"{entry.path!r} is no file, but a pipe or a device.")
 
 
 def read_json(path: Path) -> dict[str, Any]:

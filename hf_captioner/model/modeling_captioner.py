@@ -28,7 +28,7 @@ from .model_inputs import caption_lengths, check_cells, check_ids, check_labels,
 from .model_outputs import CaptionerOutput, CaptionerScores
 from .objectives import IGNORED, log_likelihood
 from .parts import build_part
-from .weights_check import check_weights, limited_parameters
+from .weights_check import check_finite, check_weights, limited_parameters
 
 SCORED_AT_ONCE = 2**26  # maximum number of logits that `CaptionerModel.score` holds at a time
 
@@ -115,6 +115,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
                     stack.enter_context(limited_parameters(folder))
             loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
+            check_finite(model, pretrained_model_name_or_path)
             check_generation(model.generation_config.to_dict(), model.config.vocab_size)
         return loaded
 

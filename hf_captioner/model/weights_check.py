@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -20,7 +21,12 @@ MAX_PARAMETERS = 20_000  # weights and biases; the largest encoders of timm have
 ARCHITECTURE = r"(encoder|attention|decoder)_(type|name|kwargs)|\w+_size|gate|deep_output|tie_word_embeddings"
 FREE_NUMBERS = 2**26  # numbers in buffers that a model may have beyond what its weights file holds
 
-Shapes = dict[str, tuple[int, ...]]
+
+class Stored(NamedTuple):
+    """Shape and type of a tensor in a file; the type is one of safetensors' names, such as `"F32"`."""
+
+    shape: tuple[int, ...]
+    kind: str
 
 
 @contextmanager
@@ -32,7 +38,7 @@ def limited_parameters(folder: Path) -> Iterator[None]:
     Args:
         folder: Folder with the weights; if it is none, as for an id on the Hub, the limit is that of any encoder.
     """
-    stored = len(stored_shapes(sorted(folder.glob("*.safetensors")))) if folder.is_dir() else MAX_PARAMETERS
+    stored = len(stored_tensors(sorted(folder.glob("*.safetensors")))) if folder.is_dir() else MAX_PARAMETERS
     limit = 300 + 4 * stored  # each counts when it is built and again when it is loaded
     count = 0
 
@@ -49,20 +55,22 @@ def limited_parameters(folder: Path) -> Iterator[None]:
         hook.remove()
 
 
-def stored_shapes(files: Sequence[str | Path]) -> Shapes:
-    """Return the shapes of the tensors in safetensors files, by name.
+def stored_tensors(files: Sequence[str | Path]) -> dict[str, Stored]:
+    """Return the shapes and types of the tensors in safetensors files, by name.
 
     Raises:
         ValueError: A file is not complete, or no safetensors file.
     """
-    shapes: Shapes = {}
+    stored = {}
     for path in map(Path, files):
         try:
             with safe_open(path, framework="pt") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    stored[name] = Stored(tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as e:
             raise ValueError(f"{str(path)!r} holds no weights: {_reason(path, e)}") from e
-    return shapes
+    return stored
 
 
 def check_weights(model: Any, files: Sequence[str | Path], *, lenient: bool = False) -> None:
@@ -77,28 +85,35 @@ def check_weights(model: Any, files: Sequence[str | Path], *, lenient: bool = Fa
         lenient: Whether weights may be missing or of another size in any case.
 
     Raises:
-        ValueError: Weights are missing or of another size, or the model needs far more memory than they.
+        ValueError: Weights are missing or of another size or type, or the model needs far more memory than they.
     """
-    stored = stored_shapes(files)
+    stored = stored_tensors(files)
     folder = Path(files[0]).parent
-    own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     numbers = sum(math.prod(buffer.shape) for buffer in model.buffers())
-    if numbers > FREE_NUMBERS + sum(map(math.prod, stored.values())):
+    if numbers > FREE_NUMBERS + sum(math.prod(tensor.shape) for tensor in stored.values()):
         raise ValueError(f"The config.json in {str(folder)!r} asks for {numbers:,} numbers besides the weights.")
     if lenient or not _has_stored_architecture(model.config, folder / "config.json"):
         return
-    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    own, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", None) or {}
     if missing := [name for name in own if name not in stored and tied.get(name) not in stored]:
         raise ValueError(
             f"{str(folder)!r} lacks {len(missing)} of the {len(own)} weights that its config.json asks for, such as "
             f"{missing[0]!r}. The weights are another model's, or incomplete."
         )
-    if reshaped := [name for name in own if name in stored and own[name] != stored[name]]:
-        name = reshaped[0]
-        raise ValueError(
-            f"{str(folder)!r} holds weights of other sizes than its config.json asks for: {name!r} is {stored[name]}, "
-            f"and should be {own[name]}. The weights are another model's."
-        )
+    for name in own.keys() & stored.keys():
+        shape, kind = tuple(own[name].shape), stored[name].kind
+        if shape != stored[name].shape or own[name].is_floating_point() != bool(re.match("F|BF", kind)):
+            raise ValueError(
+                f"{str(folder)!r} holds other weights than its config.json asks for: {name!r} is "
+                f"{stored[name].shape} in {kind}, and should be {shape} in {own[name].dtype}. They are another model's."
+            )
+
+
+def check_finite(model: nn.Module, folder: Any) -> None:
+    """Raise a ValueError if a loaded weight is NaN or infinite, as after a training that diverged."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{str(folder)!r} holds weights that are not finite, such as {name!r}: they are damaged.")
 
 
 def _has_stored_architecture(config: Any, path: Path) -> bool:

@@ -76,7 +76,7 @@ def read_checkpoint(path: Path) -> dict[str, Weights]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
-        if "nsupported global" not in str(e):  # a class or a function, as opposed to bytes that are no pickle
+        if path.read_bytes()[:1] not in (b"\x80", b"P"):  # with which pickles and zip files begin
             raise ValueError(f"{str(path)!r} was not written by torch.save, or is damaged.") from e
         script = (
             f"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
@@ -138,9 +138,10 @@ def read_word_map(path: Path) -> list[str]:
     Raises:
         ValueError: The file is not a word map, or ids or special tokens are missing.
     """
-    word_map = read_json(path, "The word map")
-    ids = list(word_map.values()) if isinstance(word_map, dict) else []
-    if not ids or not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
+    content = read_json(path, "The word map")
+    word_map = content if isinstance(content, dict) else {}
+    ids = list(word_map.values())
+    if not all(type(index) is int for index in ids) or sorted(ids) != list(range(len(ids))):
         raise ValueError(f"The word map {str(path)!r} does not number its words from 0 on, each with its own id.")
     if missing := [token for token in SPECIAL_TOKENS if token not in word_map]:
         raise ValueError(f"The word map {str(path)!r} lacks {', '.join(missing)}. Give the word map of the tutorial.")
@@ -169,7 +170,7 @@ def convert(
     if decoder.keys() != expected:
         differences = _differences(unknown=decoder.keys() - expected, missing=expected - decoder.keys())
         raise ValueError(f"The decoder is not the tutorial's DecoderWithAttention: {differences}")
-    if flat := [name for name, tensor in decoder.items() if tensor.ndim != (2 if name.endswith("weight") else 1)]:
+    if flat := [name for name, tensor in decoder.items() if tensor.ndim != (2 if "weight" in name else 1)]:
         raise ValueError(f"The decoder is not the tutorial's: {flat[0]!r} has {decoder[flat[0]].ndim} dimensions.")
     attention_size, memory_size = decoder["attention.encoder_att.weight"].shape
     vocab_size, embedding_size = decoder["embedding.weight"].shape
