@@ -192,9 +192,21 @@ def test_html_entities_are_replaced(folder):
 
 
 LINES: list[tuple[str, list[str], str]] = [  # lines of captions.txt, the captions of 0, 1 and 2, and the report
-    ('0.jpg,"a logo.png, b"\n1.jpg,"says 0.jpg, in red"\n2.jpg,c', ["a logo.png, b", "says 0.jpg, in red", "c"], ""),
-    ("0.jpg,a logo.png, b\n1.jpg,says 0.jpg, x\n2.jpg,c", ["a logo.png, b", "says 0.jpg, x", "c"], "image file, kept"),
-    ("0.jpg,see 1.jpg,2.jpg now\n1.jpg,b\n2.jpg,c", ["see 1.jpg,2.jpg now", "b", "c"], "kept whole: 1 (line 2)"),
+    (
+        '0.jpg,"a logo.png, b"\n1.jpg,"says 0.jpg, in red"\n2.jpg,c',
+        ["a logo.png, b", "says 0.jpg, in red", "c"],
+        "name an image's file",
+    ),
+    (
+        "0.jpg,a logo.png, b\n1.jpg,says 0.jpg, x\n2.jpg,c",
+        ["a logo.png, b", "says 0.jpg, x", "c"],
+        "image's file, kept whole: 2 (captions.txt, line 2",
+    ),
+    (
+        "0.jpg,see 1.jpg,2.jpg now\n1.jpg,b\n2.jpg,c",
+        ["see 1.jpg,2.jpg now", "b", "c"],
+        "kept whole: 1 (captions.txt, line 2)",
+    ),
     ("0.jpg,a1.jpg,b .2.jpg,c", ["a", "b .", "c"], "joined with the next one, separated: 1 (line 2)"),
     ("0.jpg,a . 1.jpg,b\nand x\n2.jpg,c", ["a .", "b and x", "c"], "line breaks inside captions, removed: 1 (line 3)"),
 ]

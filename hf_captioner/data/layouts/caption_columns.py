@@ -34,6 +34,9 @@ LIST = re.compile(
     rf"(?:array\()?[\[({{]\s*(?:{STRING}|None|nan)(?:[\s,]+(?:{STRING}|None|nan))*[\s,]*[\])}}](?:,\s*dtype=\w+)?\)?",
     re.DOTALL,
 )
+# The suffix of an image's name. Some of Flickr8k's have a number behind it.
+SUFFIX = rf"\.(?:{'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})(?:\.\d+)?"
+NAMED_IMAGE = re.compile(rf"{SUFFIX}\s*[#,;\t|]", re.IGNORECASE)
 ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 
 
@@ -168,6 +171,8 @@ def parse_list(text: str) -> list[str] | None:
 def clean_captions(captions: Iterable[str], location: str, damage: Damage) -> list[str]:
     """Return captions with the characters that HTML's entities such as `&quot;` stand for, and report these.
 
+    Captions that name an image, as one does to which a line was joined, are reported too, and kept.
+
     Raises:
         ValueError: A caption holds half a character, which can't be written to any file.
     """
@@ -181,6 +186,8 @@ def _clean_caption(caption: str, location: str, damage: Damage) -> str:
         cleaned = ENTITY.sub(_unescape, cleaned)
     if cleaned != caption:
         damage.repaired("Captions with HTML's entities such as &quot;, replaced", location)
+    if NAMED_IMAGE.search(cleaned):
+        damage.repaired("Captions that name an image's file, kept whole", location)
     if not cleaned.isascii() and re.search("[\ud800-\udfff]", cleaned):
         raise ValueError(f"{location}, has a caption with half a character: {shortened(cleaned)}.")
     return cleaned

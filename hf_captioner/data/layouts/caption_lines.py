@@ -11,16 +11,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from ...model.images import IMAGE_SUFFIXES
 from .annotation_files import Record, each_file, read_tables
-from .caption_columns import IMAGE_COLUMNS, has_columns
+from .caption_columns import IMAGE_COLUMNS, SUFFIX, has_columns
 from .damage import Damage, shortened
 from .image_folder import ImageFolder
 from .splits import canonical_split, split_in_path
 from .text_files import SEPARATOR, Lines, text_lines
 
-# The suffix of an image's name. Some of Flickr8k's have a number behind it.
-SUFFIX = rf"\.(?:{'|'.join(suffix[1:] for suffix in IMAGE_SUFFIXES)})(?:\.\d+)?"
 LONGEST_NAME = 255  # characters of a file's name
 NUM_LINES_TRIED = 50  # lines at the beginning of a file that tell its form
 QUOTED = re.compile(r'"[^"]*(?:""[^"]*)*"\s*')
@@ -115,7 +112,7 @@ def _repair_lines(
     """Return the captions of a file; join those that are broken into lines and separate lines that are joined."""
     captions: list[CaptionLine] = []
     for number, line in lines:
-        continuation, parts, names_image = split_line(line, form, known_names)
+        continuation, parts = split_line(line, form, known_names)
         if continuation and (not captions or form.trace.match(continuation[:LONGEST_NAME])):
             damage.broken(f"{file}, line {number}, has no image's name before its caption.")
         elif continuation:
@@ -123,25 +120,21 @@ def _repair_lines(
             damage.repaired(f"{file}: line breaks inside captions, removed", f"line {number}")
         if len(parts) > 1:
             damage.repaired(f"{file}: lines joined with the next one, separated", f"line {number}")
-        if names_image:
-            damage.repaired(f"{file}: captions that name an image file, kept whole", f"line {number}")
         captions += [CaptionLine(number, fields, caption) for fields, caption in parts]
     return captions
 
 
-def split_line(
-    line: str, form: LineFormat, known_names: KnownNames
-) -> tuple[str, list[tuple[dict[str, str], str]], bool]:
+def split_line(line: str, form: LineFormat, known_names: KnownNames) -> tuple[str, list[tuple[dict[str, str], str]]]:
     """Split a line at its heads, of which an intact line has one, at its start.
 
     Returns:
-        The text before the first head, which continues the caption of the line before; pairs of a head's groups with
-        the caption behind it; and whether a caption names an image in a way that is no head.
+        The text before the first head, which continues the caption of the line before, and pairs of a head's groups
+        with the caption behind it.
     """
     first = form.head.match(line)
     if first and form.is_csv and QUOTED.fullmatch(line, first.end()):
-        return "", [(first.groupdict(), line[first.end() :].strip())], False
-    heads, starts, ends, names_image = [], [], [], False
+        return "", [(first.groupdict(), line[first.end() :].strip())]
+    heads, starts, ends = [], [], []
     if first and (" " not in first["image"] or not known_names.ending(first["image"])):
         heads, starts, ends = [first.groupdict()], [0], [first.end()]
     for match in form.tail.finditer(line, ends[-1] if ends else 0):
@@ -152,16 +145,14 @@ def split_line(
             # Flickr's names are an id, an underscore and hexadecimal digits; a caption may end right before them.
             likely = re.search(r"(?:\d+(?:_[0-9a-f]+)?|[^\s.]+)\.\w+(?:\.\d+)?$", text)
             name = likely[0] if likely else None
-        if name is None or not (form.is_numbered or _is_head(line, name_end - len(name), match.end(), caption_start)):
-            names_image = True
-            continue
-        heads.append({**match.groupdict(), "image": name})
-        starts.append(name_end - len(name))
-        ends.append(match.end())
+        if name and (form.is_numbered or _is_head(line, name_end - len(name), match.end(), caption_start)):
+            heads.append({**match.groupdict(), "image": name})
+            starts.append(name_end - len(name))
+            ends.append(match.end())
     if not heads:
-        return line, [], names_image
+        return line, []
     captions = [line[end:start].strip() for end, start in zip(ends, [*starts[1:], len(line)], strict=True)]
-    return line[: starts[0]].strip(), list(zip(heads, captions, strict=True)), names_image
+    return line[: starts[0]].strip(), list(zip(heads, captions, strict=True))
 
 
 def _is_head(line: str, start: int, end: int, caption_start: int) -> bool:
