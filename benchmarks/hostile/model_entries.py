@@ -1,4 +1,4 @@
-"""What a stranger may write into the files of a captioner's folder: `{outside}` is a folder elsewhere, `{url}` a server."""
+"""What a stranger may write into a captioner's files: `{outside}` is a folder elsewhere, `{url}` a server."""
 
 from __future__ import annotations
 
@@ -62,10 +62,6 @@ MORE_CONFIG: list[dict[str, Any]] = [
     {"_name_or_path": "somebody/x"},
     {"architectures": ["os.system"]},
     {"architectures": 5},
-    {"model_type": "bert"},
-    {"model_type": "vision-encoder-decoder"},
-    {"model_type": "x"},
-    {"model_type": 5},
     {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
     {"quantization_config": {"quant_method": "gptq", "bits": 4, "tokenizer": "somebody/x"}},
     {"quantization_config": {"quant_method": "x"}},

@@ -244,12 +244,13 @@ WRITERS = {
 
 
 def cases(count: int, seed: int) -> list[Case]:
-    """Return pairs of a layout and a kind of name, spread over all of both."""
+    """Return every layout with nothing outside, then pairs of a layout and a kind of name, spread over all of both."""
     rng = random.Random(seed)
+    inside = [f"{layout}/inside" for layout in WRITERS if layout not in ("saved_state", "saved_splits")]
     pairs = [f"{layout}/{name}" for layout in WRITERS for name in NAMES]
     pairs += [f"{layout}/{link}" for layout in WRITERS for link in LINKED_FILES]
     rng.shuffle(pairs)
-    return [Case("paths", pair, seed * 10**6 + n) for n, pair in enumerate(pairs[:count])]
+    return [Case("paths", pair, seed * 10**6 + n) for n, pair in enumerate(inside + pairs[:count])]
 
 
 def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
@@ -268,8 +269,11 @@ def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
 
     def job(outcome: Outcome) -> None:
         for streaming in (False, True):
+            num_opened = 0
             with outcome.watch():
-                _read(data, streaming=streaming)
+                num_opened = _read(data, streaming=streaming)
+            if kind == "inside" and num_opened < NUM_GOOD:
+                outcome.faults.setdefault("raw", f"only {num_opened} images of intact data are read")
         if seen := watch.opened():
             outcome.faults["opened"] = f"{seen} in the folder outside"
 
@@ -318,11 +322,12 @@ def _link(data: Path, outside: Path, kind: str, files: list[str]) -> None:
         (data / files[0]).symlink_to(moved)
 
 
-def _read(data: Path, *, streaming: bool) -> None:
-    """Read all rows, and open all images in every way in which they are opened."""
+def _read(data: Path, *, streaming: bool) -> int:
+    """Read all rows, open all images in every way in which they are opened, and return their number."""
     from hf_captioner import load_captions
     from hf_captioner.data.rows import open_row, undecoded
 
+    num_opened = 0
     for split in load_captions(str(data), streaming=streaming, skip_broken=True, report=lambda line: None).values():
         for row in undecoded(split):
             try:
@@ -331,6 +336,8 @@ def _read(data: Path, *, streaming: bool) -> None:
                 continue
         for row in split:
             row["image"].load()
+            num_opened += 1
+    return num_opened
 
 
 class FolderWatch:
