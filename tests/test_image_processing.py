@@ -257,3 +257,33 @@ def test_visible_box_of_a_wide_image(crop_mode, expected):
     x, y = (right - left) / 2, (bottom - top) / 2
     lower_right = (20, 20, 60, 60)  # of the 40 x 40 pixels and their continuation
     assert processor.visible_box(200, 100, lower_right) == (left + x, top + y, right + x, bottom + y)
+
+
+@pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("size", [(1, 20_000), (20_000, 1), (1, 70_000)])
+def test_a_long_strip_needs_little_memory(interpolation, crop_mode, size, monkeypatch):
+    """Check it by the sizes that Pillow and torch are asked for, in pixels."""
+    resize, asked = Image.Image.resize, []
+
+    def recorded(image, new_size, *args, **kwargs):
+        asked.append(new_size[0] * max(new_size[1], image.height if len(args) < 2 else 1))
+        return resize(image, new_size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", recorded)
+    processor = CaptionerImageProcessor(interpolation=interpolation, crop_mode=crop_mode, crop_pct=1.0, **LEVELS)
+    values = processor(Image.new("RGB", size, RED)).pixel_values
+    assert values.shape == (1, 3, 224, 224) and max(asked, default=0) <= 2**24
+    assert (values[0, :, 112, 112].round() == torch.tensor(RED)).all() or crop_mode == "border"
+
+
+def test_a_large_image_is_resized_in_parts_to_the_same_pixels(monkeypatch):
+    image, processor = ramp(700, 500), CaptionerImageProcessor(**LEVELS)
+    expected = processor(image).pixel_values
+    monkeypatch.setattr(image_processing_captioner, "PIXELS_AT_ONCE", 500 * 33)
+    assert torch.equal(processor(image).pixel_values, expected)
+
+
+def test_a_generator_of_images():
+    processor, images = CaptionerImageProcessor(), [ramp(30, 40), ramp(40, 30)]
+    assert torch.equal(processor(image for image in images).pixel_values, processor(images).pixel_values)

@@ -97,7 +97,8 @@ def open_as_used(source: ImageSource, used_size: Callable[[int, int], Size] | No
         image = _to_rgb(_from_array(source))
         return OpenedImage(image, image.size)
     if isinstance(source, Image.Image):
-        name = shown(str(getattr(source, "filename", ""))) or "The given PIL image"
+        filename = getattr(source, "filename", "")
+        name = shown(str(filename)) if filename else "The given PIL image"
         _refuse_foreign_format(source, name)
     else:
         name, file = open_source(source)
