@@ -107,7 +107,7 @@ def test_wrong_recipes_are_refused_in_a_line_that_names_the_file(text: bytes, me
         ("epochs", "3", "a whole number"),
         ("mirror", 1, "true or false"),
         ("output_dropout", 1.5, "at least 0 and at most 1"),
-        ("length_penalty", float("inf"), "a finite number"),
+        ("learning_rate", float("inf"), "at least 0"),
         ("schedule", "stepwise", "one of linear, cosine"),
         ("seed", -1, "at least 0"),
         ("dataset", "", "given, not empty"),

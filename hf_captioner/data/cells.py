@@ -86,7 +86,7 @@ def cached_cells(
     file = folder / f"{key}.npy"
     cells = _read_cells(file, len(dataset), check=check)
     if cells is None:
-        with explain_write_errors("The cells of images", folder, then="The option for another is --cache_dir."):
+        with explain_write_errors("The cells of images", folder, then="The option is --cache_dir."):
             folder.mkdir(parents=True, exist_ok=True)
             with locked(folder / f"{key}.lock", f"is encoding the same images to {str(file)!r}", report=logger.info):
                 _remove_leftovers(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from ..data.datasets import load_captions, pick_split
 from ..data.digests import data_digests
 from ..data.loading import StepLoader, StepSampler, num_cores
 from ..data.rows import select_usable_rows
+from ..errors import first_line, is_out_of_memory
 from ..interruption import Interruption
 from ..model.captions import bad_endings, build_tokenizer
 from ..model.image_processing_captioner import CaptionerImageProcessor
@@ -126,6 +128,12 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
             f"word_vectors is given and the tokenizer is {recipe.data.tokenizer!r}, whose pieces have no such vectors. "
             "Use --tokenizer words, or no --word_vectors."
         )
+    if options.encoder_weights is not None and not options.pretrained:
+        raise ValueError(
+            "encoder_weights is given, but pretrained is false: nothing would read them. Add --pretrained."
+        )
+    if decoding.min_length > decoding.max_length:
+        raise ValueError(f"min_length is {decoding.min_length}, but max_length {decoding.max_length}.")
     tokenizer = build_tokenizer(
         (caption for row in captions for caption in row),
         kind=recipe.data.tokenizer,
@@ -133,31 +141,32 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         vocab_size=recipe.data.vocab_size,
     )
     set_seed(recipe.run.seed)
-    model = CaptionerModel.from_encoder(
-        options.encoder_name,
-        pretrained=options.pretrained,
-        encoder_weights=options.encoder_weights,
-        data_config=parse_fields(options.data_config),
-        encoder_type=options.encoder_type,
-        encoder_kwargs=parse_fields(options.encoder_kwargs),
-        attention_type=options.attention_type,
-        attention_size=options.attention_size,
-        attention_kwargs=parse_fields(options.attention_kwargs),
-        decoder_type=options.decoder_type,
-        decoder_kwargs=parse_fields(options.decoder_kwargs),
-        vocab_size=len(tokenizer),
-        embedding_size=options.embedding_size,
-        hidden_size=options.hidden_size,
-        tie_word_embeddings=options.tie_word_embeddings,
-        gate=options.gate,
-        deep_output=options.deep_output,
-        memory_dropout=options.memory_dropout,
-        embedding_dropout=options.embedding_dropout,
-        output_dropout=options.output_dropout,
-        label_smoothing=recipe.optimization.label_smoothing,
-        doubly_stochastic_weight=recipe.optimization.doubly_stochastic_weight,
-        doubly_stochastic_reduction=recipe.optimization.doubly_stochastic_reduction,
-    )
+    with explain_wrong_options():
+        model = CaptionerModel.from_encoder(
+            options.encoder_name,
+            pretrained=options.pretrained,
+            encoder_weights=options.encoder_weights,
+            data_config=parse_fields(options.data_config),
+            encoder_type=options.encoder_type,
+            encoder_kwargs=parse_fields(options.encoder_kwargs),
+            attention_type=options.attention_type,
+            attention_size=options.attention_size,
+            attention_kwargs=parse_fields(options.attention_kwargs),
+            decoder_type=options.decoder_type,
+            decoder_kwargs=parse_fields(options.decoder_kwargs),
+            vocab_size=len(tokenizer),
+            embedding_size=options.embedding_size,
+            hidden_size=options.hidden_size,
+            tie_word_embeddings=options.tie_word_embeddings,
+            gate=options.gate,
+            deep_output=options.deep_output,
+            memory_dropout=options.memory_dropout,
+            embedding_dropout=options.embedding_dropout,
+            output_dropout=options.output_dropout,
+            label_smoothing=recipe.optimization.label_smoothing,
+            doubly_stochastic_weight=recipe.optimization.doubly_stochastic_weight,
+            doubly_stochastic_reduction=recipe.optimization.doubly_stochastic_reduction,
+        )
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
     model.generation_config.update(
         max_length=decoding.max_length,
@@ -172,6 +181,18 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
     if recipe.optimization.gradient_checkpointing:
         model.encoder.part.checkpoint_gradients()
     return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
+
+
+@contextmanager
+def explain_wrong_options() -> Iterator[None]:
+    """Turn what libraries raise about an architecture that can't be built into a ValueError."""
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, ValueError | OSError | ImportError) or is_out_of_memory(e):
+            raise
+        # huggingface_hub puts errors of a configuration's checks into errors of its own.
+        raise ValueError(f"No captioner can be built with these options: {first_line(e.__cause__ or e)}") from e
 
 
 def build_stages(

@@ -238,10 +238,12 @@ class DecodingOptions(Options):
 
     num_beams: int = option(5, "Beams when validating each epoch.", low=1)
     final_num_beams: int = option(5, "Beams for the scores of the best model, at the end.", low=1)
-    max_length: int = option(31, "Longest caption, <start> and <end> included.", low=2)
-    min_length: int = option(0, "Shortest caption, <start> and <end> included.", low=0)
-    length_penalty: float = option(1.0, "Power of the length by which beam search divides a caption's score.")
-    no_repeat_ngram_size: int = option(0, "Never repeat this many words in a row; 0 allows it.", low=0)
+    max_length: int = option(31, "Longest caption, <start> and <end> included.", low=2, high=1024)
+    min_length: int = option(0, "Shortest caption, <start> and <end> included.", low=0, high=1024)
+    length_penalty: float = option(
+        1.0, "Power of the length by which beam search divides a caption's score.", low=-100, high=100
+    )
+    no_repeat_ngram_size: int = option(0, "Never repeat this many words in a row; 0 allows it.", low=0, high=1024)
     suppress_bad_endings: bool = option(False, "Never end a caption in an English word such as 'a' or 'of'.")
 
 
