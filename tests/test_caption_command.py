@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -95,6 +96,33 @@ def test_pictures_in_all_formats(captioner_folder: Path, folder: Path, capsys: p
     assert page.count("<figure>") == 2 and page.count('class="caption"') == 4 and str(folder / "b.png") in page
     assert [len(line.split("\t")) for line in output.splitlines()] == [5, 2, 5, 2]
     assert str(pictures / "index.html") in errors
+
+
+def test_pipes_and_unreadable_folders_are_passed_over(
+    captioner_folder: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "c.jpg").unlink()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    shutil.copy(folder / "b.png", folder / "e.JFIF")
+    shutil.copy(folder / "b.png", folder / "without_suffix")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if str(path).endswith("day2"):  # as if it were another user's
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert (
+        run_command(main, [str(captioner_folder), str(folder), str(folder / "without_suffix"), "--device", "cpu"]) == 0
+    )
+    output, errors = capsys.readouterr()
+    names = [line.split("\t")[0] for line in output.splitlines()]
+    assert names == [str(folder / name) for name in ("a.PNG", "b.png", "e.JFIF", "without_suffix")]
+    assert errors == f"Left out: the folder {folder / 'day2'} can't be read: Permission denied\n"
+    assert run_command(main, [str(captioner_folder), str(folder / "pipe.jpg"), "--device", "cpu"]) == 2
+    assert "pipe.jpg is not a readable image: it is a pipe" in capsys.readouterr().err
 
 
 def test_page_alone(captioner_folder: Path, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import types
 from itertools import chain
@@ -15,6 +16,7 @@ from datasets import Dataset
 from datasets import Image as ImageFeature
 from PIL import Image
 from transformers import pipeline
+from transformers.generation import utils
 from transformers.pipelines.pt_utils import KeyDataset
 
 from hf_captioner import CaptionerProcessor, ImageCaptioningPipeline
@@ -121,14 +123,19 @@ def test_batches_give_what_single_images_give(captioner, photos, batch_size):
 
 @pytest.mark.parametrize(
     "read",
-    [str, lambda file: file, lambda file: file.read_bytes(), Image.open, lambda file: np.asarray(Image.open(file))],
-    ids=["str", "Path", "bytes", "PIL", "numpy"],
+    [
+        *(str, lambda file: file, lambda file: file.read_bytes(), lambda file: bytearray(file.read_bytes())),
+        *(lambda file: memoryview(file.read_bytes()), lambda file: io.BytesIO(file.read_bytes())),
+        *(lambda file: file.open("rb"), Image.open, lambda file: np.asarray(Image.open(file))),
+    ],
+    ids=["str", "Path", "bytes", "bytearray", "memoryview", "BytesIO", "open file", "PIL", "numpy"],
 )
 def test_one_image(captioner, photo_files, photos, read):
     expected = captioner(photos[1], **QUICK)
     assert expected == [{"generated_text": expected[0]["generated_text"]}]
     assert captioner(read(photo_files[1]), **QUICK) == expected
     assert captioner([read(photo_files[1])], **QUICK) == [expected]
+    assert list(captioner((read(file) for file in photo_files[1:2]), **QUICK)) == [expected]
 
 
 def column(files: list[str]) -> Any:
@@ -183,6 +190,19 @@ def test_generation_arguments(captioner_folder, photos):
     assert greedy != short(photos[0], max_new_tokens=20, num_beams=5)
     both = pipeline("image-captioning", model=captioner_folder, device="cpu", generate_kwargs={"num_beams": 1})
     assert both(photos[0], max_new_tokens=20) == greedy
+
+
+def test_max_new_tokens_overrules_the_stored_length_without_a_warning(captioner, photos, monkeypatch):
+    messages: list[str] = []
+    monkeypatch.setattr(utils.logger, "warning", messages.append)
+    assert captioner.model.generation_config.max_length is not None
+    inputs = captioner.processor(photos[0])
+    assert captioner.model.generate(**inputs, max_new_tokens=2, min_new_tokens=1, num_beams=1).shape == (1, 3)
+    assert captioner.model.generate(**inputs, max_length=4, num_beams=1).shape == (1, 4)
+    captioner(photos[0], max_new_tokens=2)
+    assert not messages
+    captioner(photos[0], max_new_tokens=2, max_length=5)
+    assert len(messages) == 1 and "Both `max_new_tokens`" in messages[0]  # two wishes in one call
 
 
 @pytest.mark.parametrize("num_beams", [1, 5])
