@@ -145,12 +145,14 @@ class CaptionerConfig(PreTrainedConfig):
         if "name_or_path" in kwargs:  # set by transformers' Auto classes
             check_folder(Path(kwargs["name_or_path"]))
         if (model_type := config_dict.get("model_type", cls.model_type)) != cls.model_type:
-            raise ValueError(f"{str(source)!r} holds no captioner, but a model of type {model_type!r}.")
+            raise ValueError(f"{str(source)!r} holds no captioner, but a model of type {model_type!r:.60}.")
         for name, value in config_dict.items():
             # Such an entry makes transformers open something else, or replaces a method of the configuration.
             is_known = name in cls.__dataclass_fields__ or name in ("model_type", "name_or_path")
             if value is not None and not is_known and (re.fullmatch(_REFUSED, name) or hasattr(cls, name)):
-                raise ValueError(f"{str(source)!r} has an entry {name!r}, which a captioner's configuration must not.")
+                raise ValueError(
+                    f"{str(source)!r} has an entry {name!r:.60}, which a captioner's configuration must not."
+                )
         with one_line_errors(source):
             try:
                 return super().from_dict(config_dict, **kwargs)

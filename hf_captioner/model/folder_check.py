@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_JSON_BYTES = 2**22
+MAX_MESSAGE = 300  # characters of an error
 MAX_DEPTH = 16  # nested lists and dicts
 LFS_POINTER = b"version https://git-lfs"
 
@@ -24,7 +25,7 @@ REFUSED_ENTRIES = {
     "config.json": (
         r"quantization_config|compression_config|fusion_config|distributed_config|per_layer_config"
         r"|(text|encoder|decoder|generator)_config|encoder|decoder|generator"
-        r"|transformers_weights|configuration_files|extra(_config)?_files|custom_pipelines|_?(attn|experts)_implementation.*"
+        r"|num_labels|transformers_weights|configuration_files|extra(_config)?_files|custom_pipelines|_?(attn|experts)_implementation.*"
     ),
     "generation_config.json": (
         r"custom_generate|(is_)?assistant\w*|(compile|watermarking|continuous_batching)_config|\w+_implementation"
@@ -87,11 +88,11 @@ def check_folder(path: Path) -> None:
             if entry in CLASSES and value and not re.fullmatch(CLASSES[entry], str(value)):
                 raise ValueError(f"{str(path / name)!r} names the {entry} {value!r:.60}, which is none of a captioner.")
             if isinstance(value, dict | list) and len(value) > MAX_ENTRIES and not name.endswith("index.json"):
-                raise ValueError(f"{str(path / name)!r} has {len(value)} values in {entry!r}.")
+                raise ValueError(f"{str(path / name)!r} has {len(value)} values in {entry!r:.60}.")
             if value and re.fullmatch(refused, entry):
                 raise ValueError(
-                    f"{str(path / name)!r} has an entry {entry!r}, which a captioner doesn't need and which could open "
-                    "other files or addresses. Remove it to load the captioner."
+                    f"{str(path / name)!r} has an entry {entry!r:.60}, which a captioner doesn't need and which could "
+                    "open other files or addresses. Remove it to load the captioner."
                 )
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -178,7 +179,7 @@ def one_line_errors(source: Any) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ImportError):
+    except ImportError:
         raise
     except BaseException as e:
         # OutOfMemoryError is torch's, for a GPU. PanicException is that of tokenizers, which is no Exception.
@@ -186,10 +187,19 @@ def one_line_errors(source: Any) -> Iterator[None]:
         if name == "OutOfMemoryError" or not (isinstance(e, Exception) or name == "PanicException"):
             raise
         lines = [line.strip() for line in str(e).splitlines() if line.strip()]
-        if isinstance(e, ValueError) and len(lines) == 1 and not isinstance(e, json.JSONDecodeError | UnicodeError):
+        is_foreign = isinstance(e, json.JSONDecodeError | UnicodeError) or not isinstance(e, ValueError | OSError)
+        if not is_foreign and len(lines) == 1 and len(lines[0]) <= MAX_MESSAGE:
+            raise
+        if isinstance(e, OSError) and e.errno is not None:
             raise
         reason = " ".join(lines[:3]) or "no reason is given"
-        raise ValueError(f"{str(source)!r} can't be loaded, it is damaged ({type(e).__name__}: {reason})") from e
+        if len(reason) > MAX_MESSAGE:  # a stranger's value may be long
+            reason = f"{reason[: MAX_MESSAGE - 100]} … {reason[-90:]}"
+        if isinstance(e, OSError):
+            raise OSError(reason) from e
+        if not is_foreign and len(lines) == 1:
+            raise ValueError(reason) from e
+        raise ValueError(f"{str(source)!r} can't be loaded, it is damaged ({name}: {reason})") from e
 
 
 def _refuse_constant(name: str) -> None:

@@ -75,7 +75,7 @@ def _are_numbers(values: Any, count: int) -> bool:
     """Return whether values are so many numbers of usual size, not NaN."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         return False
-    numbers = [value for value in values if isinstance(value, Real) and not isinstance(value, bool)]
+    numbers = [float(value) for value in values if isinstance(value, Real) and not isinstance(value, bool)]
     return len(numbers) == len(list(values)) == count and all(abs(value) <= 1e4 for value in numbers)
 
 
