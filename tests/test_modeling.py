@@ -199,3 +199,9 @@ def test_errors(tiny_model, pixel_values):
         CaptionerModel.from_encoder("test_resnet", encoder_weights="nowhere.safetensors")
     with pytest.raises(ValueError, match="not among the attentions"):
         tiny_model(attention_type="telepathy")
+
+
+def test_weights_of_something_else_are_refused(captioner_folder: Path) -> None:
+    file = captioner_folder / "model.safetensors"  # of a captioner, where those of an encoder alone are meant
+    with pytest.raises(ValueError, match=r"model.safetensors' has 0 of the \d+ weights of the encoder"):
+        CaptionerModel.from_encoder("test_resnet", pretrained=True, encoder_weights=file, vocab_size=9)

@@ -28,7 +28,7 @@ from .model_inputs import caption_lengths, check_cells, check_ids, check_labels,
 from .model_outputs import CaptionerOutput, CaptionerScores
 from .objectives import IGNORED, log_likelihood
 from .parts import build_part
-from .weights_check import check_finite, check_weights, limited_parameters
+from .weights_check import check_encoder_weights, check_finite, check_weights, limited_parameters
 
 SCORED_AT_ONCE = 2**26  # maximum number of logits that `CaptionerModel.score` holds at a time
 
@@ -167,6 +167,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             # Random weights of such an encoder are drawn after those of the decoder, as in version 0.1.0, so that a
             # seed gives the same captioner.
             model.encoder = CaptionerEncoder(config, **kwargs)
+        if pretrained and encoder_weights is not None:
+            check_encoder_weights(model.encoder, encoder_weights)
         height, width = model.data_config["input_size"][1:]
         model.encoder.part.grid_size(height, width)  # raises if the encoder gives no grid
         return model

@@ -135,3 +135,24 @@ def _reason(path: Path, error: Exception) -> str:
     if not path.stat().st_size:
         return "it is empty."
     return f"it is incomplete or no safetensors file ({' '.join(str(error).split())})."
+
+
+def check_encoder_weights(encoder: nn.Module, file: str | Path) -> None:
+    """Raise a ValueError unless most weights of an encoder are those of the file that timm loaded.
+
+    timm leaves weights random which the file lacks.
+    """
+    stored: dict[torch.Size, list[torch.Tensor]] = {}
+    with safe_open(file, "pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 (it is no dict)
+            tensor = tensors.get_tensor(name)
+            stored.setdefault(tensor.shape, []).append(tensor)
+    weights = [tensor.cpu() for tensor in encoder.state_dict().values() if tensor.ndim > 1]
+    found = sum(
+        any(torch.equal(weight, x.to(weight.dtype)) for x in stored.get(weight.shape, [])) for weight in weights
+    )
+    if found < len(weights) / 2:
+        raise ValueError(
+            f"{str(file)!r} has {found} of the {len(weights)} weights of the encoder: it is of another architecture "
+            "or not of an encoder alone."
+        )
