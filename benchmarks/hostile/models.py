@@ -207,10 +207,14 @@ def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
             (model / name).symlink_to(outside / name if kind == "link" else "/dev/zero")
     os.chdir(model if case.seed % 3 == 0 else folder)
     watch = FolderWatch([outside])
+    # Auto classes and pipelines of transformers open these files before they ask this package.
+    is_special = kind in ("link", "fifo", "device") and name in ("config.json", "processor_config.json")
     keeps = not SETTINGS.match(case.name.removeprefix("random/").removeprefix("field/"))
 
     def job(outcome: Outcome) -> None:
-        captions = _load(model, outcome, by_auto_classes=case.seed % 2 == 0)
+        captions = _load(
+            model, outcome, by_auto_classes=case.seed % 2 == 0 and not is_special, by_pipeline=not is_special
+        )
         if case.name == "intact" and captions != [expected, expected]:
             outcome.faults.setdefault("raw", "an intact folder gives no captions, or other ones")
         for given in captions:
@@ -222,7 +226,9 @@ def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
     return job
 
 
-def _load(folder: Path, outcome: Outcome, by_auto_classes: bool) -> list[list[str] | None]:
+def _load(
+    folder: Path, outcome: Outcome, *, by_auto_classes: bool = False, by_pipeline: bool = True
+) -> list[list[str] | None]:
     """Caption by model and processor, then by the pipeline; return the captions of both, None where refused."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -241,8 +247,9 @@ def _load(folder: Path, outcome: Outcome, by_auto_classes: bool) -> list[list[st
         with outcome.watch():
             ids = model.generate(**processor(images=_images()))
             captions[0] = processor.batch_decode(ids)
-    with outcome.watch():
-        captions[1] = _by_pipeline(folder)
+    if by_pipeline:
+        with outcome.watch():
+            captions[1] = _by_pipeline(folder)
     return captions
 
 
@@ -271,7 +278,7 @@ def _images() -> list[Image.Image]:
 def _intact_captions() -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         write_files(Path(folder), _captioner())
-        captions = _load(Path(folder), Outcome(lambda: None), False)[0]
+        captions = _load(Path(folder), Outcome(lambda: None), by_pipeline=False)[0]
     assert captions is not None and len({*captions}) == len(captions), "the captions of different images are equal"
     return captions
 
