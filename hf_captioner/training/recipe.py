@@ -13,7 +13,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from yaml.composer import ComposerError
@@ -65,7 +65,7 @@ def _problem(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
     if kind in (int, float):
         low, high = (metadata[name] for name in ("low", "high"))
         is_low, is_high = low is not None and value < low, high is not None and value > high
-        is_number = kind is int or math.isfinite(value)
+        is_number = kind is int or math.isfinite(cast(float, value))
         limits = " and ".join(
             f"{word} {limit}" for word, limit in (("at least", low), ("at most", high)) if limit is not None
         )
@@ -74,7 +74,7 @@ def _problem(value: Any, hint: Any, metadata: Mapping[str, Any]) -> str | None:
         return "given, not empty"
     if metadata["is_yaml"]:
         try:
-            parse_fields(value)
+            parse_fields(cast(str, value))
         except ValueError as e:
             return f"names with values in YAML, such as {{a: 1}}: {e}"
     return None
