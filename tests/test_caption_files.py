@@ -219,6 +219,13 @@ def test_captions_that_name_files_and_lines_that_are_joined(lines, expected, lin
     assert line in report
 
 
+def test_names_with_spaces(folder):
+    (folder / "a b").mkdir()
+    (folder / "0.jpg").rename(folder / "a b" / "my 0.jpg")
+    captions, _ = read(folder, "captions.txt", f"{HEADER}a b/my 0.jpg, a dog\nand x1.jpg,b\n2.jpg,c\n")
+    assert captions == {"my 0.jpg": ["a dog and x"], "1.jpg": ["b"], "2.jpg": ["c"]}
+
+
 @pytest.mark.parametrize(
     ("name", "lines", "message"),
     [

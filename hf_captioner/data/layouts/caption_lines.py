@@ -135,7 +135,9 @@ def split_line(line: str, form: LineFormat, known_names: KnownNames) -> tuple[st
     if first and form.is_csv and QUOTED.fullmatch(line, first.end()):
         return "", [(first.groupdict(), line[first.end() :].strip())]
     heads, starts, ends = [], [], []
-    if first and (" " not in first["image"] or not known_names.ending(first["image"])):
+    # A name with spaces may be the end of a caption and the name behind it.
+    name = os.path.basename(first["image"].replace("\\", "/")) if first else ""
+    if first and (" " not in name or known_names.ending(name) in (None, name)):
         heads, starts, ends = [first.groupdict()], [0], [first.end()]
     for match in form.tail.finditer(line, ends[-1] if ends else 0):
         caption_start, name_end = ends[-1] if ends else 0, match.end("image")
