@@ -245,7 +245,7 @@ def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
             loss = _loss(
                 expected,
                 given,
-                files[targets[0]],
+                files,
                 targets[0].endswith((".csv", ".tsv", ".txt")) and name != "text_pairs",
             )
             if loss is not None:
@@ -371,7 +371,7 @@ def _stored(file: str, content: bytes) -> list[Expected]:
     return found
 
 
-def _loss(expected: list[Expected], given: dict[int, list[str]], content: bytes, is_table: bool) -> str | None:
+def _loss(expected: list[Expected], given: dict[int, list[str]], files: dict[str, bytes], is_table: bool) -> str | None:
     """Return what was lost, or given to the wrong image, without a word; None if nothing was."""
     owners: dict[str, set[int]] = {}
     for photo, captions in given.items():
@@ -382,7 +382,7 @@ def _loss(expected: list[Expected], given: dict[int, list[str]], content: bytes,
         if item.photo not in photos:
             fate = "another image has it" if photos else "it is lost"
             return f"caption {item.caption!r} of photo {item.photo} stands in {item.source}, but {fate}"
-        if len(photos) > 1 and content.count(item.caption.encode()) == 1:
+        if len(photos) > 1 and sum(content.count(item.caption.encode()) for content in files.values()) == 1:
             return f"caption {item.caption!r} of photo {item.photo} was given to another image too"
     known = {text for photo in make_photos() for text in photo.captions}
     # In JSON, text that happens to look like a line is a caption like any other.
