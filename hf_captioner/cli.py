@@ -25,6 +25,7 @@ EXIT_PROBLEM = 1  # the command ran and found something wrong
 EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
 EXIT_UNEXPECTED = 70  # a mistake in this package or in a library; sysexits.h has this number for it
 
+MAX_LINE = 1000  # characters of an error, which may quote a name or a caption of any length
 SHOW_TRACEBACK = "HF_CAPTIONER_TRACEBACK"  # environment variable; with any value, errors are raised as they are
 SECONDS_OF_OTHERS = 10  # that the main process has to report an error before another process of the run does
 
@@ -186,7 +187,8 @@ def describe_error(error: Exception) -> tuple[int, str]:
         # Python puts a number before the text of its OSErrors, and their file behind it.
         has_file = getattr(error, "filename", None)
         text = str(error) if has_file else getattr(error, "strerror", None) or str(error) or type(error).__name__
-        return EXIT_REFUSED, " ".join(text.split())
+        text = " ".join(text.split())
+        return EXIT_REFUSED, text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}"
     line = f"{type(error).__name__}: {first_line(error)} This should not happen: please report it"
     try:
         with tempfile.NamedTemporaryFile("wb", prefix="hf-captioner-", suffix=".txt", delete=False) as file:

@@ -75,6 +75,7 @@ def test_options_take_hyphens_and_underscores(capsys: pytest.CaptureFixture[str]
         (FileNotFoundError(2, "No such file", "a.jpg"), 2, "error: [Errno 2] No such file: 'a.jpg'"),
         (ImportError("METEOR needs pycocoevalcap"), 2, "error: METEOR needs pycocoevalcap"),
         (ValueError(), 2, "error: ValueError"),
+        (ValueError("a" * 600 + "b" * 600), 2, f"error: {'a' * 500} … {'b' * 500}"),
         (MemoryError(), 2, "error: Memory has run out: MemoryError. Lower --batch_size or --num_workers."),
         (KeyboardInterrupt(), 130, "Stopped by SIGINT."),
     ],
