@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, TypeAlias
 
 from .caption_columns import Columns, captions_in_row, find_columns, has_columns, parse_list
@@ -124,16 +123,19 @@ def read_tables(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Reco
 
     A row holds all captions of an image or one of them. The split is a column, or part of the file's or folder's name.
     """
-    columns_of = cache(find_columns)  # rows of JSON may have different columns
+    known: dict[tuple[str, ...], Columns] = {}  # by the names of all columns, in which rows of JSON may differ
     columns: Columns | None = None
     ignored: set[str] = set()
     first_rows: dict[bool, str] = {}  # locations of the first row with a list as text, and of the first one without
     for location, row in _table_rows(folder, file, damage):
         with damage.skipping():
-            if columns is not None and not has_columns(row):
-                missing = columns.captions[0] if columns.image in row else columns.image
-                raise ValueError(f"{location}, has no {missing}.")
-            columns = columns_of(tuple(name for name in row if name), location)
+            names = tuple(name for name in row if name)
+            if names not in known:
+                if columns is not None and not has_columns(names):
+                    missing = columns.captions[0] if columns.image in row else columns.image
+                    raise ValueError(f"{location}, has no {missing}.")
+                known[names] = find_columns(names, location)
+            columns = known[names]
             for name in [name for name in columns.ignored if name not in ignored]:
                 damage.repaired("Columns that are not read", f"{name} of {file}")
             ignored.update(columns.ignored)
