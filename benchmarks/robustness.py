@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 
 SIZES = {
     "full": {"images": 5_000, "captions": 3_300, "paths": 200, "models": 400},
-    "small": {"images": 300, "captions": 150, "paths": 60, "models": 40},
+    "small": {"images": 160, "captions": 120, "paths": 40, "models": 30},
 }
 
 
@@ -64,7 +64,7 @@ def main() -> int:
     outcomes: dict[str, list[tuple[Case, Outcome]]] = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="robustness-") as folder:
         os.chdir(folder)  # or worker processes import the package from the folder where this was started
-        os.environ |= {"HF_HOME": f"{folder}/huggingface", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        os.environ |= {"HF_HOME": f"{folder}/huggingface", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         # Requests to the Hub shall not be hidden; they are heard, and nobody answers at this port.
         os.environ |= {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "TRANSFORMERS_VERBOSITY": "error"}
         cases = [
