@@ -237,7 +237,7 @@ def prepare(case: Case, folder: Path) -> Callable[[Outcome], None]:
     def job(outcome: Outcome) -> None:
         lines: list[str] = []
         given: dict[int, list[str]] = {}
-        with outcome.watch([folder.name, *(Path(file).name for file in files)]):
+        with outcome.watch([folder.name, "Image '", *(Path(file).name for file in files)]):
             given = _load(folder, lines.append, **options)
         if change == "intact" and len(given) < len(make_photos()):
             outcome.faults.setdefault("raw", "intact data are refused")
@@ -363,7 +363,8 @@ def _stored(file: str, content: bytes) -> list[Expected]:
         number = names.get(image) if isinstance(image, str) else None
         if isinstance(image, dict) and isinstance(image.get("bytes"), bytes):
             number = _numbers().get(image["bytes"])
-        captions = [captions] if isinstance(captions, str) else captions
+        if isinstance(captions, str):
+            captions = [] if captions.startswith("[") else [captions]  # a list as text may be read as the list
         if number is not None and isinstance(captions, list):
             found += [
                 Expected(number, text, file) for text in captions if isinstance(text, str) and re.search(r"\w", text)
