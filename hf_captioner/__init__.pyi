@@ -15,9 +15,9 @@ from .model.guided_decoding import constrained_beam_search as constrained_beam_s
 from .model.guided_decoding import diverse_beam_search as diverse_beam_search
 from .model.image_processing_captioner import CaptionerImageProcessor as CaptionerImageProcessor
 from .model.images import open_image as open_image
-from .model.modeling_captioner import CaptionerModel as CaptionerModel
 from .model.model_outputs import CaptionerOutput as CaptionerOutput
 from .model.model_outputs import CaptionerScores as CaptionerScores
+from .model.modeling_captioner import CaptionerModel as CaptionerModel
 from .model.onnx_runner import OnnxCaptioner as OnnxCaptioner
 from .model.pipeline_captioner import ImageCaptioningPipeline as ImageCaptioningPipeline
 from .model.processing_captioner import CaptionerProcessor as CaptionerProcessor

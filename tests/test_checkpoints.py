@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_captioner.training import checkpoints as module
 from hf_captioner.files import replace_files
+from hf_captioner.training import checkpoints as module
 from hf_captioner.training.checkpoints import Checkpoint, Checkpoints, random_state, restore_random_state
 
 

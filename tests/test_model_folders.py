@@ -85,6 +85,7 @@ ENTRIES = [
     ("config.json", {"hidden_size": 65536}),
     ("config.json", {"vocab_size": 10**12}),
     ("config.json", {"num_labels": 10**9}),
+    ("config.json", {"architectures": 5}),
     ("config.json", {"hidden_size": "32"}),
     ("config.json", {"dtype": "load"}),
     ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}),

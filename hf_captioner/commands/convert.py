@@ -31,10 +31,13 @@ def main(argv: Sequence[str]) -> None:
         encoder_name=arguments.encoder_name,
         grid_size=arguments.grid_size,
     )
+
+    def save(folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+
     with explain_write_errors("The captioner", arguments.output):
-        replace_files(
-            arguments.output, lambda folder: (model.save_pretrained(folder), processor.save_pretrained(folder))
-        )
+        replace_files(arguments.output, save)
     config = model.config
     print(
         f"Saved: a captioner with {config.encoder_name} and {config.vocab_size} words, in {arguments.output}. Try it:"

@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from ..errors import first_line
 from ..files import explain_write_errors, locked, sync
 from ..model.encoder_model import CaptionerEncoder
-from ..model.images import REDUCTION_GAP
+from ..model.images import REDUCTION_GAP, is_url
+from .layouts.splits import image_digest
 from .loading import read_ahead
 from .rows import read_pixels
 
@@ -144,11 +145,11 @@ def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset)
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for row in dataset.select_columns("image"):
         file = row["image"]
-        if file["bytes"] is None:
+        if file["bytes"] is None and not is_url(file["path"]):
             status = os.stat(file["path"])
             digest.update(f"{file['path']} {status.st_size} {status.st_mtime_ns}".encode())
         else:
-            digest.update(hashlib.blake2b(file["bytes"]).digest())
+            digest.update(image_digest(file))
     return digest.hexdigest()
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..model.images import is_url
+from .layouts.splits import image_digest
 from .loading import read_ahead
 from .rows import Row, image_file
 
@@ -43,11 +42,9 @@ def data_digests(rows: Dataset, *, show_progress: bool = True) -> dict[str, str]
 
 
 def _image_digest(row: Row) -> bytes:
-    """Return a digest of the file of a row's image; that of its address for an image on the web."""
-    with image_file(row) as file:
-        if isinstance(file, str):
-            file = file.encode() if is_url(file) else Path(file).read_bytes()
-        return hashlib.sha256(file).digest()
+    """Return the digest of a row's image; an error names the image."""
+    with image_file(row):
+        return image_digest(row["image"])
 
 
 def _digest(parts: Iterable[bytes]) -> str:

@@ -202,9 +202,7 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
         for field, kinds in (("image_id", (str, int)), ("caption", str), ("ended", (bool, type(None)))):
             value = record.get(field)
             if not isinstance(value, kinds) or (isinstance(value, bool) and field == "image_id"):
-                raise ValueError(
-                    f"{name}: the {field} is {value!r:.40}, a {type(value).__name__}. Right is {EXAMPLE}."
-                )
+                raise ValueError(f"{name}: the {field} is {value!r:.40}, a {type(value).__name__}. Right is {EXAMPLE}.")
             if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
                 raise ValueError(f"{name}: the {field} has half a character (a lone surrogate).")
     return [record for _, record in records]

@@ -123,6 +123,9 @@ class CaptionerConfig(PreTrainedConfig):
         """Check that the arguments of parts have sane sizes and name neither weights nor files."""
         if not self.is_encoder_decoder:
             raise ValueError("is_encoder_decoder is False, but a captioner always has an encoder and a decoder.")
+        names = self.architectures
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"architectures is {names!r:.60}, but must be a list of names of classes.")
         for name in ("encoder_kwargs", "attention_kwargs", "decoder_kwargs"):
             _check_arguments(name, getattr(self, name) or {})
         if sources := WEIGHT_SOURCES & (self.encoder_kwargs or {}).keys():

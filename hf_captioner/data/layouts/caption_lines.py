@@ -136,8 +136,8 @@ def split_line(line: str, form: LineFormat, known_names: KnownNames) -> tuple[st
         return "", [(first.groupdict(), line[first.end() :].strip())]
     heads, starts, ends = [], [], []
     # A name with spaces may be the end of a caption and the name behind it.
-    name = os.path.basename(first["image"].replace("\\", "/")) if first else ""
-    if first and (" " not in name or known_names.ending(name) in (None, name)):
+    first_name = os.path.basename(first["image"].replace("\\", "/")) if first else ""
+    if first and (" " not in first_name or known_names.ending(first_name) in (None, first_name)):
         heads, starts, ends = [first.groupdict()], [0], [first.end()]
     for match in form.tail.finditer(line, ends[-1] if ends else 0):
         caption_start, name_end = ends[-1] if ends else 0, match.end("image")

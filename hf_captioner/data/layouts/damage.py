@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 NAMES_SHOWN = 10
 LONGEST_NAME = 200  # characters of a name in a message
+LONGEST_MESSAGE = 380  # characters; what is longer quotes something that nobody would read
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +72,16 @@ def located(location: str) -> Iterator[None]:
     except RefusedError:
         raise
     except ValueError as e:
-        raise ValueError(f"{location}: {e}") from e
+        raise ValueError(f"{location}: {printable(str(e))}") from e
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, in which line breaks, control characters and halves of characters are escaped."""
+    """Return a text for a message: in one line, with an ellipsis in the middle of a very long one.
+
+    Line breaks, control characters and halves of characters are escaped.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[: LONGEST_MESSAGE - 100]} … {text[-97:]}"
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

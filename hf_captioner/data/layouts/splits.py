@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -114,10 +113,10 @@ def find_leaks(splits: Mapping[str, Dataset]) -> list[Leak]:
     leaks = []
     for first, second in combinations(files, 2):
         one, other = files[first], files[second]
-        same_size = _equal_pairs(one.sizes, other.sizes)
-        same_bytes = [(i, j) for i, j in same_size if one.digest(i) == other.digest(j)]
-        known = set(same_bytes)
-        same_name = [pair for pair in _equal_pairs(one.names, other.names) if pair not in known]
+        sizes = {*one.sizes} & {*other.sizes} - {None}
+        same_bytes = _equal_pairs(one.digests_of_sizes(sizes), other.digests_of_sizes(sizes))
+        known = {j for _, j in same_bytes}
+        same_name = [(i, j) for i, j in _equal_pairs(one.names, other.names) if j not in known]
         if same_bytes or same_name:
             ids = [[(one.ids[i], other.ids[j]) for i, j in pairs] for pairs in (same_bytes, same_name)]
             leaks.append(Leak((first, second), *ids))
@@ -142,19 +141,18 @@ class _ImageFiles:
             self.names = list(self.ids)
         self._digests: dict[int, bytes] = {}
 
-    def digest(self, index: int) -> bytes:
-        """Return the digest of the image at this index; the image is read only the first time."""
-        if index not in self._digests:
-            self._digests[index] = image_digest(self.dataset[index]["image"])
-        return self._digests[index]
+    def digests_of_sizes(self, sizes: Collection[int | None]) -> list[bytes | None]:
+        """Return the digests of the images with one of these file sizes, None for others; each image is read once."""
+        for index, size in enumerate(self.sizes):
+            if size in sizes and index not in self._digests:
+                self._digests[index] = image_digest(self.dataset[index]["image"])
+        return [self._digests.get(index) if size in sizes else None for index, size in enumerate(self.sizes)]
 
 
 def _equal_pairs(one: Sequence[Hashable], other: Sequence[Hashable]) -> list[tuple[int, int]]:
-    """Return the pairs of indices in two sequences whose values are equal and not None."""
-    indices: dict[Hashable, list[int]] = defaultdict(list)
-    for index, value in enumerate(other):
-        indices[value].append(index)
-    return [(i, j) for i, value in enumerate(one) if value is not None for j in indices.get(value, ())]
+    """Return pairs of indices of equal values, one for each value of `other` that is in `one` and not None."""
+    first = {value: index for index, value in reversed([*enumerate(one)])}
+    return sorted((first[value], j) for j, value in enumerate(other) if value is not None and value in first)
 
 
 def _file_size(path: str) -> int | None:
