@@ -200,7 +200,7 @@ def test_a_corrupt_image_is_named_and_skipped_on_request(damaged: Path, tmp_path
     [
         ("train", ["nowhere.yaml"], "No recipe at 'nowhere.yaml'"),
         ("train", ["RECIPE"], "has no known field colour."),
-        ("train", ["--colour", "red"], "There is no option --colour."),
+        ("train", ["--zebra", "red"], "There is no option --zebra."),
         ("train", ["--encoder_name", "resnet1001"], "has no model 'resnet1001'"),
         ("train", ["--ema_decay", "1.5"], "ema_decay is 1.5"),
         ("train", ["--reward_epochs", "1", "--reward_samples", "1"], "reward_samples is 1"),

@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -299,8 +300,9 @@ def test_columns_of_other_files_are_not_opened(photos, folder, outside, opened):
         dataset.save_to_disk(path) if name == "saved" else dataset.to_parquet(path / "x.parquet")
         WATCHED[:] = ["on"]
         for streaming in (False, True):
-            for split in load_captions(str(path), streaming=streaming, skip_broken=True).values():
-                list(split)
+            with suppress(ValueError):  # images in place of captions
+                for split in load_captions(str(path), streaming=streaming, skip_broken=True).values():
+                    list(split)
         assert opened() == [], name
 
 

@@ -182,6 +182,7 @@ class Patches(torch.nn.Module):
 
     def __init__(self, part: Any) -> None:
         super().__init__()
+        self.hidden_size = part.hidden_size
         self.linear = torch.nn.Linear(3 * 16 * 16, part.hidden_size)
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -264,6 +265,13 @@ def test_settings_without_a_counterpart_are_refused(
     config = model.generation_config.from_dict(model.generation_config.to_dict() | settings)
     with pytest.raises(ValueError, match=message):
         generation_settings(config)
+
+
+def test_defaults_of_generate_that_trainers_write_down_have_no_effect(model: CaptionerModel) -> None:
+    config = model.generation_config.from_dict(model.generation_config.to_dict())
+    config.update(**config._get_default_generation_params(), defaults_only=True)
+    expected = {**generation_settings(model.generation_config), "min_length": 0, "num_return_sequences": 1}
+    assert config.typical_p == 1 and generation_settings(config) == expected
 
 
 def test_other_errors_say_what_to_do(

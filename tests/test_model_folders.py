@@ -115,7 +115,8 @@ ENTRIES = [
 def test_entries_that_reach_out_or_ask_too_much_are_refused(folder: Path, file: str, entries: dict[str, Any]) -> None:
     edit(folder / file, **entries)
     refused(load_captioner, folder)
-    refused(CaptionerProcessor.from_pretrained, folder) if "num_labels" in entries else None
+    if "num_labels" in entries:
+        refused(CaptionerProcessor.from_pretrained, folder)
     if file != "processor_config.json":
         with pytest.raises((ValueError, OSError)):
             AutoModelForImageTextToText.from_pretrained(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,8 @@ def test_several_captions_come_through_the_trainer_that_generates(
     arguments = Seq2SeqTrainingArguments(
         str(tmp_path), predict_with_generate=True, per_device_eval_batch_size=2, generation_num_beams=1, **quiet
     )
-    trainer = Seq2SeqTrainer(model, arguments, CaptionCollator(processor), eval_dataset=rows)
+    # The trainer changes the generation config.
+    trainer = Seq2SeqTrainer(copy.deepcopy(model), arguments, CaptionCollator(processor), eval_dataset=rows)
     result = trainer.predict(rows)
     assert result.label_ids.shape == (3, 3, 31) and result.predictions.shape == (3, 31)
     assert (result.label_ids[2, 0] != -100).sum() == 7 and (result.label_ids[2, 1:] == -100).all()

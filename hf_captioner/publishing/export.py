@@ -147,13 +147,14 @@ def generation_settings(config: GenerationConfig) -> dict[str, Any]:
     for bound in ("max", "min"):
         if (num_new_tokens := given.pop(f"{bound}_new_tokens", None)) is not None:
             given[f"{bound}_length"] = num_new_tokens + 1  # lengths count <start>
-    if given.get("repetition_penalty") == 1:  # no penalty
-        del given["repetition_penalty"]
+    # Trainers of transformers write down all defaults of `generate()`, most of which have no effect.
+    defaults = config._get_default_generation_params()
     known = Settings.__dataclass_fields__
     required = ("max_length", "decoder_start_token_id", "eos_token_id", "pad_token_id")
     if missing := [name for name in required if name not in given]:
         raise ValueError(f"The generation config has no {missing[0]}. Start from model.default_generation_config().")
-    if unknown := [name for name in given if name not in known and name not in FIELDS_WITHOUT_EFFECT]:
+    others = given.keys() - known.keys() - FIELDS_WITHOUT_EFFECT
+    if unknown := sorted(name for name in others if given[name] != defaults.get(name)):
         raise ValueError(
             f"The generation config has {unknown[0]}={given[unknown[0]]!r}, which is not exported. Unset it. These "
             f"settings are exported: {', '.join(known)}."
