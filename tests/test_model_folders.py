@@ -151,6 +151,7 @@ def without(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Te
     [
         (lambda weights: without(weights, "decoder.output.bias"), "lacks 1 of"),
         (lambda weights: without(weights, "encoder"), "lacks"),
+        (lambda weights: weights | {"decoder.sentinel.bias": torch.zeros(3)}, "holds 1 weights that"),
         (lambda weights: {f"model.{name}": tensor for name, tensor in weights.items()}, "another model's"),
         (lambda weights: {name: tensor[:1].clone() for name, tensor in weights.items() if tensor.ndim}, "lacks"),
         (lambda weights: weights | {"decoder.output.bias": torch.zeros(2)}, "should be ("),

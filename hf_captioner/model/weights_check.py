@@ -74,18 +74,19 @@ def stored_tensors(files: Sequence[str | Path]) -> dict[str, Stored]:
 
 
 def check_weights(model: Any, files: Sequence[str | Path], *, lenient: bool = False) -> None:
-    """Check that files hold the weights of a model, which may be on the meta device.
+    """Check that files hold the weights of a model and no others; the model may be on the meta device.
 
-    Weights may be missing or of another size if the caller has asked for another architecture than the one that is
-    stored beside them.
+    Weights may be missing, left over or of another size if the caller has asked for another architecture than the one
+    that is stored beside them.
 
     Args:
         model: Captioner that a configuration describes.
         files: Safetensors files of its weights.
-        lenient: Whether weights may be missing or of another size in any case.
+        lenient: Whether weights may be missing, left over or of another size in any case.
 
     Raises:
-        ValueError: Weights are missing or of another size or type, or the model needs far more memory than they.
+        ValueError: Weights are missing, left over or of another size or type, or the model needs far more memory than
+            they.
     """
     stored = stored_tensors(files)
     folder = Path(files[0]).parent
@@ -99,6 +100,11 @@ def check_weights(model: Any, files: Sequence[str | Path], *, lenient: bool = Fa
         raise ValueError(
             f"{str(folder)!r} lacks {len(missing)} of the {len(own)} weights that its config.json asks for, such as "
             f"{missing[0]!r}. The weights are another model's, or incomplete."
+        )
+    if left := sorted(stored.keys() - own.keys()):  # what they were for would silently be left out
+        raise ValueError(
+            f"{str(folder)!r} holds {len(left)} weights that its config.json does not ask for, such as {left[0]!r}. "
+            "The weights are another model's, or the configuration was changed."
         )
     for name in own.keys() & stored.keys():
         shape, kind = tuple(own[name].shape), stored[name].kind

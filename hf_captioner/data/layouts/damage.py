@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 NAMES_SHOWN = 10
 LONGEST_NAME = 200  # characters of a name in a message
-LONGEST_MESSAGE = 380  # characters; what is longer quotes something that nobody would read
+LONGEST_MESSAGE = 320  # characters; what is longer quotes something that nobody would read
 
 logger = logging.getLogger(__name__)
 
