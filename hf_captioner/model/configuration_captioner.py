@@ -131,7 +131,7 @@ class CaptionerConfig(PreTrainedConfig):
         if sources := WEIGHT_SOURCES & (self.encoder_kwargs or {}).keys():
             raise ValueError(
                 f"encoder_kwargs has {', '.join(sorted(sources))}. A configuration describes an architecture; where "
-                "weights come from is said by from_encoder(encoder_weights=..., pretrained=...)."
+                "weights come from is an argument of from_encoder(encoder_weights=..., pretrained=...)."
             )
         if self.encoder_type.startswith("timm"):
             _check_no_path("encoder_name", self.encoder_name)

@@ -1,4 +1,4 @@
-"""What `generate()` of transformers asks of a captioner, and the checks of what is given to it."""
+"""The methods of a captioner that `generate()` of transformers calls, with checks of its arguments."""
 
 # B: images, N: captions or beams of all images, T: words, P: image cells, C: channels of a cell
 

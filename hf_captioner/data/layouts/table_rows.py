@@ -154,8 +154,8 @@ def _document_rows(content: Any, location: str) -> Iterator[tuple[str, Row]]:
     """Yield the location and the values by column of each row in the value of a JSON document."""
     if isinstance(content, list):
         for index, row in enumerate(content):
-            place = f"{location}, row {index}"
-            yield place, _as_row(row, place)
+            where = f"{location}, row {index}"
+            yield where, _as_row(row, where)
     elif not isinstance(content, dict):
         raise ValueError(f"{location}, is no list and no dict of captions.")
     elif has_columns(content):
@@ -163,14 +163,14 @@ def _document_rows(content: Any, location: str) -> Iterator[tuple[str, Row]]:
     else:
         lists = {key: value for key, value in content.items() if _holds_rows(value)}
         for key, value in (lists or content).items():
-            place = f"{location}, {shortened(key)}"
+            where = f"{location}, {shortened(key)}"
             if lists:
                 split = {"split": key} if key.lower() in CANONICAL_NAMES else {}
-                yield from ((row_place, split | row) for row_place, row in _document_rows(value, place))
+                yield from ((row_where, split | row) for row_where, row in _document_rows(value, where))
             elif isinstance(value, dict):
-                yield place, value if has_columns(value) else {"image": key, **value}
+                yield where, value if has_columns(value) else {"image": key, **value}
             else:
-                yield place, {"image": key, "captions": value}
+                yield where, {"image": key, "captions": value}
 
 
 def _holds_rows(value: Any) -> bool:

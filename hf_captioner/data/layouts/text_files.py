@@ -1,7 +1,7 @@
 """Text files of captions: their encodings, their lines, and JSON in them.
 
-UTF-8, UTF-16 and UTF-32 can be told for certain. A file in none of them is read as Windows-1252 if its text looks right
-in it, which is reported, and otherwise refused with the encoding that it may have.
+UTF-8, UTF-16 and UTF-32 are recognised with certainty. A file in none of them is read as Windows-1252 if its text looks
+right in it, which is reported, and is otherwise refused with the encoding that it may have.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ACCENTS = (
     *("àâæçèéêëîïñôöœùûüÿ", "áéíïñóúüç", "àáâãçéêíóôõúü", "àèéìíîòóùúïüç"),
     *("äöüßåéèêëïàáóç", "æøåéèêòóôäöü", "áéíóúýðþæöø"),
 )
-MAX_LOANWORDS = 0.01  # share of words with accents up to which these may be of any language
+MAX_LOANWORDS = 0.01  # fraction of words with accents up to which these may be of any language
 # What appears inside words if a text is decoded wrongly: signs, and capitals behind small letters.
 SIGNS = "‚„†‡‰‹›ˆ˜•¡¿€£¢¥¤¦§¨©¬®¯°±²³µ¶¸¹»«¼½¾×÷"
 WRONG = re.compile(f"[^\\W\\d_][{SIGNS}]+[^\\W\\d_]|[a-zà-öø-ÿ][À-ÖØ-ÞŒŠŽŸ]")
@@ -37,10 +37,10 @@ WRONG = re.compile(f"[^\\W\\d_][{SIGNS}]+[^\\W\\d_]|[a-zà-öø-ÿ][À-ÖØ-ÞŒ
 SHIFTED = re.compile(f"\ufffd|[{''.join(chr(byte << 8) for byte in b'123456789,./ abcdefghijklmnopqrstuvwxyz')}]{{4}}")
 ZEROS = re.compile("\0")
 CONTROLS = bytes({*range(32)} - {*b"\t\n\v\f\r\x1a\x1b"})
-MAX_CONTROLS = 0.03  # share of control characters in a text; binary files have more
-MAX_BROKEN = 0.1  # share of broken lines up to which they are single ones in a file that is otherwise intact
+MAX_CONTROLS = 0.03  # fraction of control characters in a text; binary files have more
+MAX_BROKEN = 0.1  # fraction of broken lines up to which a file counts as intact otherwise
 
-SEPARATOR = re.compile('"?sep=(.)', re.IGNORECASE)  # the line by which Excel is told what is between the fields
+SEPARATOR = re.compile('"?sep=(.)', re.IGNORECASE)  # a first line that tells Excel which character separates fields
 
 Lines = list[tuple[int, str]]
 
@@ -66,8 +66,8 @@ def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Lines:
         western = content.decode("cp1252", "replace")
         if not num_intact and _looks_right(western):
             word = next(word for word in western.split() if not word.isascii())
-            place = f"{file}, {shortened(word)} in line {broken[0][0]}"
-            damage.repaired("Files read as Windows-1252, since they are not UTF-8", place)
+            where = f"{file}, {shortened(word)} in line {broken[0][0]}"
+            damage.repaired("Files read as Windows-1252, since they are not UTF-8", where)
             return _intact(_split(western), file, damage)
         if len(broken) > max(num_intact, MAX_BROKEN * len(lines)):
             raise ValueError(_not_utf8(file, *broken[0], _suggest_encoding(content, broken)))
