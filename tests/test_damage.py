@@ -165,8 +165,8 @@ BROKEN_FILES: list[tuple[tuple[Callable[..., None], str], Edit, str, int | None]
     (TOKEN, lambda lines: [lines[1], *lines], ", line 3: the image 'NAME' with caption number 1 occurs twice", 70),
     (KARPATHY, twice("images"), ", images[1]: the image 'NAME' occurs twice", 70),
     (JSONL, lambda lines: [lines[0], *lines], ", line 2: the image 'NAME' occurs twice", 70),
-    (COCO, twice("images"), ", images[1]: the id 81 occurs twice", 70),
-    (COCO, twice("annotations"), ", annotations[1]: the id 810 occurs twice", 70),
+    (COCO, twice("images"), ", images[1]: the id '81' occurs twice", 70),
+    (COCO, twice("annotations"), ", annotations[1]: the id '810' occurs twice", 70),
 ]
 
 

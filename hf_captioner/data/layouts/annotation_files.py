@@ -96,16 +96,16 @@ def _read_coco_file(folder: ImageFolder, file: str, damage: Damage) -> Iterator[
         with damage.skipping():
             image_id, name = _field(image, "id", location, int, str), _field(image, "file_name", location, str)
             if image_id in images:
-                raise ValueError(f"{location}: the id {image_id} occurs twice.")
+                raise ValueError(f"{location}: the id {shortened(str(image_id))} occurs twice.")
             images[image_id], captions[image_id] = (location, name), []
     caption_ids: set[Any] = set()
     for location, annotation in _entries(content, "annotations", file):
         with damage.skipping():
             caption_id, image_id = (_field(annotation, key, location, int, str) for key in ("id", "image_id"))
             if caption_id in caption_ids:
-                raise ValueError(f"{location}: the id {caption_id} occurs twice.")
+                raise ValueError(f"{location}: the id {shortened(str(caption_id))} occurs twice.")
             if image_id not in images:
-                raise ValueError(f"{location}: there is no image with the id {image_id}.")
+                raise ValueError(f"{location}: there is no image with the id {shortened(str(image_id))}.")
             caption_ids.add(caption_id)
             captions[image_id].append(_field(annotation, "caption", location, str))
     split = split_in_path(os.path.basename(file)) or split_in_path(os.path.dirname(file))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 NAMES_SHOWN = 10
 LONGEST_NAME = 200  # characters of a name in a message
-LONGEST_MESSAGE = 320  # characters; what is longer quotes something that nobody would read
+LONGEST_MESSAGE = 1000  # characters; what is longer quotes something that nobody would read
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def printable(text: str) -> str:
 
 def shortened(name: str) -> str:
     """Return a name in quotes for a message; the end of a very long one, such as a data URI, is left out."""
-    return repr(name) if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]!r}… ({len(name)} characters)"
+    quoted = repr(name[: LONGEST_NAME + 1])  # a character may take several here
+    return quoted if len(quoted) <= LONGEST_NAME else f"{quoted[:LONGEST_NAME]}…{quoted[0]} ({len(name)} characters)"
 
 
 def join_names(names: list[str], limit: int | None = NAMES_SHOWN) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset, NamedSplit
 
 from .caption_columns import IMAGE_COLUMNS, Columns, find_columns
-from .damage import Damage, located
+from .damage import Damage, shortened
 from .image_folder import ImageFolder
 from .parquet_files import column_type, is_text, open_parquet, read_rows
 from .splits import Splits, assign_split, canonical_split, image_digest, missing_splits, split_in_path
@@ -56,8 +57,10 @@ def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streamin
     if len(shards) == 1 and columns.split is not None:
         (only,) = shards.values()
         values = _split_values(only, columns.split, damage)
-        with located(source):
-            shards = {str(NamedSplit(name)): only for name in values}  # an error for a name that no split can have
+        shards = dict.fromkeys(values, only)
+        for name in values:
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
+                raise ValueError(f"{source}: {shortened(name)} in the column {columns.split!r} is no name of a split.")
     missing = missing_splits(shards, damage.report)
     streams: dict[str, IterableDataset] = {}
     stored: dict[str, Dataset] = {}
