@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import first_line, is_out_of_memory
+from .errors import first_line, is_out_of_memory, shortened_message
 from .interruption import Interrupted
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ EXIT_PROBLEM = 1  # the command ran and found something wrong
 EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
 EXIT_UNEXPECTED = 70  # a mistake in this package or in a library; sysexits.h has this number for it
 
-MAX_LINE = 1000  # characters of an error, which may quote a name or a caption of any length
 SHOW_TRACEBACK = "HF_CAPTIONER_TRACEBACK"  # environment variable; with any value, errors are raised as they are
 SECONDS_OF_OTHERS = 10  # that the main process has to report an error before another process of the run does
 
@@ -187,8 +186,7 @@ def describe_error(error: Exception) -> tuple[int, str]:
         # Python puts a number before the text of its OSErrors, and their file behind it.
         has_file = getattr(error, "filename", None)
         text = str(error) if has_file else getattr(error, "strerror", None) or str(error) or type(error).__name__
-        text = " ".join(text.split())
-        return EXIT_REFUSED, text if len(text) <= MAX_LINE else f"{text[: MAX_LINE // 2]} … {text[-MAX_LINE // 2 :]}"
+        return EXIT_REFUSED, shortened_message(" ".join(text.split()))
     line = f"{type(error).__name__}: {first_line(error)} This should not happen: please report it"
     try:
         with tempfile.NamedTemporaryFile("wb", prefix="hf-captioner-", suffix=".txt", delete=False) as file:

@@ -1,4 +1,7 @@
-"""Files written completely or not at all, folders that one run at a time writes to, and JSON of any origin."""
+"""Writing files completely or not at all, to folders with one writer at a time, and reading files of any origin.
+
+What is read may be damaged or hostile: JSON, YAML, and text that is not Unicode.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from .errors import first_line
 
@@ -222,3 +228,46 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         key = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {key[:40]!r} occurs twice in an object.")
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, without what grows out of a small file or is easily overlooked in it."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases: ten lines of them make a value of gigabytes."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise ComposerError(None, None, f"*{event.anchor} refers to another value", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """Refuse a name that is given twice, of which YAML takes the last."""
+        mapping = super().construct_mapping(node, deep)
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if len(mapping) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
+        return mapping
+
+
+def parse_fields(text: str) -> dict[str, Any]:
+    """Parse YAML text that holds names with values.
+
+    Raises:
+        ValueError: It holds something else, or is nested too deeply.
+    """
+    try:
+        values = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as e:
+        raise ValueError(" ".join(str(e).split())) from e
+    if not isinstance(values or {}, dict):
+        raise ValueError(f"it holds a {type(values).__name__}, not names with values")
+    return values or {}
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8.
+
+    Half a character, a lone surrogate, can't. JSON may hold one, and Python keeps bytes that are not UTF-8 as such.
+    """
+    return text.isascii() or re.search("[\ud800-\udfff]", text) is None

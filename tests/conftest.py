@@ -37,6 +37,12 @@ def pytest_configure() -> None:
     logging.disable_progress_bar()
 
 
+@pytest.fixture
+def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what `datasets` caches in a folder of the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def processor() -> CaptionerProcessor:
     """Return a processor for images of 64x64 pixels and the words of `CAPTIONS`."""

@@ -22,9 +22,7 @@ from hf_captioner.data.rows import undecoded
 Content = dict[str, tuple[tuple[str, ...], bytes]]
 
 
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 def content(rows: Iterable[dict[str, Any]]) -> Content:

@@ -22,10 +22,7 @@ from pyarrow import parquet
 from hf_captioner import load_captions
 from hf_captioner.data.rows import open_row, undecoded
 
-
-@pytest.fixture(autouse=True)
-def datasets_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("datasets_cache")
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..data.loading import read_ahead
 from ..data.rows import read_pixels, undecoded
-from ..files import parse_json, read_json
+from ..files import is_utf8, parse_json, read_json
 from ..model.encoder_model import CaptionerEncoderOutput
 from ..model.modeling_captioner import CaptionerModel
 from ..model.modes import in_evaluation
@@ -203,6 +203,6 @@ def _read_records(path: Path) -> list[dict[str, Any]]:
             value = record.get(field)
             if not isinstance(value, kinds) or (isinstance(value, bool) and field == "image_id"):
                 raise ValueError(f"{name}: the {field} is {value!r:.40}, a {type(value).__name__}. Right is {EXAMPLE}.")
-            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+            if isinstance(value, str) and not is_utf8(value):
                 raise ValueError(f"{name}: the {field} has half a character (a lone surrogate).")
     return [record for _, record in records]

@@ -14,7 +14,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_captioner import CaptionerConfig
 from .encoders import ENCODERS
-from .model_inputs import check_pixel_values
+from .model_inputs import check_pixel_values, in_precision_of
 from .parts import find_part
 
 
@@ -93,9 +93,7 @@ class CaptionerEncoder(PreTrainedModel):
         Raises:
             ValueError: The images have another form.
         """
-        pixel_values = check_pixel_values(pixel_values)
-        precisions = (parameter.dtype for parameter in self.parameters() if parameter.is_floating_point())
-        return CaptionerEncoderOutput.of(self.part(pixel_values.to(next(precisions, pixel_values.dtype))))
+        return CaptionerEncoderOutput.of(self.part(in_precision_of(self, check_pixel_values(pixel_values))))
 
     def freeze(self) -> None:
         """Stop training the encoder and put it into evaluation mode, in which it stays."""

@@ -150,8 +150,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_JSON_BYTES:
         raise ValueError(f"{str(path)!r} is larger than {MAX_JSON_BYTES // 2**20} MiB.")
     data = path.read_bytes()
-    if data.startswith(LFS_POINTER):
-        raise ValueError(f"{str(path)!r} is a pointer of git-lfs, not the file itself. Run `git lfs pull`.")
+    refuse_pointer(path, data)
     try:
         content = json.loads(data, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as e:
@@ -161,6 +160,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} holds {type(content).__name__}, but must hold a JSON object, {{…}}.")
     check_depth(content, repr(str(path)))
     return content
+
+
+def refuse_pointer(path: Path, data: bytes) -> None:
+    """Raise a ValueError if the content of a file, or its beginning, is that of a pointer of git-lfs."""
+    if data.startswith(LFS_POINTER):
+        raise ValueError(f"{str(path)!r} is a pointer of git-lfs, not the file itself. Run `git lfs pull`.")
 
 
 def check_depth(value: Any, name: str, depth: int = MAX_DEPTH) -> None:
@@ -241,5 +246,4 @@ def _check_tokenizer(folder: Path) -> None:
     if tokenizer.stat().st_size > min(limit, 2**26):
         raise ValueError(f"{str(tokenizer)!r} is larger than a vocabulary of {words} words needs.")
     with tokenizer.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise ValueError(f"{str(tokenizer)!r} is a pointer of git-lfs, not the file itself. Run `git lfs pull`.")
+        refuse_pointer(tokenizer, file.read(len(LFS_POINTER)))

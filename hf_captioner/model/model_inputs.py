@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .configuration_captioner import CaptionerConfig
 from .objectives import IGNORED
@@ -24,6 +24,12 @@ def check_pixel_values(pixel_values: Any) -> Tensor:
             return pixel_values
         raise ValueError("pixel_values hold no image; give at least one.")
     raise ValueError(f"pixel_values are {_described(pixel_values)}; give those of processor(images=...), (B, 3, H, W).")
+
+
+def in_precision_of(module: nn.Module, values: Tensor) -> Tensor:
+    """Return values in the precision of a module's first floating-point weight, or as they are if it has none."""
+    precisions = (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point())
+    return values.to(next(precisions, values.dtype))
 
 
 def check_images(pixel_values: Any) -> None:

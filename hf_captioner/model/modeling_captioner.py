@@ -24,9 +24,9 @@ from .encoders import ENCODERS
 from .folder_check import check_folder, check_generation, one_line_errors
 from .generation import CaptionerGenerationMixin
 from .loss import captioning_loss
-from .model_inputs import caption_lengths, check_cells, check_ids, check_labels, check_words
+from .model_inputs import caption_lengths, check_cells, check_ids, check_labels, check_words, in_precision_of
 from .model_outputs import CaptionerOutput, CaptionerScores
-from .objectives import IGNORED, log_likelihood
+from .objectives import log_likelihood, words_before
 from .parts import build_part
 from .weights_check import check_encoder_weights, check_finite, check_weights, limited_parameters
 
@@ -278,10 +278,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
 
         if cache is None:
             cache = RecurrentCache(self.decoder.prepare(self.image_cells(pixel_values, encoder_outputs, cells)))
-        num_images, num_captioned = (
-            cache.memory.cells.shape[0],
-            (decoder_input_ids if labels is None else labels).shape[0],
-        )
+        num_images = cache.memory.cells.shape[0]
+        num_captioned = (decoder_input_ids if labels is None else labels).shape[0]
         if num_captioned % num_images if labels is None else num_captioned != num_images:
             raise ValueError(f"There are {num_images} images, but captions for {num_captioned}; give as many of both.")
         if lengths is not None:
@@ -347,8 +345,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             cells = check_cells(cells.cells if isinstance(cells, SharedCells) else cells, self.encoder.part.hidden_size)
         if torch.is_autocast_enabled(cells.device.type):
             return cells
-        precisions = (parameter.dtype for parameter in self.decoder.parameters() if parameter.is_floating_point())
-        return cells.to(next(precisions, cells.dtype))
+        return in_precision_of(self.decoder, cells)
 
     @torch.no_grad()
     def score(
@@ -409,9 +406,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         Returns:
             `(N, T)`, with the id of `<pad>` after the end of a caption.
         """
-        words = labels.masked_fill(labels == IGNORED, self.config.pad_token_id)
-        start = torch.full_like(words[:, :1], self.config.decoder_start_token_id)
-        return torch.cat([start, words[:, :-1]], dim=1)
+        return words_before(labels, self.config.decoder_start_token_id, self.config.pad_token_id)
 
     def _beam_search(
         self,

@@ -21,6 +21,12 @@ IGNORED = -100  # the label of positions that hold no word
 Count = Tensor | int | None  # words or captions in the whole optimizer step; None if the batch is the whole step
 
 
+def words_before(labels: Tensor, start: int, pad: int) -> Tensor:
+    """Return the id that is read before each label `(N, T)`: `start`, then all labels but the last, `pad` for -100."""
+    words = labels.masked_fill(labels == IGNORED, pad)
+    return torch.cat([torch.full_like(words[:, :1], start), words[:, :-1]], 1)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, num_items_in_batch: Count = None
 ) -> Tensor:

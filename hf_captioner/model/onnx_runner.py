@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from .folder_check import LFS_POINTER, check_generation, check_links, one_line_errors, read_json
+from .folder_check import check_generation, check_links, one_line_errors, read_json, refuse_pointer
 from .images import Box, ImageSource, Size, open_as_used
 from .onnx_search import Arrays, Captions, Settings, search
 from .pixels import PixelTransform, check_settings, visible_box, write_pixels
@@ -229,8 +229,7 @@ class OnnxCaptioner:
 def _checked_graph(path: Path) -> Path:
     """Return the path of an ONNX file, or raise a ValueError if it keeps weights in another file, of any name."""
     data = path.read_bytes()
-    if data.startswith(LFS_POINTER):
-        raise ValueError(f"{str(path)!r} is a pointer of git-lfs, not the file itself. Run `git lfs pull`.")
+    refuse_pointer(path, data)
     if b"\x0a\x08location\x12" in data:  # the first field of an entry of TensorProto.external_data
         raise ValueError(f"{str(path)!r} keeps weights in another file, which an export never does. It is not read.")
     return path

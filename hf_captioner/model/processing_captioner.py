@@ -13,7 +13,7 @@ from .captions import build_tokenizer
 from .folder_check import check_folder, one_line_errors
 from .image_processing_captioner import CaptionerImageProcessor
 from .images import ImageSource
-from .objectives import IGNORED
+from .objectives import IGNORED, words_before
 
 # B: images, K: captions of an image, T: ids of a caption, <end> included, H: height, W: width
 
@@ -108,7 +108,8 @@ class CaptionerProcessor(ProcessorMixin):
                 "give one caption, or one list of captions, for each image."
             )
         if len(features) == 2 and features["labels"].ndim == 2:
-            features["decoder_input_ids"] = self._words_to_read(features["labels"])
+            start, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
+            features["decoder_input_ids"] = words_before(features["labels"], start, pad)
         return BatchFeature(features, tensor_type=return_tensors)
 
     def _labels(self, text: Captions, padding: bool | str, **arguments: Any) -> torch.Tensor:
@@ -142,12 +143,6 @@ class CaptionerProcessor(ProcessorMixin):
         for (_, image, index), caption_ids in zip(positions, ids, strict=True):
             labels[image, index, : len(caption_ids)] = torch.tensor(caption_ids)
         return labels[:, 0] if is_single else labels
-
-    def _words_to_read(self, labels: torch.Tensor) -> torch.Tensor:
-        """Return `<start>` and all ids of labels `(B, T)` but the last."""
-        words = labels.masked_fill(labels == IGNORED, self.tokenizer.pad_token_id)
-        start = torch.full_like(words[:, :1], self.tokenizer.bos_token_id)
-        return torch.cat([start, words[:, :-1]], 1)
 
     def decode(self, token_ids: Any, skip_special_tokens: bool = True, **kwargs: Any) -> str:
         """Turn the ids of one caption, `(T,)`, into text, by default without special tokens."""

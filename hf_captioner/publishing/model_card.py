@@ -13,6 +13,7 @@ from timm.models import get_pretrained_cfg
 
 from ..evaluation.protocol import describe_metrics, software_versions
 from ..evaluation.results import Results
+from ..files import parse_fields
 from ..model.configuration_captioner import CaptionerConfig
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
@@ -207,14 +208,10 @@ def _read_recipe(path: str | Path | None, model_folder: str) -> dict[str, Any]:
             return {}
     name = f"The recipe {str(path)!r}"
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        # An alias is a reference to another part, of which a few make a file that never ends.
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("it has aliases (*name)")
-        fields = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ValueError(f"{name} can't be read as YAML: {' '.join(str(e).split())}.") from e
-    if not isinstance(fields, dict):
+        fields = parse_fields(Path(path).read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise ValueError(f"{name} can't be read as YAML: {e}.") from e
+    if not fields:
         raise ValueError(f"{name} holds no fields. Give the recipe.yaml that the training wrote.")
     for field in ("license", "encoder_name", *PATH_FIELDS):
         if not isinstance(fields.get(field), str | None):

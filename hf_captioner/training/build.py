@@ -21,6 +21,7 @@ from ..data.digests import data_digests
 from ..data.loading import StepLoader, StepSampler, num_cores
 from ..data.rows import select_usable_rows
 from ..errors import first_line, is_out_of_memory
+from ..files import parse_fields
 from ..interruption import Interruption
 from ..model.captions import bad_endings, build_tokenizer
 from ..model.image_processing_captioner import CaptionerImageProcessor
@@ -28,7 +29,7 @@ from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
 from .accelerator import build_accelerator, raise_everywhere
 from .checkpoints import Checkpoint, Checkpoints
-from .recipe import Recipe, parse_fields
+from .recipe import Recipe
 from .rewards import CaptionReward, Rewards
 from .run import DIGEST, Run
 from .stages import EncoderTraining, Likelihood, Objective, Optimization, Stage

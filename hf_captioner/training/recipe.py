@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
 from ..cli import CommandParser
+from ..files import parse_fields
 
 logger = logging.getLogger(__name__)
 
@@ -85,41 +84,6 @@ def _kind(hint: Any) -> tuple[type, tuple[str, ...]]:
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     return (str, get_args(hint)) if get_origin(hint) is Literal else (hint, ())
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, without what grows out of a small file or is easily overlooked in it."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases: ten lines of them make a value of gigabytes."""
-        if self.check_event(yaml.AliasEvent):
-            event = self.get_event()
-            raise ComposerError(None, None, f"*{event.anchor} refers to another value", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse a name that is given twice, of which YAML takes the last."""
-        mapping = super().construct_mapping(node, deep)
-        names = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if len(mapping) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise ConstructorError(None, None, f"{twice} is given twice", node.start_mark)
-        return mapping
-
-
-def parse_fields(text: str) -> dict[str, Any]:
-    """Parse YAML text that holds names with values.
-
-    Raises:
-        ValueError: It holds something else, or is nested too deeply.
-    """
-    try:
-        values = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as e:
-        raise ValueError(" ".join(str(e).split())) from e
-    if not isinstance(values or {}, dict):
-        raise ValueError(f"it holds a {type(values).__name__}, not names with values")
-    return values or {}
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from .caption_columns import Columns, captions_in_row, find_columns, has_columns, parse_list
-from .damage import Damage, shortened
+from .damage import Damage, located, shortened
 from .image_folder import ImageFolder
 from .parquet_files import read_rows
-from .splits import canonical_split, split_in_path
+from .splits import checked_split, split_in_path
 from .table_rows import csv_rows, json_rows
 from .text_files import read_json, text_lines
 
@@ -74,7 +74,7 @@ def read_karpathy(folder: ImageFolder, file: str, damage: Damage) -> Iterator[Re
             if split == "restval":
                 damage.repaired(f"{file}: images of restval counted as training", name)
             image_id = str(_field(image, "cocoid", location, int, str)) if "cocoid" in image else None
-            base, split = _base(file, name), _checked_split(split, location)
+            base, split = _base(file, name), checked_split(split, location)
             yield Record(name, captions, location, base, image_id=image_id, split=split, number=0)
 
 
@@ -165,10 +165,8 @@ def _build_record(row: Mapping[str, Any], columns: Columns, location: str, file:
     if isinstance(name, bool) or not isinstance(name, str | int):
         raise ValueError(f"{location}, has {shortened(str(name))} as {columns.image}; wanted is the name of a file.")
     present = [column for column in columns.captions if row.get(column) not in (None, "")]
-    try:
+    with located(location):
         captions = captions_in_row(row, present)
-    except ValueError as e:
-        raise ValueError(f"{location}: {e}") from e
     if not captions:
         raise ValueError(f"{location}, has no {columns.captions[0]}.")
     image_id = row.get(columns.image_id) if columns.image_id else None
@@ -180,7 +178,7 @@ def _build_record(row: Mapping[str, Any], columns: Columns, location: str, file:
         location,
         folder=os.path.dirname(file),
         image_id=None if image_id is None or image_id == "" else str(image_id),
-        split=_checked_split(str(split), location) if split else split_in_path(file),
+        split=checked_split(str(split), location) if split else split_in_path(file),
         number=None if is_single and len(captions) == 1 else 0,
     )
 
@@ -203,14 +201,6 @@ def read_text_pairs(folder: ImageFolder, files: Sequence[str], damage: Damage) -
 def _base(file: str, name: str) -> str:
     """Return the folder from which a name in a JSON file is to be followed; "" for the data set's folder."""
     return os.path.dirname(file) if ".." in name else ""
-
-
-def _checked_split(name: str, location: str) -> str:
-    """Return the canonical form of a split's name, or raise a ValueError if no split can have this name."""
-    split = canonical_split(name)
-    if not re.fullmatch(r"\w+(\.\w+)*", split):
-        raise ValueError(f"{location}, has the split {shortened(name)}; names of splits are letters and digits.")
-    return split
 
 
 def _entries(content: Any, name: str, file: str) -> Iterator[tuple[str, dict[str, Any]]]:

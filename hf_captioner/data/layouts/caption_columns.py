@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from ...files import is_utf8
 from ...model.images import IMAGE_SUFFIXES
 from .damage import Damage, shortened
 
@@ -188,7 +189,7 @@ def _clean_caption(caption: str, location: str, damage: Damage) -> str:
         damage.repaired("Captions with HTML's entities such as &quot;, replaced", location)
     if NAMED_IMAGE.search(cleaned):
         damage.repaired("Captions that name an image's file, kept whole", location)
-    if not cleaned.isascii() and re.search("[\ud800-\udfff]", cleaned):
+    if not is_utf8(cleaned):
         raise ValueError(f"{location}, has a caption with half a character: {shortened(cleaned)}.")
     return cleaned
 

@@ -6,9 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ...errors import shortened_message
+
 NAMES_SHOWN = 10
 LONGEST_NAME = 200  # characters of a name in a message
-LONGEST_MESSAGE = 1000  # characters; what is longer quotes something that nobody would read
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +77,11 @@ def located(location: str) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Return a text for a message: in one line, with an ellipsis in the middle of a very long one.
+    """Return a text for a message: in one line, without the middle of a very long one.
 
     Line breaks, control characters and halves of characters are escaped.
     """
-    if len(text) > LONGEST_MESSAGE:
-        text = f"{text[: LONGEST_MESSAGE - 100]} … {text[-97:]}"
+    text = shortened_message(text)
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

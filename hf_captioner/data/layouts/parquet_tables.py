@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +9,18 @@ from typing import Any, NamedTuple
 from datasets import Dataset, IterableDataset, NamedSplit
 
 from .caption_columns import IMAGE_COLUMNS, Columns, find_columns
-from .damage import Damage, shortened
+from .damage import Damage
 from .image_folder import ImageFolder
 from .parquet_files import column_type, is_text, open_parquet, read_rows
-from .splits import Splits, assign_split, canonical_split, image_digest, missing_splits, split_in_path
+from .splits import (
+    Splits,
+    assign_split,
+    canonical_split,
+    checked_split,
+    image_digest,
+    missing_splits,
+    split_in_path,
+)
 from .stored_rows import (
     Resolve,
     build_row,
@@ -57,10 +64,7 @@ def read_parquet(folder: ImageFolder, files: list[str], damage: Damage, streamin
     if len(shards) == 1 and columns.split is not None:
         (only,) = shards.values()
         values = _split_values(only, columns.split, damage)
-        shards = dict.fromkeys(values, only)
-        for name in values:
-            if not re.fullmatch(r"\w+(\.\w+)*", name):
-                raise ValueError(f"{source}: {shortened(name)} in the column {columns.split!r} is no name of a split.")
+        shards = {checked_split(name, source): only for name in values}
     missing = missing_splits(shards, damage.report)
     streams: dict[str, IterableDataset] = {}
     stored: dict[str, Dataset] = {}

@@ -10,12 +10,11 @@ from functools import partial
 from itertools import combinations
 from typing import Any, NamedTuple
 
-import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, IterableDataset
 
 from ...model.images import is_url
-from .damage import join_names
+from .damage import join_names, shortened
 
 Splits = Mapping[str, Dataset | IterableDataset]  # by the names of splits
 
@@ -31,6 +30,14 @@ TENTHS = {"validation": 8, "test": 9}
 def canonical_split(name: str) -> str:
     """Return the canonical form of a split's name: `val` and `dev` become `validation`; unknown names stay."""
     return CANONICAL_NAMES.get(name.strip().lower(), name.strip())
+
+
+def checked_split(name: str, location: str) -> str:
+    """Return the canonical form of a split's name, or raise a ValueError if no split can have this name."""
+    split = canonical_split(name)
+    if not re.fullmatch(r"\w+(\.\w+)*", split):
+        raise ValueError(f"{location}, has the split {shortened(name)}; names of splits are letters and digits.")
+    return split
 
 
 def split_in_path(path: str) -> str | None:
@@ -129,12 +136,10 @@ class _ImageFiles:
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
         self.ids = [str(name) for name in dataset["image_id"][:]]
-        # The lengths of bytes in a table are known without reading them.
-        images = image_column(dataset)
-        lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
-        paths = pc.struct_field(images, "path").to_pylist()
+        lengths, paths = image_files(dataset)
         self.sizes = [
-            length if length is not None else _file_size(path) for length, path in zip(lengths, paths, strict=True)
+            length if length is not None else _file_size(path or "")
+            for length, path in zip(lengths, paths, strict=True)
         ]
         self.names = [os.path.basename(path or name) for path, name in zip(paths, self.ids, strict=True)]
         if len(set(self.names)) < len(self.names):  # names that repeat within a split identify no image
@@ -163,9 +168,11 @@ def _file_size(path: str) -> int | None:
         return None
 
 
-def image_column(dataset: Dataset) -> pa.ChunkedArray:
-    """Return the images of a data set as an Arrow array, without reading their bytes."""
-    return dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
+def image_files(dataset: Dataset) -> tuple[list[int | None], list[str | None]]:
+    """Return the number of bytes and the path of each image, None where there is none, without reading the bytes."""
+    images = dataset.with_format("arrow")[:]["image"] if dataset._indices else dataset.data["image"]
+    lengths = pc.binary_length(pc.struct_field(images, "bytes"))
+    return lengths.to_pylist(), pc.struct_field(images, "path").to_pylist()
 
 
 def image_digest(image: Mapping[str, Any]) -> bytes:

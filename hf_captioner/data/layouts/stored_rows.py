@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
-import pyarrow.compute as pc
 from datasets import Dataset, Features, List, NamedSplit, Value
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetGenerationError
@@ -17,7 +16,7 @@ from ..rows import undecoded
 from .caption_columns import Columns, captions_in_row, clean_captions
 from .damage import Damage, located, shortened
 from .image_folder import ImageFolder
-from .splits import assign_splits, image_column, image_digest
+from .splits import assign_splits, image_digest, image_files
 
 Resolve: TypeAlias = Callable[[str], str]  # from an image's path or URL to that at which it may be opened
 
@@ -116,9 +115,7 @@ def resolve_images(dataset: Dataset, locations: Sequence[str], damage: Damage, r
         damage: Collector of what is refused.
         resolve: Function that checks a path or URL, and returns that at which the image may be opened.
     """
-    images = image_column(dataset)
-    lengths = pc.binary_length(pc.struct_field(images, "bytes")).to_pylist()
-    paths = pc.struct_field(images, "path").to_pylist()
+    lengths, paths = image_files(dataset)
     resolved: dict[int, str] = {}
     broken = set()
     for index in (i for i, length in enumerate(lengths) if not length):

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, NamedSplit
 
 from ...errors import first_line
-from ...files import parse_json
+from ...files import is_utf8, parse_json
 from ...model.images import IMAGE_SUFFIXES, is_image_name
 from .caption_columns import ID_COLUMNS, captions_in_row, clean_captions
 from .damage import Damage, located
@@ -124,7 +124,7 @@ def _build_row(shard: str, key: str, files: Mapping[str, bytes], damage: Damage)
             with located(location):
                 found = captions_in_row(fields)
             image_id = str(next((fields[name] for name in ID_COLUMNS if name in fields), key))
-            if _is_not_utf8(image_id):
+            if not is_utf8(image_id):
                 raise ValueError(f"{location} has an id with half a character.")
         # img2dataset writes each caption to a text file and, among other fields, to a JSON file.
         captions += [caption for caption in found if caption.strip() not in {known.strip() for known in captions}]
@@ -168,7 +168,7 @@ def _read_members(shard: str, damage: Damage, read_images: bool) -> Iterator[tup
             is_image, is_text = is_image_name(member.name), member.name.lower().endswith((*TEXT_SUFFIXES, ".json"))
             if member.isdir():
                 continue
-            if _is_not_utf8(member.name):
+            if not is_utf8(member.name):
                 damage.broken(f"{shard}: the name {member.name!a} is not UTF-8.")
             elif member.name.startswith("/") or ".." in PurePosixPath(member.name).parts:
                 damage.broken(f"{shard}: {member.name!r} leaves the data set's folder.")
@@ -188,11 +188,6 @@ def _read_members(shard: str, damage: Damage, read_images: bool) -> Iterator[tup
                 yield member.name, b""
     except tarfile.ReadError as e:
         damage.broken(f"{shard} can't be read to its end: {e}")
-
-
-def _is_not_utf8(name: str) -> bool:
-    """Return whether a name holds bytes that are not UTF-8, which Python keeps as halves of characters."""
-    return any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _members(shard: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:

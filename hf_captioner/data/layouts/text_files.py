@@ -13,7 +13,7 @@ from typing import Any
 
 from charset_normalizer import from_bytes
 
-from ...files import parse_json
+from ...files import is_utf8, parse_json
 from .damage import Damage, shortened
 from .image_folder import ImageFolder
 
@@ -61,7 +61,7 @@ def text_lines(folder: ImageFolder, file: str, damage: Damage) -> Lines:
         return _intact(lines, file, damage, SHIFTED)
     if len(head) - len(head.translate(None, CONTROLS)) > max(4, MAX_CONTROLS * len(head)):
         raise ValueError(f"{file} is not a text file.")
-    if not text.isascii() and (broken := [(number, line) for number, line in lines if not _is_utf8(line)]):
+    if not text.isascii() and (broken := [(number, line) for number, line in lines if not is_utf8(line)]):
         num_intact = sum(not line.isascii() for _, line in lines) - len(broken)
         western = content.decode("cp1252", "replace")
         if not num_intact and _looks_right(western):
@@ -116,15 +116,10 @@ def _intact(lines: Lines, file: str, damage: Damage, damaged: re.Pattern[str] = 
         with damage.skipping():
             if damaged.search(line):
                 raise ValueError(f"{file}, line {number}, has bytes that are no text: bytes are missing or damaged.")
-            if not line.isascii() and not _is_utf8(line):
+            if not is_utf8(line):
                 raise ValueError(_not_utf8(file, number, line))
             intact.append((number, line))
     return intact
-
-
-def _is_utf8(line: str) -> bool:
-    """Return whether a line that was decoded with `surrogateescape` was UTF-8."""
-    return re.search("[\ud800-\udfff]", line) is None
 
 
 def _not_utf8(file: str, number: int, line: str, hint: str = "") -> str:
