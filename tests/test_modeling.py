@@ -94,6 +94,19 @@ def test_beams_share_one_memory(tiny_model, pixel_values):
     assert calls == [(3, 16, model.encoder.part.hidden_size)]  # once, for three images, not for fifteen beams
 
 
+def test_projection_is_a_linear_layer_with_relu_before_the_decoder(tiny_model, pixel_values, labels):
+    model = tiny_model(projection_size=12)
+    cells = model.encoder(pixel_values).last_hidden_state
+    projected = torch.relu(cells @ model.projection.weight.T + model.projection.bias)
+    memory = model.prepare_memory(cells)
+    assert torch.allclose(memory.cells, projected, atol=1e-6) and memory.cells.shape[-1] == 12
+    model.freeze_encoder()
+    model(pixel_values, labels=labels).loss.backward()
+    trained = {id(parameter) for parameter in model.decoder_parameters()}
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert all(parameter.grad is not None for parameter in model.decoder_parameters())
+
+
 def test_frozen_encoder_stays_as_it_is(tiny_model, pixel_values, labels):
     model = tiny_model()
     model.freeze_encoder()

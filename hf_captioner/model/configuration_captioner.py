@@ -12,7 +12,13 @@ from transformers import PreTrainedConfig
 from .folder_check import REFUSED_ENTRIES, check_depth, check_folder, one_line_errors
 
 # Largest values. They are far above what any captioner needs, and below what a machine can't build.
-MAX_SIZES = {"attention_size": 2**16, "vocab_size": 2**22, "embedding_size": 2**16, "hidden_size": 2**16}
+MAX_SIZES = {
+    "attention_size": 2**16,
+    "vocab_size": 2**22,
+    "embedding_size": 2**16,
+    "hidden_size": 2**16,
+    "projection_size": 2**16,
+}
 MAX_NUMBER = 2**16  # of the arguments of parts: layers, heads, channels, ...
 MAX_PIXELS = 1536  # of their arguments img_size, window_size and the like
 # Arguments of encoders that say where weights come from. That is never stored: a captioner's own weights are, and
@@ -45,6 +51,8 @@ class CaptionerConfig(PreTrainedConfig):
         vocab_size: V, the number of words, special tokens included.
         embedding_size: E, the width of a word embedding.
         hidden_size: D, the width of the decoder's state.
+        projection_size: Width to which a linear layer with ReLU projects image cells for the decoder; None to keep the
+            encoder's.
         gate: Whether to scale the context by a scalar β that is computed from the state (Xu et al. 2015, sec. 4.2.1).
         deep_output: Whether to compute words from state, context and previous word (Xu et al. 2015, eq. 7) instead of
             the state alone.
@@ -74,6 +82,7 @@ class CaptionerConfig(PreTrainedConfig):
     vocab_size: int = 10000
     embedding_size: int = 512
     hidden_size: int = 512
+    projection_size: int | None = None
     gate: bool = True
     deep_output: bool = False
     memory_dropout: float | int = 0.0
@@ -93,10 +102,13 @@ class CaptionerConfig(PreTrainedConfig):
     def validate_sizes(self) -> None:
         """Check that sizes are positive and that the ids of special tokens are in the vocabulary."""
         for name, largest in MAX_SIZES.items():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1.")
-            if getattr(self, name) > largest:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at most {largest}.")
+            size = getattr(self, name)
+            if size is None:
+                continue
+            if size < 1:
+                raise ValueError(f"{name} is {size}, but must be at least 1.")
+            if size > largest:
+                raise ValueError(f"{name} is {size}, but must be at most {largest}.")
         for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             token = getattr(self, name)
             if isinstance(token, int) and not 0 <= token < self.vocab_size:

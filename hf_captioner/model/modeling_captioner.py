@@ -16,7 +16,7 @@ from transformers import initialization as init
 
 from .attentions import ATTENTIONS
 from .configuration_captioner import CaptionerConfig
-from .decoder_interface import RecurrentCache, check_fit, run_decoder
+from .decoder_interface import Memory, RecurrentCache, check_fit, run_decoder
 from .decoders import DECODERS
 from .decoding import beam_search, can_drop_images
 from .encoder_model import CaptionerEncoder, SharedCells
@@ -59,7 +59,9 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
     def __init__(self, config: CaptionerConfig, encoder: CaptionerEncoder | None = None) -> None:
         super().__init__(config)
         self.encoder = CaptionerEncoder(config) if encoder is None else encoder
-        memory_size = int(self.encoder.part.hidden_size)
+        channels = int(self.encoder.part.hidden_size)
+        self.projection = None if config.projection_size is None else nn.Linear(channels, config.projection_size)
+        memory_size = config.projection_size or channels
         attention = build_part(
             ATTENTIONS,
             config.attention_type,
@@ -186,6 +188,11 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         """Train the encoder, or only its last stages; see `CaptionerEncoder.unfreeze`."""
         self.encoder.unfreeze(from_stage=from_stage, freeze_batch_norm=freeze_batch_norm)
 
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """Return all parameters but the encoder's: those of the decoder and, before it, of the projection."""
+        projection = [] if self.projection is None else self.projection.parameters()
+        return [*projection, *self.decoder.parameters()]
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the word embedding."""
         return self.decoder.embedding
@@ -277,7 +284,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             check_ids(decoder_input_ids, self.config)
 
         if cache is None:
-            cache = RecurrentCache(self.decoder.prepare(self.image_cells(pixel_values, encoder_outputs, cells)))
+            cache = RecurrentCache(self.prepare_memory(self.image_cells(pixel_values, encoder_outputs, cells)))
         num_images = cache.memory.cells.shape[0]
         num_captioned = (decoder_input_ids if labels is None else labels).shape[0]
         if num_captioned % num_images if labels is None else num_captioned != num_images:
@@ -347,6 +354,14 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             return cells
         return in_precision_of(self.decoder, cells)
 
+    def prepare_memory(self, cells: Tensor) -> Memory:
+        """Return what the decoder reads of image cells `(B, P, C)`, which are projected if the configuration says so.
+
+        The projection and its ReLU are those of ImageCaptioning.pytorch (`att_embed`).
+        """
+        memory: Memory = self.decoder.prepare(cells if self.projection is None else torch.relu(self.projection(cells)))
+        return memory
+
     @torch.no_grad()
     def score(
         self,
@@ -385,7 +400,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         check_words(targets, None, caption_lengths(targets), self.config)
         if captions.ndim == 2:
             captions = captions.expand(num_images, -1, -1)
-        memory = self.decoder.prepare(cells)
+        memory = self.prepare_memory(cells)
         chunk = max(1, SCORED_AT_ONCE // (num_images * captions.shape[2] * self.config.vocab_size))
         word_scores = []
         for labels in captions.split(chunk, 1):

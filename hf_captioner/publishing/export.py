@@ -181,12 +181,12 @@ class _EncoderGraph(nn.Module):
 
     def __init__(self, model: CaptionerModel) -> None:
         super().__init__()
-        self.encoder, self.decoder = model.encoder.part, model.decoder
+        self.model = model
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         """Encode pixels; return the fields of a `Memory` and the decoder's first state, tensors `(B, 1, D)`."""
-        memory: Memory = self.decoder.prepare(self.encoder(pixel_values))
-        state = self.decoder.initial_state(memory, 1)
+        memory = self.model.prepare_memory(self.model.encoder.part(pixel_values))
+        state = self.model.decoder.initial_state(memory, 1)
         return memory.cells, memory.keys, memory.mean, *(tensor.unsqueeze(1) for tensor in state)
 
 

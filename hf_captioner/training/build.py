@@ -158,6 +158,7 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
             vocab_size=len(tokenizer),
             embedding_size=options.embedding_size,
             hidden_size=options.hidden_size,
+            projection_size=options.projection_size,
             tie_word_embeddings=options.tie_word_embeddings,
             gate=options.gate,
             deep_output=options.deep_output,

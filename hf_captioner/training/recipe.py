@@ -130,6 +130,9 @@ class ModelOptions(Options):
     )
     embedding_size: int = option(128, "Width of a word embedding.", low=1)
     hidden_size: int = option(256, "Width of the decoder's hidden state.", low=1)
+    projection_size: int | None = option(
+        None, "Width to which image cells are projected; by default they keep the encoder's.", low=1
+    )
     tie_word_embeddings: bool = option(False, "Use the word embeddings as weights of the output layer too.")
     word_vectors: str | None = option(None, "Text file of word vectors, such as GloVe's, that embeddings start from.")
     gate: bool = option(False, "Scale the attended context by a learned gate.")

@@ -177,7 +177,7 @@ class Run:
         """Freeze or unfreeze the encoder, and build the optimizer and the scheduler of the current stage."""
         assert self.stage is not None
         settings, encoder = self.optimization, self.stage.encoder
-        groups: list[dict[str, Any]] = [{"params": [*self.model.decoder.parameters()], "lr": self.stage.learning_rate}]
+        groups: list[dict[str, Any]] = [{"params": self.model.decoder_parameters(), "lr": self.stage.learning_rate}]
         if encoder is None:
             self.model.freeze_encoder()
         else:
