@@ -21,6 +21,7 @@ from .model.modeling_captioner import CaptionerModel as CaptionerModel
 from .model.onnx_runner import OnnxCaptioner as OnnxCaptioner
 from .model.pipeline_captioner import ImageCaptioningPipeline as ImageCaptioningPipeline
 from .model.processing_captioner import CaptionerProcessor as CaptionerProcessor
+from .pretrained import PHOTOGRAPHS as PHOTOGRAPHS
 from .publishing.hub import export_folder as export_folder
 from .publishing.hub import push as push
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import first_line, is_out_of_memory, shortened_message
 from .interruption import Interrupted
+from .pretrained import captioner_path
 
 if TYPE_CHECKING:
     from .model.modeling_captioner import CaptionerModel
@@ -89,7 +90,7 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     """Load a saved captioner and its processor from a folder or the Hub.
 
     Args:
-        folder: Folder in which it was saved, or its id on the Hub.
+        folder: Folder in which it was saved, its id on the Hub, or `photographs`, the captioner of this package.
         hub: `revision`, `subfolder`, `token` and `cache_dir`, as `from_pretrained` takes them.
 
     Raises:
@@ -99,7 +100,7 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
     from .model.modeling_captioner import CaptionerModel
     from .model.processing_captioner import CaptionerProcessor
 
-    path = Path(folder)
+    path = Path(folder := captioner_path(folder))
     if path.exists() and not (path / hub.get("subfolder", "") / "config.json").is_file():
         raise FileNotFoundError(
             f"{str(path / hub.get('subfolder', ''))!r} holds no model: it has no config.json. Give the output folder "
@@ -110,7 +111,7 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
         processor = CaptionerProcessor.from_pretrained(folder, **hub)
         _check_fit(model, processor)
     except (OSError, ValueError) as e:
-        raise ValueError(f"No captioner can be loaded from {str(folder)!r}: {first_line(e)}") from e
+        raise ValueError(f"No captioner can be loaded from {folder!r}: {first_line(e)}") from e
     return model.eval(), processor
 
 

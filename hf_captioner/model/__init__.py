@@ -6,6 +6,8 @@ Importing this package registers them with transformers.
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .. import __version__
+from ..pretrained import PHOTOGRAPHS
 from .configuration_captioner import CaptionerConfig
 from .image_processing_captioner import CaptionerImageProcessor
 from .modeling_captioner import CaptionerModel
@@ -21,5 +23,9 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(CaptionerConfig, CaptionerProcessor)
 PIPELINE_REGISTRY.register_pipeline(
-    "image-captioning", pipeline_class=ImageCaptioningPipeline, pt_model=AutoModelForImageTextToText, type="multimodal"
+    "image-captioning",
+    pipeline_class=ImageCaptioningPipeline,
+    pt_model=AutoModelForImageTextToText,
+    default={"model": (PHOTOGRAPHS, __version__)},
+    type="multimodal",
 )
