@@ -192,6 +192,23 @@ def test_cells_are_encoded_once(frozen, processor, rows, cache, tmp_path):
     assert not np.array_equal(plain, cells)
 
 
+def test_cells_from_a_stage_are_those_from_the_image(frozen, processor, rows, cache):
+    inputs = cache(rows, stage=3)
+    assert inputs.dtype == np.float16 and inputs.shape == (len(rows), 48, 8, 8)
+    later = copy.deepcopy(frozen)
+    for parameter in later.encoder.part.body.layer4.parameters():
+        parameter.data.mul_(1.5)
+    keys = [cells_key(model.encoder, processor.image_processor, rows, 3) for model in (frozen, later)]
+    assert keys[0] == keys[1]  # trained stages play no role
+    assert cells_key(frozen.encoder, processor.image_processor, rows, 2) != keys[0]
+    from_stage = cached_cells(
+        later.encoder, processor.image_processor, rows, cache_dir=cache.keywords["cache_dir"], stage_inputs=(inputs, 3)
+    )
+    whole = cached_cells(later.encoder, processor.image_processor, rows, cache_dir=cache.keywords["cache_dir"])
+    np.testing.assert_allclose(from_stage, whole, rtol=5e-3, atol=5e-3)  # of half precision, twice
+    assert not np.allclose(whole, cache(rows), rtol=5e-2, atol=5e-3)
+
+
 def zeroed(data: bytes, start: int, end: int | None = None) -> bytes:
     end = len(data) if end is None else end
     return data[:start] + bytes(end - start) + data[end:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hf_captioner import CaptionerModel, CaptionerProcessor
+from hf_captioner.data import cells as cells_module
 from hf_captioner.data.collator import CaptionCollator
+from hf_captioner.data.rows import read_pixels
 from hf_captioner.model.objectives import sampling_probability
 from hf_captioner.model.packing import PackedOrder
+from hf_captioner.training.recipe import Recipe
+from hf_captioner.training.train import train
 
 TinyModel = Callable[..., CaptionerModel]
 
@@ -122,6 +127,60 @@ def test_encoder_is_trained_from_a_stage_on(tiny_model: TinyModel) -> None:
         model.unfreeze_encoder(from_stage=5)
     model.freeze_encoder()
     assert not model.train().encoder.training
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"), [("test_resnet", 3), ("test_efficientnet", 4), ("test_convnext", 3), ("test_byobnet", 2)]
+)
+def test_training_from_a_stage_on_needs_no_more_than_its_inputs(tiny_model: TinyModel, name: str, stage: int) -> None:
+    """Compare loss and gradients with those of training on images."""
+    model = tiny_model(encoder_name=name, encoder_kwargs={}, output_dropout=0.0)
+    assert model.encoder.can_divide(stage) and not model.encoder.can_divide(0)
+    model.unfreeze_encoder(from_stage=stage)
+    pixel_values, labels = torch.randn(2, 3, 64, 64), captions_of(model, 2)
+    results = []
+    for is_divided in (False, True):
+        inputs = {"pixel_values": pixel_values}
+        if is_divided:
+            stage_inputs = model.encoder.part.input_of_stage(pixel_values, stage).detach()
+            inputs = {"stage_inputs": stage_inputs, "from_stage": stage}
+        model.zero_grad()
+        loss = model.train()(**inputs, labels=labels).loss
+        loss.backward()
+        results.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (loss, gradients), (other_loss, other_gradients) = results
+    assert torch.allclose(loss, other_loss, atol=1e-6) and gradients.keys() == other_gradients.keys()
+    assert any(n.startswith("encoder.") for n in gradients)
+    assert all(torch.allclose(gradients[n], other_gradients[n], rtol=1e-4, atol=1e-6) for n in gradients)
+
+
+def test_an_encoder_that_adds_something_between_its_modules_is_not_divided(tiny_model: TinyModel) -> None:
+    model = tiny_model(encoder_name="test_vit", encoder_kwargs={"img_size": 64})
+    assert not any(model.encoder.can_divide(stage) for stage in range(1, 4))  # its position embeddings
+
+
+def test_fine_tuning_of_the_last_stages_reads_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train in three stages of which the images are read once, and cells after fine-tuning come from the cache."""
+    opened: list[int] = []
+
+    def read(rows: Any, image_processor: Any) -> Tensor:
+        opened.append(len(rows))
+        return read_pixels(rows, image_processor)
+
+    monkeypatch.setattr(cells_module, "read_pixels", read)
+    sizes = {name: 16 for name in ("hidden_size", "embedding_size", "attention_size")}
+    recipe = Recipe.from_fields(
+        **{**sizes, "max_images": 12, "batch_size": 4, "max_length": 9, "num_beams": 1, "final_num_beams": 1},
+        **{"epochs": 1, "finetune_epochs": 1, "reward_epochs": 1, "freeze_encoder": True, "encoder_from_stage": 3},
+        **{"output_dir": str(tmp_path / "out"), "cache_dir": str(tmp_path / "cells"), "num_workers": 0},
+        tracking="none",
+    )
+    trained = train(recipe)
+    assert sum(opened) == 12 + 12 + 2  # train and validation, and one image of each to learn the shape
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [record["stage"] for record in log] == ["Epoch", "Encoder", "Rewards"]
+    assert len([*(tmp_path / "cells").glob("*.npy")]) == 6  # inputs, cells before and after, of both splits
+    assert trained.model.encoder.can_divide(3)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_model: TinyModel) -> None:

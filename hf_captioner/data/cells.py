@@ -1,4 +1,7 @@
-"""Cached image cells: a frozen encoder computes the grid cells of image features once, and they are kept on disk."""
+"""Cached image cells: a frozen encoder computes the grid cells of image features once, and they are kept on disk.
+
+Where only the last stages of the encoder are trained, what enters the first of these is kept instead.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +42,19 @@ CHECKSUM = np.dtype("<u4")  # CRC-32 of the cells of an image; those of all imag
 
 @dataclass
 class Split:
-    """A split that is ready to be read: undecoded rows and, if they are cached, the cells of their images."""
+    """A split that is ready to be read: undecoded rows and, if they are cached, features of their images.
+
+    Args:
+        rows: Undecoded rows.
+        features: Image cells `(images, P, C)` or, with `from_stage`, what enters that stage of the encoder.
+        mirrored_features: The same of the mirrored images.
+        from_stage: Stage of the encoder that reads the features; None for cells, which the decoder reads.
+    """
 
     rows: Dataset
-    cells: np.ndarray | None = None  # (images, P, C)
-    mirrored_cells: np.ndarray | None = None  # (images, P, C), of the mirrored images
+    features: np.ndarray | None = None
+    mirrored_features: np.ndarray | None = None
+    from_stage: int | None = None
 
 
 def default_cache_dir() -> Path:
@@ -59,6 +70,8 @@ def cached_cells(
     dataset: Dataset,
     *,
     mirrored: bool = False,
+    stage: int | None = None,
+    stage_inputs: tuple[np.ndarray, int] | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     check: bool = True,
@@ -71,19 +84,35 @@ def cached_cells(
     name only once it is complete, and a checksum of each image's cells is at its end. A file that was damaged since, or
     one of version 0.1.0, which has no checksums, is written anew.
 
-    The encoder must be in evaluation mode, and the rows undecoded. With `mirrored`, images are encoded mirrored left to
-    right. The cache is in `cache_dir`, by default `default_cache_dir()`. Without `check`, for processes that come after
-    one that has checked, the checksums are not compared: that takes a second for about 2 GB that are in memory.
+    Args:
+        encoder: Encoder in evaluation mode.
+        image_processor: Processor of the captioner's images.
+        dataset: Undecoded rows.
+        mirrored: Whether to encode images mirrored left to right.
+        stage: Stage of the encoder whose input is wanted in place of cells; later stages play no role.
+        stage_inputs: What this function returned for a stage, and the number of that stage: the cells are computed
+            from there, and no image is opened.
+        cache_dir: Folder of the cache, by default `default_cache_dir()`.
+        batch_size: Number of images encoded at once.
+        check: Whether to compare the checksums, which takes a second for about 2 GB that are in memory. Processes that
+            come after one that has compared them need not.
+        show_progress: Whether to show a progress bar.
 
     Returns:
-        Read-only float16 array `(images, P, C)`.
+        Read-only float16 array `(images, P, C)`; with `stage`, `(images, …)`.
 
     Raises:
         OSError: The cells do not fit on the disk, or can't be written; nothing was written.
     """
-    assert not encoder.training, "cells of an encoder in training mode depend on the batch"
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    key = f"{cells_key(encoder, image_processor, dataset)}{'-mirrored' if mirrored else ''}"
+    source = _Source(encoder, image_processor, dataset, mirrored, stage, stage_inputs)
+    key = "".join(
+        [
+            cells_key(encoder, image_processor, dataset, stage),
+            f"-from_{stage_inputs[1]}" if stage_inputs else "",  # differs in the last digits
+            "-mirrored" if mirrored else "",
+        ]
+    )
     file = folder / f"{key}.npy"
     cells = _read_cells(file, len(dataset), check=check)
     if cells is None:
@@ -92,7 +121,7 @@ def cached_cells(
             with locked(folder / f"{key}.lock", f"is encoding the same images to {str(file)!r}", report=logger.info):
                 _remove_leftovers(folder)
                 if (cells := _read_cells(file, len(dataset), check=check, report=None)) is None:
-                    _encode_to_file(encoder, image_processor, dataset, file, mirrored, batch_size, show_progress)
+                    _encode_to_file(source, file, batch_size, show_progress)
                     cells = _read_cells(file, len(dataset), check=False)
     assert cells is not None
     return cells
@@ -107,7 +136,7 @@ def _read_cells(
     try:
         cells = np.load(file, mmap_mode="r", allow_pickle=False)
         end = cells.offset + cells.nbytes
-        if len(cells) != num_images or cells.dtype != DTYPE or cells.ndim != 3:
+        if len(cells) != num_images or cells.dtype != DTYPE or cells.ndim < 3:
             raise ValueError("it holds something else")
         if file.stat().st_size == end:
             raise ValueError("it has no checksums")
@@ -133,15 +162,19 @@ def _remove_leftovers(folder: Path) -> None:
             partial.unlink(missing_ok=True)
 
 
-def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset) -> str:
-    """Return a digest of everything that determines the cells of a data set's images."""
+def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset, stage: int | None = None) -> str:
+    """Return a digest of everything that determines the cells of a data set's images, or what enters a stage."""
     digest = hashlib.blake2b(digest_size=16)
+    later = set() if stage is None else {f"part.{name}" for name in encoder.part.names_from(stage)}
     for name, tensor in encoder.state_dict().items():
+        if name in later:
+            continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     config = encoder.config
     settings = [config.encoder_type, config.encoder_name, config.encoder_kwargs, image_processor.to_dict(), str(DTYPE)]
     settings.append(REDUCTION_GAP)  # changes the pixels of large JPEGs
+    settings += [] if stage is None else [stage]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for row in dataset.select_columns("image"):
         file = row["image"]
@@ -153,40 +186,54 @@ def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset)
     return digest.hexdigest()
 
 
+@dataclass
+class _Source:
+    """The computation that a cache file holds the results of; see `cached_cells` for the fields."""
+
+    encoder: CaptionerEncoder
+    image_processor: Any
+    dataset: Dataset
+    mirrored: bool
+    stage: int | None
+    stage_inputs: tuple[np.ndarray, int] | None
+
+    def read(self, indices: range) -> Tensor:
+        """Read what a batch of images is encoded from: pixels, or what enters a stage."""
+        if self.stage_inputs is not None:
+            return torch.from_numpy(self.stage_inputs[0][indices.start : indices.stop].astype(np.float32))
+        pixel_values = read_pixels(self.dataset.__getitems__(list(indices)), self.image_processor)
+        return pixel_values.flip(-1) if self.mirrored else pixel_values
+
+    def encode(self, batch: Tensor) -> np.ndarray:
+        """Encode what `read` returned."""
+        assert not self.encoder.training, "cells of an encoder in training mode depend on the batch"
+        batch = batch.to(next(self.encoder.parameters()).device)
+        if self.stage is not None:
+            features = self.encoder.part.input_of_stage(batch, self.stage)
+        elif self.stage_inputs is not None:
+            features = self.encoder.forward_from(batch, self.stage_inputs[1]).last_hidden_state
+        else:
+            features = self.encoder(batch).last_hidden_state
+        return np.ascontiguousarray(features.to("cpu", torch.float16).numpy())
+
+
 @torch.no_grad()
-def _encode_to_file(
-    encoder: CaptionerEncoder,
-    image_processor: Any,
-    dataset: Dataset,
-    file: Path,
-    mirrored: bool,
-    batch_size: int,
-    show_progress: bool,
-) -> None:
+def _encode_to_file(source: _Source, file: Path, batch_size: int, show_progress: bool) -> None:
     """Encode all images batch by batch into an `.npy` file, which keeps a temporary name until it is complete."""
-    device = next(encoder.parameters()).device
-    num_images = len(dataset)
-
-    def read(indices: range) -> Tensor:
-        return read_pixels(dataset.__getitems__(list(indices)), image_processor)
-
-    def encode(pixel_values: Tensor) -> np.ndarray:
-        pixel_values = pixel_values.flip(-1) if mirrored else pixel_values
-        return encoder(pixel_values.to(device)).last_hidden_state.to("cpu", torch.float16).numpy()
-
-    shape = (num_images, *encode(read(range(1))).shape[1:])
+    num_images = len(source.dataset)
+    shape = (num_images, *source.encode(source.read(range(1))).shape[1:])
     _check_disk_space(file.parent, int(np.prod(shape)) * DTYPE.itemsize)
     partial = file.with_suffix(".partial")
     batches = (range(num_images)[start : start + batch_size] for start in range(0, num_images, batch_size))
-    description = "Encoding mirrored images" if mirrored else "Encoding images"
+    description = "Encoding mirrored images" if source.mirrored else "Encoding images"
     progress = tqdm(total=num_images, desc=description, unit="image", disable=None if show_progress else True)
     try:
         with open(partial, "wb") as output, progress:
             header = {"descr": np.lib.format.dtype_to_descr(DTYPE), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(output, header)
             checksums = []
-            for pixel_values in read_ahead(read, batches):
-                cells = np.ascontiguousarray(encode(pixel_values))
+            for batch in read_ahead(source.read, batches):
+                cells = source.encode(batch)
                 output.write(cells.data)
                 checksums += [zlib.crc32(image) for image in cells]
                 progress.update(len(cells))

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor
 from torch.nn import functional
 from torchvision.transforms import v2
 
@@ -32,8 +31,10 @@ class CaptionCollator:
     Args:
         processor: `CaptionerProcessor`.
         cells: Cells that were computed earlier, `(images, P, C)`. Images then stay unopened, and rows need `index`.
+            With `from_stage`, what enters that stage of the encoder, `(images, …)`.
         mirror: Whether to mirror each image left to right with probability 0.5.
-        mirrored_cells: Cells of the mirrored images, `(images, P, C)`; required for mirroring with `cells`.
+        mirrored_cells: The same of the mirrored images; required for mirroring with `cells`.
+        from_stage: Stage of the encoder that reads `cells`; None if they are image cells, which the decoder reads.
         max_words: Largest number of tokens of a caption, `<end>` included. Longer captions are cut, since a single
             very long one would lengthen the whole batch.
         pad_to_longest: Whether to pad labels to the longest caption of the batch only, which saves some work. By
@@ -43,8 +44,8 @@ class CaptionCollator:
             effect on `cells`.
 
     Returns:
-        A batch with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)` or `cells`
-        `(B, P, C)`; and `index` `(B,)` if rows have it.
+        A batch with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)`, `cells` `(B, P, C)`
+        or `stage_inputs` `(B, …)` and the number `from_stage`; and `index` `(B,)` if rows have it.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CaptionCollator:
         cells: np.ndarray | None = None,
         mirror: bool = False,
         mirrored_cells: np.ndarray | None = None,
+        from_stage: int | None = None,
         max_words: int = 30,
         pad_to_longest: bool = False,
         augment: bool = False,
@@ -62,8 +64,9 @@ class CaptionCollator:
         self.processor, self.max_words, self.augment = processor, max_words, augment and cells is None
         self.pad_to_longest = pad_to_longest
         self.cells, self.mirror, self.mirrored_cells = cells, mirror, mirrored_cells
+        self.from_stage = from_stage
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
         """Collate rows with `captions` and `image`, or with `captions` and `index`.
 
         Raises:
@@ -79,14 +82,17 @@ class CaptionCollator:
         labels = self.processor(text=[row["captions"] for row in rows])["labels"][..., : self.max_words]
         if not self.pad_to_longest:
             labels = functional.pad(labels, (0, self.max_words + 1 - labels.shape[-1]), value=IGNORED)
-        batch = {"labels": labels}
+        batch: dict[str, Any] = {"labels": labels}
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
         is_mirrored = torch.tensor([self.mirror and _row_generator(row).random() < 0.5 for row in rows])
         if self.cells is not None:
             views = (self.cells, self.cells if self.mirrored_cells is None else self.mirrored_cells)
             cells = [views[flag][row["index"]] for flag, row in zip(is_mirrored.tolist(), rows, strict=True)]
-            return batch | {"cells": torch.from_numpy(np.stack(cells)).float()}
+            features = torch.from_numpy(np.stack(cells)).float()
+            if self.from_stage is None:
+                return batch | {"cells": features}
+            return batch | {"stage_inputs": features, "from_stage": self.from_stage}
         image_processor = self.processor.image_processor
         if self.augment:
             pixel_values = image_processor([_augment(row, image_processor) for row in rows])["pixel_values"]

@@ -195,7 +195,10 @@ class StepLoader:
         """Yield all batches of an iteration of the data loader, moved to the device."""
         try:
             for batch in self.loader:
-                yield {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+                yield {
+                    name: value.to(self.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+                    for name, value in batch.items()
+                }
         except Exception as e:
             if _is_raised_by_worker(e):
                 # torch puts the whole traceback into the message, and the error's own message behind that.

@@ -63,6 +63,7 @@ def decode_captions(
     accelerator: Accelerator,
     *,
     cells: np.ndarray | None = None,
+    from_stage: int | None = None,
     batch_size: int = 32,
     description: str = "Decoding captions",
     **generate_kwargs: Any,
@@ -77,7 +78,9 @@ def decode_captions(
         processor: Processor of the model.
         dataset: Rows as `load_captions` returns them.
         accelerator: Accelerator that knows this process and the others.
-        cells: Image cells computed earlier, `(images, P, C)`, to be used in place of the images.
+        cells: Image cells computed earlier, `(images, P, C)`, to be used in place of the images; with `from_stage`,
+            what enters that stage of the encoder, `(images, …)`.
+        from_stage: Stage of the encoder that reads `cells`; None if they are image cells.
         batch_size: Number of images decoded at once by each process.
         description: Label of the progress bar.
         generate_kwargs: Arguments of `model.generate`, such as `num_beams`.
@@ -106,8 +109,13 @@ def decode_captions(
     bar = tqdm(total=len(own_indices), desc=description, unit="image", disable=hidden, leave=False)
     for indices, batch in read_ahead(read, batches):
         batch = batch.to(accelerator.device, model.dtype)
-        inputs = {"pixel_values": batch} if cells is None else {"encoder_outputs": CaptionerEncoderOutput.of(batch)}
         with in_evaluation(model):
+            if cells is None:
+                inputs: dict[str, Any] = {"pixel_values": batch}
+            elif from_stage is None:
+                inputs = {"encoder_outputs": CaptionerEncoderOutput.of(batch)}
+            else:
+                inputs = {"encoder_outputs": model.encoder.forward_from(batch, from_stage)}
             sequences = model.generate(**inputs, **generate_kwargs).cpu()
         ended = (sequences == processor.tokenizer.eos_token_id).any(1).tolist()
         captions = processor.batch_decode(sequences)

@@ -15,6 +15,7 @@ from transformers.utils import ModelOutput
 from .configuration_captioner import CaptionerConfig
 from .encoders import ENCODERS
 from .model_inputs import check_pixel_values, in_precision_of
+from .modes import in_evaluation
 from .parts import find_part
 
 
@@ -94,6 +95,30 @@ class CaptionerEncoder(PreTrainedModel):
             ValueError: The images have another form.
         """
         return CaptionerEncoderOutput.of(self.part(in_precision_of(self, check_pixel_values(pixel_values))))
+
+    def forward_from(self, stage_inputs: Tensor, stage: int) -> CaptionerEncoderOutput:
+        """Compute cells from what enters a stage of the encoder, `(B, …)`, which was computed earlier."""
+        return CaptionerEncoderOutput.of(self.part.forward_from(in_precision_of(self, stage_inputs), stage))
+
+    @torch.no_grad()
+    def can_divide(self, stage: int) -> bool:
+        """Return whether cells can be computed in two steps, first what enters a stage and then the rest.
+
+        That is tried with a random image: a model that does more than to call its modules one after the other, or a
+        part of another package without the methods, can't be divided.
+        """
+        if not stage or not hasattr(self.part, "forward_from"):
+            return False
+        size = self.part.data_config["input_size"]
+        pixel_values = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+        pixel_values = pixel_values.to(next(self.parameters()))
+        with in_evaluation(self):
+            expected = self.part(pixel_values)
+            try:
+                found = self.part.forward_from(self.part.input_of_stage(pixel_values, stage), stage)
+            except (ValueError, TypeError, RuntimeError, AttributeError):
+                return False
+        return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
 
     def freeze(self) -> None:
         """Stop training the encoder and put it into evaluation mode, in which it stays."""

@@ -13,6 +13,8 @@ If trained weights are to be loaded, or the user overrides `data_config`, it is 
 
 - `grid_box(height, width)`, the box in the image that the grid covers, if that isn't the whole image;
 - `stages()`, its parameters in groups from the images to the cells, so that it can be trained in part;
+- beside that `input_of_stage(pixel_values, stage)` and `forward_from(stage_inputs, stage)`, which compute what enters a
+  stage, and the cells from that. What the frozen stages compute can then be kept on the disk;
 - `checkpoint_gradients()`, which makes training take less memory.
 """
 
@@ -20,6 +22,7 @@ If trained weights are to be loaded, or the user overrides `data_config`, it is 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -105,7 +108,10 @@ class TimmEncoder(nn.Module):
         """Encode images `(B, 3, H, W)` as image cells `(B, P, C)`, row by row from the top left."""
         # With channels first, convolutions take half as long again on CPUs, and in half precision on GPUs.
         pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
-        features = self.body.forward_features(pixel_values)  # type: ignore[operator]
+        return self._cells_of(self.body.forward_features(pixel_values))  # type: ignore[operator]
+
+    def _cells_of(self, features: Tensor) -> Tensor:
+        """Bring the model's features into the form `(B, P, C)`."""
         if features.ndim == 3:
             return features[:, self._num_prefix_tokens :]  # (B, P, C)
         if self._channels_last(features):
@@ -117,6 +123,53 @@ class TimmEncoder(nn.Module):
         groups = group_parameters(self.body, self.body.group_matcher(coarse=True))  # type: ignore[operator]
         named = dict(self.body.named_parameters())
         return [[named[name] for name in groups[number]] for number in sorted(groups)]
+
+    def input_of_stage(self, pixel_values: Tensor, stage: int) -> Tensor:
+        """Compute what enters a stage, `(B, 3, H, W) -> (B, …)`; the stages from there on are not run.
+
+        Raises:
+            ValueError: The model has no such stage, or more than a tensor enters it.
+        """
+        module = self.body.get_submodule(self._path_of_stage(stage))
+
+        def stop(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            raise _StageReached(*inputs)
+
+        hook = module.register_forward_pre_hook(stop)
+        try:
+            self(pixel_values)
+        except _StageReached as reached:
+            if len(reached.args) == 1 and isinstance(reached.args[0], Tensor):
+                return reached.args[0]
+        finally:
+            hook.remove()
+        raise ValueError(f"Encoder {self.name!r} can't be divided at stage {stage}.")
+
+    def forward_from(self, stage_inputs: Tensor, stage: int) -> Tensor:
+        """Compute cells from what enters a stage, `(B, …) -> (B, P, C)`.
+
+        It is right only if the model does nothing but call its modules one after the other; see
+        `CaptionerEncoder.can_divide`.
+        """
+        if stage_inputs.ndim == 4:
+            stage_inputs = stage_inputs.contiguous(memory_format=torch.channels_last)
+        rest = _without_modules_before(self.body, self._path_of_stage(stage).split("."))
+        return self._cells_of(rest.forward_features(stage_inputs))
+
+    def names_from(self, stage: int) -> set[str]:
+        """Return the names of the parameters and buffers of a stage and of all that follow."""
+        owners = {id(parameter) for group in self.stages()[stage:] for parameter in group}
+        modules = {name.rpartition(".")[0] for name, parameter in self.named_parameters() if id(parameter) in owners}
+        return {name for name in self.state_dict() if name.rpartition(".")[0] in modules}
+
+    def _path_of_stage(self, stage: int) -> str:
+        """Return the name of the body's outermost module with which a stage begins, such as `"layer3"`."""
+        later = {name.removeprefix("body.") for name in self.names_from(stage)}
+        parts = next(name for name in self.body.state_dict() if name in later).split(".")
+        paths = (".".join(parts[:length]) for length in range(1, len(parts)))
+        return next(
+            path for path in paths if all(n in later for n in self.body.state_dict() if n.startswith(f"{path}."))
+        )
 
     def checkpoint_gradients(self) -> None:
         """Turn on gradient checkpointing: most activations are computed again in the backward pass, to save memory.
@@ -198,6 +251,23 @@ class PooledTimmEncoder(TimmEncoder):
         grid = super().grid_size(height, width)
         features = super().forward(pixel_values).transpose(1, 2).unflatten(2, grid)  # (B, C, rows, columns)
         return functional.adaptive_avg_pool2d(features, self.pooled_size).flatten(2).transpose(1, 2)
+
+
+class _StageReached(Exception):  # noqa: N818 (it is no error)
+    """Raised with the inputs of a stage when a model's forward pass arrives there."""
+
+
+def _without_modules_before(module: nn.Module, path: list[str]) -> Any:
+    """Return a shallow copy of a module in which the children before the one at `path` pass on what they are given."""
+    if not path:
+        return module
+    rest = copy.copy(module)
+    rest._modules = {**module._modules, path[0]: _without_modules_before(module.get_submodule(path[0]), path[1:])}
+    for name in module._modules:
+        if name == path[0]:
+            return rest
+        rest._modules[name] = nn.Identity()
+    raise AssertionError(f"no module {path[0]!r}")
 
 
 def _create_body(name: str, **kwargs: Any) -> nn.Module:

@@ -230,6 +230,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         decoder_input_ids: Tensor | None = None,
         encoder_outputs: Any = None,
         cells: Tensor | None = None,
+        stage_inputs: Tensor | None = None,
+        from_stage: int = 0,
         cache: RecurrentCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
@@ -252,6 +254,9 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             encoder_outputs: Output of the encoder, in place of `pixel_values`; also a tuple or another model's output
                 whose first field holds image cells `(B, P, C)`.
             cells: Image cells `(B, P, C)` computed earlier, in place of `pixel_values`.
+            stage_inputs: What enters the encoder's stage `from_stage`, `(B, …)`, computed earlier, in place of
+                `pixel_values`; see `encoders.TimmEncoder.input_of_stage`.
+            from_stage: Stage of the encoder that reads `stage_inputs`.
             cache: State after the words read so far, from the previous output.
             use_cache: Whether to return this state; None means yes.
             output_attentions: Whether to return `cross_attentions`. With labels they are always returned.
@@ -284,7 +289,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             check_ids(decoder_input_ids, self.config)
 
         if cache is None:
-            cache = RecurrentCache(self.prepare_memory(self.image_cells(pixel_values, encoder_outputs, cells)))
+            image_inputs = (pixel_values, encoder_outputs, cells, stage_inputs, from_stage)
+            cache = RecurrentCache(self.prepare_memory(self.image_cells(*image_inputs)))
         num_images = cache.memory.cells.shape[0]
         num_captioned = (decoder_input_ids if labels is None else labels).shape[0]
         if num_captioned % num_images if labels is None else num_captioned != num_images:
@@ -335,13 +341,22 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             )
         return given_ids
 
-    def image_cells(self, pixel_values: Tensor | None, encoder_outputs: Any, cells: Tensor | None) -> Tensor:
-        """Return the image cells `(B, P, C)` from whichever of the three inputs is given, in the decoder's precision.
+    def image_cells(
+        self,
+        pixel_values: Tensor | None = None,
+        encoder_outputs: Any = None,
+        cells: Tensor | None = None,
+        stage_inputs: Tensor | None = None,
+        from_stage: int = 0,
+    ) -> Tensor:
+        """Return the image cells `(B, P, C)` from whichever input of `forward` is given, in the decoder's precision.
 
         Raises:
             ValueError: None of them is given, or it has a wrong form.
         """
-        if cells is None and encoder_outputs is None:
+        if stage_inputs is not None:
+            cells = self.encoder.forward_from(stage_inputs, from_stage).last_hidden_state
+        elif cells is None and encoder_outputs is None:
             if pixel_values is None:
                 raise ValueError("No image is given. Pass pixel_values from the processor, or cells computed earlier.")
             cells = self.encoder(pixel_values).last_hidden_state

@@ -313,40 +313,60 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, ac
     """Build the loader of training batches, which reads cached cells if there are any, else images."""
     collator = CaptionCollator(
         processor,
-        cells=split.cells,
+        cells=split.features,
         mirror=recipe.data.mirror,
-        mirrored_cells=split.mirrored_cells,
+        mirrored_cells=split.mirrored_features,
+        from_stage=split.from_stage,
         max_words=recipe.data.max_words,
         pad_to_longest=True,
         augment=recipe.data.augment,
     )
-    rows = split.rows if split.cells is None else split.rows.select_columns("captions")
+    rows = split.rows if split.features is None else split.rows.select_columns("captions")
     num_workers = recipe.data.num_workers
     if num_workers is None:
-        num_workers = 0 if split.cells is not None else min(8, max(1, num_cores() // accelerator.num_processes))
+        num_workers = 0 if split.features is not None else min(8, max(1, num_cores() // accelerator.num_processes))
     sampler = build_sampler(recipe, len(split.rows), accelerator)
     return StepLoader(rows, sampler, collator, device=accelerator.device, num_workers=num_workers)
 
 
-def cache_cells(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> None:
-    """Cache the image cells if the current stage freezes the encoder; drop cached cells if it trains the encoder."""
-    assert run.stage is not None
-    is_cached = run.stage.encoder is None and recipe.data.cache_cells
+def cache_features(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: TrainingData) -> None:
+    """Cache what the current stage's frozen part of the encoder computes, and drop what the stage before had cached.
 
-    def cells_of(split: Split, **kwargs: Any) -> np.ndarray | None:
-        """Compute or load the cells of a split, on one process of each machine first."""
-        if not is_cached:
-            return None
+    That is the image cells if the stage freezes the encoder, and what enters the first trained stage of the encoder if
+    it trains only the last ones and the encoder can be divided there. Nothing is cached if images are augmented, or
+    if the recipe has no cache.
+    """
+    assert run.stage is not None
+    encoder, options = run.model.encoder, recipe.data
+    is_trained = run.stage.encoder is not None
+    from_stage = recipe.optimization.encoder_from_stage if is_trained or recipe.stages.finetune_epochs else 0
+    can_divide = options.cache_cells and not options.augment and encoder.can_divide(from_stage)
+    is_cached = options.cache_cells and (can_divide or not is_trained)
+
+    def cached(split: Split, **kwargs: Any) -> np.ndarray:
+        """Compute or load features of a split, on one process of each machine first."""
         with run.accelerator.local_main_process_first():
             return cached_cells(
-                run.model.encoder,
+                encoder,
                 processor.image_processor,
                 split.rows,
-                cache_dir=recipe.data.cache_dir,
+                cache_dir=options.cache_dir,
                 check=run.accelerator.is_local_main_process,
                 show_progress=run.accelerator.is_local_main_process,
                 **kwargs,
             )
 
-    data.train.cells, data.validation.cells = cells_of(data.train), cells_of(data.validation)
-    data.train.mirrored_cells = cells_of(data.train, mirrored=True) if recipe.data.mirror else None
+    def features_of(split: Split, *, mirrored: bool) -> np.ndarray | None:
+        """Return what the stage reads of a split's images; None for the images themselves."""
+        if not is_cached:
+            return None
+        if not can_divide:
+            return cached(split, mirrored=mirrored)
+        stage_inputs = cached(split, mirrored=mirrored, stage=from_stage)
+        # Where the encoder is trained in any stage, the part of it that stays frozen is run only once.
+        return stage_inputs if is_trained else cached(split, mirrored=mirrored, stage_inputs=(stage_inputs, from_stage))
+
+    for split, is_mirrored in ((data.train, options.mirror), (data.validation, False)):
+        split.from_stage = from_stage if is_cached and is_trained else None
+        split.features = features_of(split, mirrored=False)
+        split.mirrored_features = features_of(split, mirrored=True) if is_mirrored else None

@@ -28,7 +28,7 @@ from .build import (
     build_captioner,
     build_loader,
     build_run,
-    cache_cells,
+    cache_features,
     find_checkpoint,
     load_data,
     prepare_accelerator,
@@ -115,7 +115,7 @@ def start_stage(recipe: Recipe, run: Run, processor: CaptionerProcessor, data: T
     if not run.is_under_way:
         is_first = run.progress.stage == 0
         run.start_stage(None if is_first else load_best(recipe, run.model).state_dict())
-    cache_cells(recipe, run, processor, data)
+    cache_features(recipe, run, processor, data)
     return build_loader(recipe, processor, data.train, run.accelerator)
 
 
@@ -131,7 +131,8 @@ def validate(
         processor,
         data.validation.rows,
         run.accelerator,
-        cells=data.validation.cells,
+        cells=data.validation.features,
+        from_stage=data.validation.from_stage,
         description=f"{run.stage.name} {run.progress.epoch + 1}/{run.stage.epochs}, validating",
         num_beams=recipe.decoding.num_beams,
     )
@@ -200,7 +201,13 @@ def evaluate_best(recipe: Recipe, run: Run, processor: CaptionerProcessor, data:
     model = load_best(recipe, run.model).to(accelerator.device)
     num_beams = recipe.decoding.final_num_beams
     predictions = decode_captions(
-        model, processor, data.validation.rows, accelerator, cells=data.validation.cells, num_beams=num_beams
+        model,
+        processor,
+        data.validation.rows,
+        accelerator,
+        cells=data.validation.features,
+        from_stage=data.validation.from_stage,
+        num_beams=num_beams,
     )
     evaluation = evaluate_predictions(
         predictions,
