@@ -14,7 +14,8 @@ If trained weights are to be loaded, or the user overrides `data_config`, it is 
 - `grid_box(height, width)`, the box in the image that the grid covers, if that isn't the whole image;
 - `stages()`, its parameters in groups from the images to the cells, so that it can be trained in part;
 - beside that `input_of_stage(pixel_values, stage)` and `forward_from(stage_inputs, stage)`, which compute what enters a
-  stage, and the cells from that. What the frozen stages compute can then be kept on the disk;
+  stage, and the cells from that; and `names_from(stage)`, the names in the state dict that belong to this stage and the
+  later ones. If those alone are trained, what the others compute is kept on the disk;
 - `checkpoint_gradients()`, which makes training take less memory.
 """
 
