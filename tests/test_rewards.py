@@ -11,6 +11,7 @@ from hf_captioner import CaptionerModel, CaptionerProcessor
 from hf_captioner.metrics.scores import CiderD
 from hf_captioner.model.modes import in_evaluation
 from hf_captioner.model.objectives import cross_entropy, leave_one_out_mean, self_critical
+from hf_captioner.training import rewards
 from hf_captioner.training.rewards import END, CaptionReward, Rewards, sample_captions
 
 CAPTIONS = [
@@ -18,6 +19,15 @@ CAPTIONS = [
     ["two children play in the snow", "children are playing"],
     ["a man climbs a rock", "A climber on a rock wall."],
 ]
+
+
+@pytest.fixture
+def photos_cells(
+    tiny_model: Callable[..., CaptionerModel], processor: CaptionerProcessor, photos: list
+) -> torch.Tensor:
+    """Return the cells of the photos."""
+    with torch.no_grad():
+        return tiny_model().encoder(processor(images=photos)["pixel_values"]).last_hidden_state
 
 
 def test_a_reward_is_cider_d_with_end_as_a_word() -> None:
@@ -91,6 +101,37 @@ def test_samples_are_labels(
     assert len({tuple(caption) for caption in labels[0].tolist()}) > 1
     likeliest = sample_captions(model, cells, 2, top_k=1, max_length=9)
     assert torch.equal(likeliest[:, 0], likeliest[:, 1])
+
+
+@pytest.mark.parametrize(("top_k", "interval"), [(1, 1), (2, 1), (0, 1), (2, 3)])
+def test_samples_are_as_frequent_as_they_are_likely(
+    tiny_model: Callable[..., CaptionerModel],
+    photos_cells: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    top_k: int,
+    interval: int,
+) -> None:
+    """Also when other captions of the image have left the batch before; likely by the plain forward pass."""
+    monkeypatch.setitem(rewards.STEPS_BETWEEN_CHECKS, "cpu", interval)
+    model, num_samples = tiny_model(seed=3, scale=5), 2000
+    with torch.no_grad():
+        model.decoder.output.bias[3] += 4  # <end>, so that captions differ in length
+    model.generation_config.suppress_tokens = [0, 8]
+    torch.manual_seed(0)
+    labels = sample_captions(model, photos_cells, num_samples, top_k=top_k, max_length=8)
+    for cells, row in zip(photos_cells, labels, strict=True):
+        captions, counts = row.unique(dim=0, return_counts=True)
+        with torch.no_grad():
+            logits = model(cells=cells[None], labels=captions[None]).logits[0]
+        logits[..., [0, 8]] = -torch.inf
+        if top_k:
+            logits[logits < logits.topk(top_k)[0][..., -1:]] = -torch.inf
+        is_word = captions != -100
+        words = logits.log_softmax(2).gather(2, captions.clamp(min=0).unsqueeze(2)).squeeze(2)
+        probabilities = words.masked_fill(~is_word, 0).sum(1).exp()
+        error = (probabilities * (1 - probabilities) / num_samples).sqrt()
+        assert ((counts / num_samples - probabilities).abs() < 5 * error + 1e-3).all()
+    assert top_k == 1 or len((labels != -100).sum(2).unique()) > 3
 
 
 def test_rewarded_words_become_more_frequent(
