@@ -94,6 +94,17 @@ def captioner_folder(
     return folder
 
 
+@pytest.fixture
+def photographs(captioner_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put a tiny captioner in the place of the one that comes with the package, and return its folder."""
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    monkeypatch.setattr("hf_captioner.pretrained.PHOTOGRAPHS", str(captioner_folder))
+    default = {"model": (str(captioner_folder), "tiny")}
+    monkeypatch.setitem(PIPELINE_REGISTRY.supported_tasks["image-captioning"], "default", default)
+    return captioner_folder
+
+
 @pytest.fixture(scope="session")
 def photos() -> list[Image.Image]:
     """Return five colourful RGB images of different shapes."""

@@ -2,6 +2,7 @@
 
     hf-captioner evaluate outputs/shapes
     hf-captioner evaluate outputs/flickr8k --dataset flickr8k --split test
+    hf-captioner evaluate --dataset my_folder                                # the captioner of the package
     hf-captioner evaluate captions.json --dataset flickr8k --split test      # captions in COCO's result format
     hf-captioner evaluate outputs/first outputs/second                       # is the second one better?
     accelerate launch -m hf_captioner evaluate outputs/flickr8k --dataset flickr8k     # on several devices
@@ -37,6 +38,7 @@ from ..evaluation.scoring import (
 )
 from ..files import explain_write_errors, write_atomically
 from ..metrics.resampling import NUM_RESAMPLES
+from ..pretrained import NAME
 from ..training.accelerator import build_accelerator, owned_folder
 
 logger = logging.getLogger(__name__)
@@ -152,7 +154,7 @@ def default_folder(systems: Sequence[str]) -> Path:
     if len(systems) == 2:
         return Path("comparison")
     path = Path(systems[0])
-    if path.is_dir():
+    if path.is_dir() and systems[0] != NAME:
         return path / "evaluation"
     # For a captioner on the Hub, a folder called like its id would be taken for the captioner the next time.
     return path.with_name(f"{path.stem}_evaluation") if path.is_file() else Path(f"{path.name}_evaluation")
@@ -163,16 +165,17 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     summary, _, details = (__doc__ or "").partition("\n\n")
     parser = CommandParser(
         prog="hf-captioner evaluate",
-        usage="%(prog)s SYSTEM [SYSTEM] [options]",
+        usage="%(prog)s [SYSTEM [SYSTEM]] [options]",
         description=summary,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("systems", nargs="+", metavar="SYSTEM", help="captioner (a folder, or an id on the Hub), or "
-        "file of captions (JSON or JSON Lines); two to compare them")  # fmt: skip
+    parser.add_argument("systems", nargs="*", default=[NAME], metavar="SYSTEM", help="captioner (a folder, or an id on "
+        "the Hub), or file of captions (JSON or JSON Lines); two to compare them (default: photographs, the captioner "
+        "of this package)")  # fmt: skip
     data = parser.add_argument_group("data")
     add = data.add_argument
-    add("--dataset", default="shapes", help="name, folder, file or Hub id (default: %(default)s)")
+    add("--dataset", help="name, folder, file or Hub id (default: shapes; flickr8k for the captioner photographs)")
     add("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
     add("--split", default="validation", help="split to score (default: %(default)s)")
     add("--max_images", type=positive_int, metavar="N", help="score only the first N images")
@@ -192,4 +195,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--output_dir", metavar="DIR", help="folder for the files (default: SYSTEM/evaluation for a folder, "
         "FILE_evaluation beside a file, NAME_evaluation for a captioner on the Hub, comparison for two)")  # fmt: skip
     add_hub_arguments(parser)
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    arguments.dataset = arguments.dataset or ("flickr8k" if NAME in arguments.systems else "shapes")
+    return arguments

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..cli import CommandParser, load_captioner
 from ..evaluation.results import find_results
+from ..pretrained import captioner_path
 from ..publishing.hub import export_folder, push
 
 CARD_DETAILS = ("license", "datasets", "language", "base_model", "recipe", "limits")
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     """Publish a saved captioner, or write the folder that would be published."""
     arguments = parse(argv)
     details = {name: value for name in CARD_DETAILS if (value := getattr(arguments, name)) is not None}
-    results = arguments.results or find_results(arguments.captioner)
+    results = arguments.results or find_results(captioner_path(arguments.captioner))
     captioner = (*load_captioner(arguments.captioner), arguments.repo_id, results)
     if arguments.output_dir is not None:
         print(f"Written: {export_folder(arguments.output_dir, *captioner, images=arguments.image, **details)}")
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="hf-captioner push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("captioner", metavar="CAPTIONER", help="folder of a saved captioner")
+    add("captioner", metavar="CAPTIONER", help="folder of a saved captioner, or photographs, the one of this package")
     add("repo_id", metavar="ID", help="repository, such as your-name/captioner; created if it does not exist")
     add("--output_dir", metavar="FOLDER", help="write to this new folder instead of publishing")
     add = parser.add_argument_group("model card").add_argument

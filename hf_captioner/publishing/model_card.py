@@ -54,6 +54,13 @@ class CardDetails:
         return yaml.safe_dump(self.recipe, sort_keys=False, allow_unicode=True) if self.recipe else ""
 
 
+class BundleDetails(NamedTuple):
+    """Terms of use of the captioner that comes with the package, and scores of its export in 8 bits, for its card."""
+
+    terms: str
+    int8_results: Results | None = None
+
+
 class Sample(NamedTuple):
     """Caption of an image, and the paths within the published folder of the image and of its attention maps."""
 
@@ -117,15 +124,17 @@ def model_card(
     details: CardDetails,
     results: Results | None = None,
     samples: Sequence[Sample] = (),
+    bundle: BundleDetails | None = None,
 ) -> ModelCard:
     """Render a model card.
 
     Args:
-        repo_id: Id on the Hub under which the card's examples load the model.
+        repo_id: Id on the Hub under which the card's examples load the model, or its name in this package.
         config: Configuration of the model.
         details: What the author says about the model.
         results: Scores of the model.
         samples: Captioned images to show; the card's examples use the first.
+        bundle: Further details of the captioner that comes with this package; None for one on the Hub.
     """
     results = results and _with_hub_dataset(results)
     entries = _eval_results(results, details.datasets[0]) if results else []
@@ -148,6 +157,7 @@ def model_card(
         software={name: version for name, version in software_versions().items() if name != "pycocoevalcap"},
         samples=samples,
         results=results,
+        bundle=bundle,
     )
 
 

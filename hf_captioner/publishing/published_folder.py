@@ -58,7 +58,7 @@ def write_published_folder(
         (folder / RECIPE).write_text(details.recipe_yaml, encoding="utf-8")
     if images is None:
         images = _validation_images(details.image_source)
-    card = model_card(repo_id, model.config, details, results, _add_samples(folder, images))
+    card = model_card(repo_id, model.config, details, results, add_samples(folder, images))
     (folder / "README.md").write_text(str(card), encoding="utf-8")
     return folder
 
@@ -91,14 +91,14 @@ def _validation_images(dataset: str | None) -> Sequence[ImageSource]:
     return [open_row(rows[index]) for index in range(0, len(rows), max(1, len(rows) // NUM_SAMPLES))][:NUM_SAMPLES]
 
 
-def _add_samples(folder: Path, images: Sequence[ImageSource]) -> list[Sample]:
+def add_samples(folder: Path, images: Sequence[ImageSource], suffix: str = "png") -> list[Sample]:
     """Caption images with the model as saved in the folder, and add the images and their attention maps to it."""
     model, processor = CaptionerModel.from_pretrained(folder), CaptionerProcessor.from_pretrained(folder)
     captioner = ImageCaptioningPipeline(model=model, processor=processor, device="cpu")
     samples = []
     for number, source in enumerate(images, 1):
         (folder / "samples").mkdir(exist_ok=True)
-        paths = f"samples/{number}.png", f"samples/{number}_attention.png"
+        paths = f"samples/{number}.{suffix}", f"samples/{number}_attention.{suffix}"
         image = open_image(source)
         image.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
         image.save(folder / paths[0])
