@@ -5,7 +5,6 @@ Commands are imported when they are called, so that `--help` answers at once.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -61,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"hf-captioner {__version__}")
         return 0
     if name not in COMMANDS:
+        import difflib
+
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Commands are {', '.join(COMMANDS)}."
         print(f"error: There is no command {name!r}. {hint}\nSee: hf-captioner --help", file=sys.stderr)

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -188,6 +187,8 @@ def describe_error(error: Exception) -> tuple[int, str]:
         has_file = getattr(error, "filename", None)
         text = str(error) if has_file else getattr(error, "strerror", None) or str(error) or type(error).__name__
         return EXIT_REFUSED, shortened_message(" ".join(text.split()))
+    import tempfile  # which takes longer to import than all the rest
+
     line = f"{type(error).__name__}: {first_line(error)} This should not happen: please report it"
     try:
         with tempfile.NamedTemporaryFile("wb", prefix="hf-captioner-", suffix=".txt", delete=False) as file:

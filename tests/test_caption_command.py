@@ -16,8 +16,11 @@ import pytest
 from PIL import Image
 from transformers import pipeline
 
+from hf_captioner import CaptionerModel, CaptionerProcessor, pretrained
 from hf_captioner.cli import run_command
-from hf_captioner.commands.caption import main
+from hf_captioner.commands.caption import FORMATS, main, split_names
+from hf_captioner.commands.caption_by_torch import PAGE, PICTURES
+from hf_captioner.publishing.export import export_onnx
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "caption.py"
 
@@ -145,15 +148,26 @@ def test_number_of_beams_rises_with_the_number_of_captions(
         (["MODEL", "FOLDER"], "c.jpg is not a readable image"),
         (["MODEL", "FOLDER/c.jpg", "--skip_broken"], "None of the images could be read"),
         (["MODEL", "MODEL"], "holds no images"),
-        (["FOLDER", "FOLDER/b.png"], "has no config.json"),
+        (["EMPTY", "FOLDER/b.png"], "holds no images (.jpg, .jpeg, .png"),
+        (["MODEL"], "is a captioner: name images"),
+        (["FOLDER/b.png"], "has no captioner in"),
+        (["owner/captioner"], "If it is a captioner, name images after it"),
+        (["outputs/photo.jpg", "FOLDER/b.png"], "no image or folder outputs/photo.jpg"),
         (["MODEL", "FOLDER/b.png", "--num_beams", "2", "--num_captions", "3"], "needs at least as many beams"),
         (["MODEL", "FOLDER/b.png", "--device", "abacus"], "device 'abacus' can't be used"),
     ],
 )
 def test_mistake_ends_in_one_line_and_exit_code_2(
-    captioner_folder: Path, folder: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    captioner_folder: Path,
+    folder: Path,
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, path in {"MODEL": captioner_folder, "FOLDER": folder}.items():
+    monkeypatch.setattr(pretrained, "PHOTOGRAPHS", str(folder / "nothing"))
+    (empty := folder / "empty").mkdir()
+    for name, path in {"MODEL": captioner_folder, "FOLDER": folder, "EMPTY": empty}.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
     assert run_command(main, arguments) == 2
     last = capsys.readouterr().err.splitlines()[-1]
@@ -173,6 +187,79 @@ def test_wrong_options_are_refused(options: list[str], message: str, capsys: pyt
     with pytest.raises(SystemExit):
         main(["model", "photo.jpg", *options])
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def exported(captioner_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved captioner with its export beside it."""
+    folder = tmp_path_factory.mktemp("exported") / "captioner"
+    shutil.copytree(captioner_folder, folder)
+    model, processor = CaptionerModel.from_pretrained(folder), CaptionerProcessor.from_pretrained(folder)
+    export_onnx(model, processor, folder / "onnx", beside=True)
+    return folder
+
+
+HEAVY = {"torch", "transformers", "timm", "datasets", "matplotlib", "tqdm", "yaml", "filelock", "huggingface_hub"}
+PROGRAM = f"""
+import sys
+from hf_captioner.__main__ import main
+code = main(sys.argv[1:])
+print(*sorted({HEAVY!r} & sys.modules.keys()), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+@pytest.mark.parametrize("arguments", [["ONNX"], ["MODEL", "--skip_broken", "--num_captions", "3"]], ids=str)
+def test_plain_captions_of_an_exported_captioner_need_no_torch(
+    captioner_folder: Path, exported: Path, folder: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Output, messages and JSON are those that torch gives, up to the pixels that Pillow resizes otherwise."""
+    (folder / "day2" / "b.png").rename(folder / "c.jpg" if "--skip_broken" not in arguments else folder / "d.png")
+    captioner, *options = arguments
+    names = {"ONNX": exported / "onnx", "MODEL": exported}
+    command = [sys.executable, "-c", PROGRAM, "caption", names[captioner], folder, *options, "--json", "ONNX.json"]
+    process = subprocess.run([*map(str, command)], cwd=folder.parent, capture_output=True, text=True, check=False)
+    *messages, imported = process.stderr.split("\n")[:-1]
+    assert (process.returncode, imported) == (0, "filelock yaml"), process.stderr  # files.py writes the JSON
+
+    main([str(captioner_folder), str(folder), *options, "--json", str(folder.parent / "torch.json")])
+    output, errors = capsys.readouterr()
+    assert messages == errors.splitlines() and len(messages) == ("--skip_broken" in options)
+    assert [line.split("\t")[0] for line in process.stdout.splitlines()] == [
+        line.split("\t")[0] for line in output.splitlines()
+    ]
+    ours, theirs = (json.loads((folder.parent / f"{name}.json").read_text()) for name in ("ONNX", "torch"))
+    assert [record.keys() for record in ours] == [record.keys() for record in theirs]
+    same = [a["captions"][0] == b["captions"][0] for a, b in zip(ours, theirs, strict=True)]
+    assert same.count(False) <= 1
+
+
+def test_torch_is_used_where_the_export_is_not_that_of_the_captioner(
+    exported: Path, photo_files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "changed"
+    shutil.copytree(exported, changed)
+    (changed / "onnx" / "decoder.onnx").write_bytes(b"never read")
+    settings = json.loads((changed / "generation_config.json").read_text())
+    (changed / "generation_config.json").write_text(json.dumps({**settings, "max_length": 3}))
+    run(changed, photo_files[0])
+    assert len(capsys.readouterr().out.split("\t")[1].split()) <= 2
+    assert run_command(main, [str(exported / "onnx"), str(photo_files[0]), "--attention", str(tmp_path)]) == 2
+    assert "Name the one that it was made from" in capsys.readouterr().err
+
+
+def test_the_first_name_is_the_captioner_or_an_image(
+    exported: Path, photo_files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(photo_files[0], "photo")
+    Path("holidays").mkdir()
+    captioners = "photographs", str(exported), str(exported / "onnx"), "owner/captioner"
+    images = "photo", "holidays", "./photographs", "https://a.b/c", "c.jpg", "a/b.jpg", "/a/b"
+    assert [split_names([name, "x"], None) for name in captioners] == [(name, ["x"]) for name in captioners]
+    assert [split_names([name, "x"], None) for name in images] == [("photographs", [name, "x"]) for name in images]
+    assert split_names([str(exported.parent), "x"], exported.name) == (str(exported.parent), ["x"])
+    assert set(FORMATS) == {*PICTURES, PAGE}
 
 
 def test_captions_appear_at_once_and_ctrl_c_ends_in_one_line(

@@ -1,10 +1,12 @@
 """Export a captioner to ONNX: a folder that captions images with onnxruntime, without torch.
 
+    hf-captioner export outputs/shapes --int8
     hf-captioner export outputs/shapes outputs/shapes_onnx
-    hf-captioner export outputs/shapes outputs/shapes_int8 --int8
     python outputs/shapes_onnx/caption.py photo.jpg
 
-Exporting needs `pip install 'hf_captioner[export]'`; the export itself needs only its requirements.txt.
+Without a FOLDER, the export is the folder `onnx` in the captioner's own, where `hf-captioner caption` finds it: plain
+captions then need no torch. In another FOLDER it has a program of its own, which needs only its requirements.txt.
+Exporting needs `pip install 'hf_captioner[export]'`.
 """
 
 from __future__ import annotations
@@ -15,16 +17,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..cli import CommandParser, load_captioner
+from ..pretrained import captioner_path
 from ..publishing.export import export_onnx
+from ..publishing.exported import BESIDE
 
 
 def main(argv: Sequence[str]) -> None:
     """Export a captioner, and print how to try the export."""
     arguments = parse(argv)
-    model, processor = load_captioner(arguments.captioner)
-    export_onnx(model, processor, arguments.output, int8=arguments.int8)
-    print(f"Exported a captioner that runs without torch to {arguments.output}. Try it:")
-    print(f"  python {shlex.quote(str(arguments.output / 'caption.py'))} photo.jpg")
+    source, output = captioner_path(arguments.captioner), arguments.output
+    if output is None and not Path(source).is_dir():
+        raise ValueError(f"{source!r} is no folder, so name one for the export: hf-captioner export {source} FOLDER")
+    model, processor = load_captioner(source)
+    folder = output or Path(source, BESIDE)
+    export_onnx(model, processor, folder, int8=arguments.int8, beside=output is None)
+    program = f"python {shlex.quote(str(folder / 'caption.py'))}"
+    if output is None:
+        program = f"hf-captioner caption {shlex.quote(source)}"
+    print(f"Exported a captioner that runs without torch to {folder}. Try it:\n  {program} photo.jpg")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -34,6 +44,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("captioner", metavar="CAPTIONER", help="folder of a saved captioner, or its id on the Hub")
-    add("output", type=Path, metavar="FOLDER", help="new or empty folder for the export")
-    add("--int8", action="store_true", help="quantize the weights of matrix products to 8 bits: smaller and faster")
+    add("output", type=Path, metavar="FOLDER", nargs="?", help="new or empty folder for the export (default: "
+        "CAPTIONER/onnx, in place of an earlier export)")  # fmt: skip
+    add("--int8", action="store_true", help="weights in 8 bits: a quarter of the size, and faster")
     return parser.parse_args(argv)

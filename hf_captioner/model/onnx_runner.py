@@ -17,8 +17,10 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .folder_check import check_generation, check_links, one_line_errors, read_json, refuse_pointer
-from .images import Box, ImageSource, Size, open_as_used
+from .images import Box, ImageSource, OpenedImage, Size, open_as_used
 from .onnx_search import Arrays, Captions, Settings, search
 from .pixels import PixelTransform, check_settings, visible_box, write_pixels
 
@@ -57,8 +59,11 @@ class Pixels:
         pixel_values = np.empty((len(sources), 3, *self.size), np.float32)
         red, green, blue = (round(255 * value) if self.crop_mode == "border" else 0 for value in self.mean)
         transform = PixelTransform(self.resized, self.interpolation, (red, green, blue), self.mean, self.std)
-        images = (open_as_used(source, self.resized) for source in sources)
-        return pixel_values, write_pixels(pixel_values, images, transform)
+        return pixel_values, write_pixels(pixel_values, map(self.open, sources), transform)
+
+    def open(self, source: ImageSource) -> OpenedImage:
+        """Open an image, a large JPEG file at a reduced size; see `open_as_used` for arguments and errors."""
+        return open_as_used(source, self.resized)
 
     def resized(self, width: int, height: int) -> Size:
         """Return the width and height of an image before the crop, rounded as timm and torchvision do."""
@@ -102,6 +107,15 @@ class OnnxCaptioner:
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads or 0
+        # Threads that wait in a loop for the next small step take their time from each other and from other programs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Weights that the file holds in 8 bits become single precision now, not again at every step.
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+
+        def load(name: str) -> Any:
+            graph = _checked_graph(folder / name)
+            return onnxruntime.InferenceSession(graph, options, providers=providers or ["CPUExecutionProvider"])
+
         with one_line_errors(folder):
             self.pixels = Pixels(**{**config["pixels"], "size": tuple(config["pixels"]["size"])})
             self.grid: tuple[int, int] = tuple(config["grid"])
@@ -110,12 +124,8 @@ class OnnxCaptioner:
             self.special_ids: list[int] = config["special_ids"]
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
             check_generation(config["generation"], self.tokenizer.get_vocab_size())
-            self.encoder, self.decoder = (
-                onnxruntime.InferenceSession(
-                    _checked_graph(folder / name), options, providers=providers or ["CPUExecutionProvider"]
-                )
-                for name in ("encoder.onnx", "decoder.onnx")
-            )
+            with ThreadPoolExecutor() as pool:
+                self.encoder, self.decoder = pool.map(load, ("encoder.onnx", "decoder.onnx"))
             self._check_graphs()
         self._num_states = len(self.decoder.get_inputs()) - 4
 
@@ -137,24 +147,13 @@ class OnnxCaptioner:
         ):
             raise ValueError("captioner.json, encoder.onnx and decoder.onnx do not belong together. Export it again.")
 
-    def __call__(
-        self,
-        images: ImageSource | Sequence[ImageSource],
-        *,
-        batch_size: int = 8,
-        return_scores: bool = False,
-        return_attentions: bool = False,
-        **settings: Any,
-    ) -> list[Any]:
+    def __call__(self, images: ImageSource | Sequence[ImageSource], **options: Any) -> list[Any]:
         """Caption images.
 
         Args:
             images: An image or a list of images, each a path, bytes, a PIL image or an array (or a URL, if
                 huggingface_hub is installed).
-            batch_size: Number of images to caption at once.
-            return_scores: Add `words`, `word_scores` and `score` to the results.
-            return_attentions: Add `words`, `attentions` and `box` to the results.
-            settings: Fields of `Settings`, such as `num_beams`, that replace the exported ones.
+            options: Arguments of `stream`.
 
         Returns:
             For an image, a list of `num_return_sequences` dicts, the best caption first; for a list of images, a list
@@ -169,20 +168,39 @@ class OnnxCaptioner:
         Raises:
             ValueError: A setting is unknown or an image is not readable. `open_image` lists other errors.
         """
-        single = not isinstance(images, list | tuple)
-        sources: Sequence[Any] = [images] if single else images  # type: ignore[assignment]
+        if isinstance(images, list | tuple):
+            return list(self.stream(images, **options))
+        return next(self.stream([images], **options))
+
+    def stream(
+        self,
+        images: Iterable[ImageSource],
+        *,
+        batch_size: int = 8,
+        return_scores: bool = False,
+        return_attentions: bool = False,
+        **settings: Any,
+    ) -> Iterator[list[Result]]:
+        """Caption images, and yield the captions of each as soon as its batch is decoded.
+
+        Args:
+            images: Images of any number, opened when their batch is due.
+            batch_size: Number of images to caption at once.
+            return_scores: Add `words`, `word_scores` and `score` to the results.
+            return_attentions: Add `words`, `attentions` and `box` to the results.
+            settings: Fields of `Settings`, such as `num_beams`, that replace the exported ones.
+        """
         known = [field.name for field in fields(Settings)]
         if unknown := settings.keys() - set(known):
             raise ValueError(f"Unknown settings: {', '.join(sorted(unknown))}. Choose from {', '.join(known)}.")
         search_settings = replace(self.settings, **settings)
-        results: list[list[Result]] = []
-        for start in range(0, len(sources), batch_size):
-            pixel_values, sizes = self.pixels(sources[start : start + batch_size])
+        images = iter(images)
+        while batch := list(islice(images, batch_size)):
+            pixel_values, sizes = self.pixels(batch)
             memory, state = self.encode(pixel_values)
             captions = self.search(memory, state, search_settings, attentions=return_attentions)
             for index, size in enumerate(sizes):
-                results.append(self._describe(captions.select_images(np.array([index])), return_scores, size))
-        return results[0] if single else results
+                yield self._describe(captions.select_images(np.array([index])), return_scores, size)
 
     def encode(self, pixel_values: np.ndarray) -> tuple[Arrays, Arrays]:
         """Return cells, attention keys and mean cells of images `(B, 3, H, W)`, and the first states `(B, 1, D)`."""
@@ -226,13 +244,13 @@ class OnnxCaptioner:
         return results
 
 
-def _checked_graph(path: Path) -> Path:
-    """Return the path of an ONNX file, or raise a ValueError if it keeps weights in another file, of any name."""
+def _checked_graph(path: Path) -> bytes:
+    """Return the content of an ONNX file, or raise a ValueError if it keeps weights in another file, of any name."""
     data = path.read_bytes()
     refuse_pointer(path, data)
     if b"\x0a\x08location\x12" in data:  # the first field of an entry of TensorProto.external_data
         raise ValueError(f"{str(path)!r} keeps weights in another file, which an export never does. It is not read.")
-    return path
+    return data
 
 
 def main(folder: str | Path, argv: Sequence[str]) -> None:
@@ -241,21 +259,19 @@ def main(folder: str | Path, argv: Sequence[str]) -> None:
     try:
         captioner = OnnxCaptioner(folder, num_threads=arguments.threads)
         num_beams = arguments.num_beams or max(captioner.settings.num_beams, arguments.num_captions)
+        results = captioner.stream(
+            arguments.images,
+            batch_size=arguments.batch_size,
+            return_scores=True,
+            return_attentions=arguments.attentions,
+            num_return_sequences=arguments.num_captions,
+            num_beams=num_beams,
+        )
         records = []
-        for start in range(0, len(arguments.images), arguments.batch_size):
-            names = arguments.images[start : start + arguments.batch_size]
-            found = captioner(
-                names,
-                batch_size=len(names),
-                return_scores=True,
-                return_attentions=arguments.attentions,
-                num_return_sequences=arguments.num_captions,
-                num_beams=num_beams,
-            )
-            for name, captions in zip(names, found, strict=True):
-                records.append({"image": name, "captions": captions})
-                for caption in captions:
-                    print(name, caption["generated_text"], sep="\t", flush=True)
+        for name, captions in zip(arguments.images, results, strict=True):
+            records.append({"image": name, "captions": captions})
+            for caption in captions:
+                print(name, caption["generated_text"], sep="\t", flush=True)
         if arguments.json is not None:
             text = json.dumps(records, indent=1, ensure_ascii=False, default=lambda array: array.tolist())
             arguments.json.write_text(text + "\n", encoding="utf-8")

@@ -31,7 +31,9 @@ from ..model.modeling_captioner import CaptionerModel
 from ..model.onnx_runner import FORMAT, OnnxCaptioner
 from ..model.onnx_search import Settings
 from ..model.processing_captioner import CaptionerProcessor
+from .exported import BESIDE, CONFIG, fingerprints
 from .folders import MODEL_FOLDER, require_empty
+from .quantization import quantize_products, store_in_8_bits
 
 logger = logging.get_logger(__name__)
 
@@ -65,7 +67,12 @@ TRACED_SIZES, TESTED_SIZES = (2, 3), (3, 1)
 
 
 def export_onnx(
-    model: CaptionerModel, processor: CaptionerProcessor, folder: str | Path, *, int8: bool = False
+    model: CaptionerModel,
+    processor: CaptionerProcessor,
+    folder: str | Path,
+    *,
+    int8: bool = False,
+    beside: bool = False,
 ) -> None:
     """Write a folder that captions images with onnxruntime alone, for `OnnxCaptioner` to read.
 
@@ -73,8 +80,10 @@ def export_onnx(
         model: The captioner, which is left unchanged. The export is in single precision, whatever the model's own.
         processor: The model's processor.
         folder: Folder to write, which must be new or empty. It appears once the export is complete.
-        int8: Quantize the weights of matrix products to 8 bits, and their inputs to 8 bits at run time. Convolutions
-            stay in single precision.
+        int8: Store weights in 8 bits. The decoder also computes its matrix products with them.
+        beside: The folder is `onnx` within the folder of the saved captioner, where `hf-captioner caption` finds it. It
+            replaces an earlier export, is made without a program, and is used as long as the captioner's files are as
+            they are now.
 
     Raises:
         ValueError: A part, the processor or a generation setting cannot be exported, or libraries are missing.
@@ -82,16 +91,20 @@ def export_onnx(
     if missing := [name for name in NEEDED_LIBRARIES if find_spec(name) is None]:
         raise ValueError(f"Exporting needs {', '.join(missing)}: run `pip install 'hf_captioner[export]'`.")
     folder = Path(folder)
-    require_empty(folder)
+    if beside and (folder.name != BESIDE or not (folder.parent / "config.json").is_file()):
+        raise ValueError(f"An export beside a captioner is the folder {BESIDE!r} within the captioner's, not {folder}.")
+    if not (beside and (folder / CONFIG).is_file()):
+        require_empty(folder)
     model = copy.deepcopy(model).float().cpu().eval()
-    config = _runner_config(model, processor)
+    config = _runner_config(model, processor) | ({"source": fingerprints(folder.parent)} if beside else {})
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as temporary:
         unfinished = Path(temporary) / "export"
         unfinished.mkdir()
-        (unfinished / "captioner.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        (unfinished / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         processor.tokenizer.backend_tokenizer.save(str(unfinished / "tokenizer.json"))
-        _write_program(unfinished)
+        if not beside:
+            _write_program(unfinished)
         size = config["pixels"]["size"]
         _export_graphs(model, unfinished, *_random_inputs(model, size, *TRACED_SIZES))
         tested = _random_inputs(model, size, *TESTED_SIZES)
@@ -102,13 +115,15 @@ def export_onnx(
                 "parts computes something else when torch traces it. Remove what depends on tracing from that part."
             )
         if int8:
+            # Not the encoder's: its convolutions would be slower, and its few products count for the whole caption.
+            quantize_products(unfinished / "decoder.onnx")
             for name in ("encoder.onnx", "decoder.onnx"):
-                _quantize(unfinished / name)
+                store_in_8_bits(unfinished / name)
                 logger.info(f"In 8 bits: {_described_size(unfinished / name)}")
             difference = _largest_difference(model, OnnxCaptioner(unfinished), *tested)
             logger.info(f"In 8 bits, log-probabilities differ from the model's by up to {difference:.2g}.")
         if folder.exists():
-            folder.rmdir()
+            folder.rename(Path(temporary) / "replaced")
         unfinished.rename(folder)
 
 
@@ -279,30 +294,6 @@ def _largest_difference(model: CaptionerModel, captioner: OnnxCaptioner, pixel_v
     arrays, states = captioner.encode(pixel_values.numpy())
     found, *_ = captioner.read(words.numpy(), arrays, [array.repeat(words.shape[1], 1) for array in states])
     return (torch.from_numpy(found) - expected).abs().max().item()
-
-
-def _quantize(path: Path) -> None:
-    """Quantize the weights of matrix products in an ONNX file to 8 bits, with one scale per column.
-
-    Only 7 of the 8 bits are used. Processors with AVX2 but without VNNI add two 8-bit products in 16 bits, which
-    overflows with larger weights (ONNX Runtime, "Quantize ONNX models"): log-probabilities would be off by more than 2.
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    graph = onnx.load(path).graph
-    # A vector, such as the weights that turn additive attention's keys into scores, has no columns. It is small, too.
-    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) < 2}
-    excluded = [node.name for node in graph.node if node.op_type == "MatMul" and vectors.intersection(node.input)]
-    quantize_dynamic(
-        path,
-        path,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        weight_type=QuantType.QInt8,
-        per_channel=True,
-        reduce_range=True,
-        nodes_to_exclude=excluded,
-    )
 
 
 def _described_size(path: Path) -> str:
