@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tomllib
 from pathlib import Path
@@ -35,10 +36,17 @@ def source(captioner_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
-@pytest.fixture(scope="module")
-def made(source: Path, photo_files: list[Path]) -> Path:
+@pytest.fixture(autouse=True)
+def quick_export(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the export, which takes long, but in slow tests."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(bundle, "export_onnx", lambda model, processor, folder, **kwargs: folder.mkdir())
+
+
+@pytest.fixture
+def made(source: Path, photo_files: list[Path], tmp_path: Path) -> Path:
     """The folder made of it for the package."""
-    return write_bundle(source, source.parent / "made" / "photographs", images=photo_files[:1])
+    return write_bundle(source, tmp_path / "photographs", images=photo_files[:1])
 
 
 def test_the_name_photographs_leads_to_the_captioner_of_the_package(photographs: Path) -> None:
@@ -66,14 +74,14 @@ def test_pipeline_without_a_model_takes_the_captioner_of_the_package(
 
 @pytest.mark.parametrize(
     "command",
-    ["evaluate --dataset shapes --max_images 3 --num_resamples 2 --output_dir out",
+    ["evaluate --dataset shapes --training_split '' --max_images 3 --num_resamples 2 --output_dir out",
      "push photographs me/x --license mit --datasets shapes --image --output_dir out"],
 )  # fmt: skip
 def test_commands_take_the_captioner_of_the_package(
     command: str, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(command.split()) == 0
+    assert main(shlex.split(command)) == 0
     assert list((tmp_path / "out").iterdir())
 
 
@@ -88,6 +96,7 @@ def test_bundle_is_small_and_loads_in_single_precision(made: Path, source: Path,
     assert captions[0] == captions[1]
 
 
+@pytest.mark.slow
 def test_bundle_has_an_export_that_writes_its_captions(made: Path, photo_files: list[Path]) -> None:
     assert {file.name for file in (made / "onnx").iterdir()} == {
         *("captioner.json", "encoder.onnx", "decoder.onnx", "tokenizer.json"),
@@ -102,44 +111,31 @@ def test_bundle_has_a_card_with_scores_terms_and_limits_and_names_no_path(made: 
     card = ModelCard.load(made / "README.md")
     assert card.data.license == "cc-by-nc-4.0" and card.data.eval_results[0].dataset_split == "test"
     assert "0.2100" in card.text and "flickr8k_of_mine, test, 1000 images, 5 beams" in card.text
-    assert "non-commercial" in card.text and "errs in counts" in card.text and "{{" not in card.text
+    text = " ".join(card.text.split())
+    assert "non-commercial research" in text and "errs in counts" in text and "{{" not in text
     assert 'pipeline("image-captioning")\n' in card.text and "trust_remote_code" not in card.text
     texts = {file: file.read_bytes() for file in made.rglob("*") if file.suffix in {".json", ".yaml", ".md"}}
     assert [file for file, text in texts.items() if b"/home/" in text or bytes(source.parent) in text] == []
 
 
-@pytest.fixture
-def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the export, which takes long."""
-
-    def export(model: object, processor: object, folder: Path, **kwargs: object) -> None:
-        (folder / "onnx_captioner").mkdir(parents=True)
-        for name in ("caption.py", "requirements.txt"):
-            (folder / name).touch()
-
-    monkeypatch.setattr(bundle, "export_onnx", export)
-
-
-@pytest.mark.usefixtures("without_export")
 def test_bundle_with_scores_in_8_bits_shows_them_beside_the_others(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "int8.json").write_text(json.dumps(RESULTS | {"scores": {"bleu_4": 0.1234, "num_words": 9}}))
-    folder = write_bundle(source, tmp_path / "photographs", int8_results=tmp_path / "int8.json")
+    in_8_bits = tmp_path / "int8.json"
+    in_8_bits.write_text(json.dumps(RESULTS | {"scores": {"bleu_4": 0.1234, "num_words": 9}}))
+    folder = write_bundle(source, tmp_path / "photographs", int8_results=in_8_bits)
     lines = (folder / "README.md").read_text().splitlines()
     assert "| bleu_4 | 0.2100 | 0.1900 to 0.2300 | 0.1234 |" in lines and "| num_words | 17 |  | 9 |" in lines
 
 
-@pytest.mark.usefixtures("without_export")
 def test_bundle_that_is_too_large_or_has_no_scores_is_refused_and_the_old_one_kept(
     source: Path, made: Path, captioner_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(made, tmp_path / "photographs")
+    before = sorted(made.rglob("*"))
     with pytest.raises(ValueError, match="no scores"):
-        write_bundle(captioner_folder, folder)
+        write_bundle(captioner_folder, made)
     monkeypatch.setattr(bundle, "LARGEST_SIZE", 100_000)
     with pytest.raises(ValueError, match=r"would take 0\.\d MB of the package; 0 are allowed .*model\.safetensors"):
-        write_bundle(source, folder)
-    assert {file.name for file in folder.iterdir()} == {file.name for file in made.iterdir()}
-    assert list(tmp_path.iterdir()) == [folder]
+        write_bundle(source, made)
+    assert sorted(made.rglob("*")) == before and list(tmp_path.iterdir()) == [made]
 
 
 def test_wheels_contain_every_file_of_the_bundle(made: Path) -> None:
