@@ -84,10 +84,7 @@ def write_bundle(
         record = _without_paths(read_json(results, "The file of results"))
         (new / RESULTS).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-        export_onnx(CaptionerModel.from_pretrained(new), processor, new / "onnx", int8=True)
-        for program in ("caption.py", "requirements.txt"):
-            (new / "onnx" / program).unlink()
-        shutil.rmtree(new / "onnx" / "onnx_captioner")
+        export_onnx(CaptionerModel.from_pretrained(new), processor, new / "onnx", int8=True, beside=True)
 
         bundle = BundleDetails(TERMS, int8_results and read_results(int8_results))
         samples = add_samples(new, images, "jpg")
