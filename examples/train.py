@@ -16,6 +16,7 @@ from hf_captioner.cli import run_command
 from hf_captioner.interruption import Interruption
 from hf_captioner.training.accelerator import owned_folder
 from hf_captioner.training.build import build_captioner, build_run, find_checkpoint, load_data, prepare_accelerator
+from hf_captioner.training.continuing import with_options_of_captioner
 from hf_captioner.training.recipe import parse_recipe
 from hf_captioner.training.report import report_best
 from hf_captioner.training.train import end_epoch, evaluate_best, start_output, start_stage, validate
@@ -27,6 +28,7 @@ def main(argv: Sequence[str]) -> None:
     recipe = parse_recipe(argv, prog="examples/train.py", description=__doc__)
     if recipe.run.push_to_hub:
         raise ValueError("This script does not publish. Use hf-captioner train, or hf-captioner push afterwards.")
+    recipe = with_options_of_captioner(recipe)  # those of --from, if it is given
     output_dir = Path(recipe.run.output_dir)
     accelerator = prepare_accelerator(recipe)
 

@@ -4,6 +4,7 @@
     hf-captioner train --list                            # the recipes of the package
     hf-captioner train flickr8k --epochs 5               # one of them, with a field overridden
     hf-captioner train my_recipe.yaml --resume           # go on where it was interrupted
+    hf-captioner train --from photographs --dataset FOLDER   # go on from a captioner, with photographs of your own
     accelerate launch -m hf_captioner train flickr8k     # on several processes
 
 The output folder holds the best model so far, `log.jsonl` with a line per epoch, `curves.png` and the checkpoints; at

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -109,6 +111,38 @@ def tokenizer_of_words(words: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer = _word_tokenizer({word: index for index, word in enumerate(vocabulary)})
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     return _with_end(tokenizer)
+
+
+def is_of_words(tokenizer: PreTrainedTokenizerFast) -> bool:
+    """Return whether the vocabulary of a tokenizer consists of whole words."""
+    return isinstance(tokenizer.backend_tokenizer.model, WordLevel)
+
+
+def widened_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, captions: Iterable[str], *, min_count: int = 1, vocab_size: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of words with the words of new captions added, which get the ids after the known ones.
+
+    Args:
+        tokenizer: Tokenizer of words, see `is_of_words`; it stays as it is.
+        captions: New captions.
+        min_count: Number of times that a new word must occur in them.
+        vocab_size: Maximum number of ids; by default unlimited.
+    """
+    widened = copy.deepcopy(tokenizer)
+    backend, known = widened.backend_tokenizer, widened.get_vocab()
+    counts = Counter(
+        word
+        for caption in captions
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(caption))
+    )
+    new = [word for word, count in counts.items() if count >= min_count and word not in known]
+    new.sort(key=lambda word: (-counts[word], word))
+    if vocab_size is not None:
+        new = new[: max(0, vocab_size - len(known))]
+    vocabulary = known | {word: index for index, word in enumerate(new, start=len(known))}
+    backend.model = WordLevel(vocabulary, unk_token=widened.unk_token)
+    return widened
 
 
 def _word_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:

@@ -29,6 +29,7 @@ from ..model.modeling_captioner import CaptionerModel
 from ..model.processing_captioner import CaptionerProcessor
 from .accelerator import build_accelerator, raise_everywhere
 from .checkpoints import Checkpoint, Checkpoints
+from .continuing import captioner_digest, continued_captioner
 from .recipe import Recipe
 from .rewards import CaptionReward, Rewards
 from .run import DIGEST, Run
@@ -117,13 +118,32 @@ def load_data(recipe: Recipe, accelerator: Accelerator) -> TrainingData:
 
 
 def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
-    """Build a new captioner, whose random weights are drawn with the recipe's seed, and its processor.
+    """Build the captioner to train, whose random weights are drawn with the recipe's seed, and its processor.
 
     Args:
         recipe: Recipe of the training.
-        captions: Captions of each training image, whose words become the vocabulary.
+        captions: Captions of each training image, whose words become the vocabulary, or are added to it.
     """
-    options, decoding = recipe.model, recipe.decoding
+    decoding = recipe.decoding
+    if decoding.min_length > decoding.max_length:
+        raise ValueError(f"min_length is {decoding.min_length}, but max_length {decoding.max_length}.")
+    build = _new_captioner if recipe.model.from_captioner is None else continued_captioner
+    model, processor = build(recipe, captions)
+    model.generation_config.update(
+        max_length=decoding.max_length,
+        length_penalty=decoding.length_penalty,
+        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
+        min_length=decoding.min_length,
+        bad_words_ids=bad_endings(processor.tokenizer) or None if decoding.suppress_bad_endings else None,
+    )
+    if recipe.optimization.gradient_checkpointing:
+        model.encoder.part.checkpoint_gradients()
+    return model, processor
+
+
+def _new_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[CaptionerModel, CaptionerProcessor]:
+    """Build a new captioner, and its processor."""
+    options = recipe.model
     if options.word_vectors is not None and recipe.data.tokenizer != "words":
         raise ValueError(
             f"word_vectors is given and the tokenizer is {recipe.data.tokenizer!r}, whose pieces have no such vectors. "
@@ -133,8 +153,6 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
         raise ValueError(
             "encoder_weights is given, but pretrained is false: nothing would read them. Add --pretrained."
         )
-    if decoding.min_length > decoding.max_length:
-        raise ValueError(f"min_length is {decoding.min_length}, but max_length {decoding.max_length}.")
     tokenizer = build_tokenizer(
         (caption for row in captions for caption in row),
         kind=recipe.data.tokenizer,
@@ -170,18 +188,9 @@ def build_captioner(recipe: Recipe, captions: Sequence[Sequence[str]]) -> tuple[
             doubly_stochastic_reduction=recipe.optimization.doubly_stochastic_reduction,
         )
     model.generation_config = model.default_generation_config(unknown_token_id=tokenizer.unk_token_id)
-    model.generation_config.update(
-        max_length=decoding.max_length,
-        length_penalty=decoding.length_penalty,
-        no_repeat_ngram_size=decoding.no_repeat_ngram_size,
-        min_length=decoding.min_length,
-        bad_words_ids=bad_endings(tokenizer) or None if decoding.suppress_bad_endings else None,
-    )
     if options.word_vectors is not None:
         found = load_word_vectors(options.word_vectors, model.decoder.embedding, tokenizer.get_vocab())
         logger.info(f"{found} of {len(tokenizer)} words start from {options.word_vectors}.")
-    if recipe.optimization.gradient_checkpointing:
-        model.encoder.part.checkpoint_gradients()
     return model, CaptionerProcessor(CaptionerImageProcessor.from_data_config(model.data_config), tokenizer)
 
 
@@ -251,6 +260,8 @@ def build_run(
         ValueError: An option has no such value, or the checkpoint is of a run with other settings.
     """
     num_images, values = len(data.train.rows), recipe.as_fields()
+    is_new = recipe.model.from_captioner is None
+    source = {} if is_new else {f"{DIGEST}the captioner's weights and words": captioner_digest(model, processor)}
     if checkpoint is not None:  # of a version without some of the fields, whose defaults are what it did
         checkpoint.settings = Recipe().fixed_fields() | checkpoint.settings
     run = Run(
@@ -268,6 +279,7 @@ def build_run(
             "number of processes": accelerator.num_processes,
             "number of images": num_images,
             "vocabulary": model.config.vocab_size,
+            **source,
             **digests_of_data(data, accelerator),
         },
         interruption=interruption,

@@ -24,10 +24,17 @@ logger = logging.getLogger(__name__)
 
 MAX_BYTES = 2**20  # of a recipe
 RECIPE_FOLDER = Path(__file__).with_name("recipes")
+CONTINUE = "continue"  # the recipe of a training that goes on from a captioner
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, is_yaml: bool = False
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    is_yaml: bool = False,
+    flag: str | None = None,
 ) -> Any:
     """Declare a field of a recipe.
 
@@ -37,8 +44,10 @@ def option(
         low: Lowest value of a number.
         high: Highest value of a number.
         is_yaml: The field is YAML text with names and values.
+        flag: Name of the option on the command line, where it may be a keyword of Python.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "is_yaml": is_yaml})
+    metadata = {"help": help, "low": low, "high": high, "is_yaml": is_yaml, "flag": flag}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,9 @@ class DataOptions(Options):
 class ModelOptions(Options):
     """Options of the captioner's architecture: its encoder, attention and decoder, and their sizes."""
 
+    from_captioner: str | None = option(
+        None, "Captioner to go on from: photographs, a folder, or an id on the Hub.", flag="from"
+    )
     encoder_type: str = option("timm", "Name among the encoders; timm wraps any of its models with a grid of cells.")
     encoder_name: str = option("test_resnet", "Architecture of that encoder, for timm one such as resnet101.")
     encoder_kwargs: str = option("{output_stride: 16}", "Further arguments of the encoder, as YAML.", is_yaml=True)
@@ -241,6 +253,9 @@ class Recipe:
     stages: StageOptions = StageOptions()
     decoding: DecodingOptions = DecodingOptions()
     run: RunOptions = RunOptions()
+    given: frozenset[str] = field(
+        default=frozenset(), compare=False, repr=False
+    )  # fields that were given, not defaults
 
     @classmethod
     def from_fields(cls, **values: Any) -> Recipe:
@@ -249,14 +264,14 @@ class Recipe:
         Raises:
             TypeError: A field is unknown.
         """
-        groups = {}
+        groups, given = {}, frozenset(values)
         for name, group in GROUPS.items():
             groups[name] = group(
                 **{field.name: values.pop(field.name) for field in fields(group) if field.name in values}
             )
         if values:
             raise TypeError(f"A recipe has no field {_with_suggestions(values, cls().as_fields())}.")
-        return cls(**groups)
+        return cls(**groups, given=given)
 
     def as_fields(self) -> dict[str, Any]:
         """Return all fields with their values, flat."""
@@ -278,7 +293,15 @@ GROUPS: dict[str, Any] = {
 
 # Fields that do not affect the trained weights, and so may change when a run is resumed.
 MAY_CHANGE = (
-    *("output_dir", "encoder_weights", "final_num_beams", "resume", "checkpoint_minutes", "keep_checkpoints"),
+    *(
+        "output_dir",
+        "from_captioner",
+        "encoder_weights",
+        "final_num_beams",
+        "resume",
+        "checkpoint_minutes",
+        "keep_checkpoints",
+    ),
     *("push_to_hub", "license", "tracking", "gradient_checkpointing", "cache_dir", "num_workers", "num_threads"),
     *("allow_urls", "allow_outside"),  # what was read by them is compared
 )
@@ -307,6 +330,8 @@ def parse_recipe(argv: Sequence[str], *, prog: str | None = None, description: s
         raise ValueError(f"Unknown arguments: {' '.join(unknown)}. Give one recipe, then options. See --help.")
     values = vars(typed)
     name = values.pop("recipe")
+    if name is None and values.get("from_captioner"):
+        name = CONTINUE
     if name is not None:
         recipe = read_recipe(name)
         try:
@@ -316,6 +341,8 @@ def parse_recipe(argv: Sequence[str], *, prog: str | None = None, description: s
             raise ValueError(f"The recipe {name!r} has a wrong value: {e}") from e
         values = read | values
         del values["recipe"]
+    if values.get("from_captioner") and "dataset" not in values:
+        raise ValueError("Name the images and captions to train on: --dataset FOLDER.")
     return Recipe.from_fields(**values)
 
 
@@ -335,7 +362,8 @@ def _build_parser(
     for title, group in GROUPS.items():
         section, hints = parser.add_argument_group(title, group.__doc__), get_type_hints(group)
         for option in fields(group):
-            section.add_argument(f"--{option.name}", **_argument_settings(option, hints[option.name]))
+            names = [f"--{name}" for name in (option.metadata["flag"], option.name) if name]
+            section.add_argument(*names, dest=option.name, **_argument_settings(option, hints[option.name]))
             if option.default is True:
                 section.add_argument(
                     f"--no_{option.name}", dest=option.name, action="store_false", help=argparse.SUPPRESS

@@ -34,6 +34,7 @@ from .build import (
     prepare_accelerator,
 )
 from .checkpoints import HOW_TO_GO_ON
+from .continuing import with_options_of_captioner
 from .recipe import Recipe
 from .report import epoch_line, report_best, write_log
 from .run import Run
@@ -74,6 +75,7 @@ def train(recipe: Recipe, *, before_training: Callable[[CaptionerModel], None] |
         OSError: The output folder can't be written to.
         Interrupted: A signal arrived; the state is saved.
     """
+    recipe = with_options_of_captioner(recipe)
     accelerator = prepare_accelerator(recipe)
     with Interruption() as interruption, owned_folder(recipe.run.output_dir, accelerator):
         checkpoint = find_checkpoint(recipe, accelerator)
