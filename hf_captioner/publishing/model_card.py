@@ -29,7 +29,7 @@ FIELDS_OF_THE_RUN = (
     *("output_dir", "resume", "checkpoint_minutes", "keep_checkpoints", "tracking", "cache_cells", "cache_dir"),
     *("num_workers", "num_threads", "push_to_hub"),
 )
-PATH_FIELDS = ("dataset", "encoder_weights", "word_vectors")
+PATH_FIELDS = ("dataset", "encoder_weights", "word_vectors", "from_captioner")
 
 
 @dataclass(frozen=True)
