@@ -163,7 +163,7 @@ class CaptionerConfig(PreTrainedConfig):
             raise ValueError(f"{str(source)!r} holds no captioner, but a model of type {model_type!r:.60}.")
         for name, value in config_dict.items():
             # Such an entry makes transformers open something else, or replaces a method of the configuration.
-            is_known = name in cls.__dataclass_fields__ or name in ("model_type", "name_or_path")
+            is_known = name in cls.__dataclass_fields__ or name in ("model_type", "name_or_path", "output_attentions")
             if value is not None and not is_known and (re.fullmatch(_REFUSED, name) or hasattr(cls, name)):
                 raise ValueError(
                     f"{str(source)!r} has an entry {name!r:.60}, which a captioner's configuration must not."

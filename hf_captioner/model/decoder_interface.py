@@ -153,6 +153,7 @@ def run_decoder(
     lengths: Tensor | None = None,
     siblings: Siblings | None = None,
     sampling: float = 0.0,
+    keep_gradients: bool = False,
 ) -> DecoderOutput:
     """Call a decoder with the three arguments of its contract and those optional ones that its `forward` names.
 
@@ -167,6 +168,8 @@ def run_decoder(
             depends on the state alone; others lose nothing but time.
         sampling: Probability in [0, 1] with which each word but the first is drawn from the decoder's own prediction
             (scheduled sampling, Bengio et al. 2015, sec. 2.4).
+        keep_gradients: Whether the logits shall depend on the tensor of hidden states that is returned, so that
+            `hidden.retain_grad()` works. The decoder then reads the padding, too.
 
     Raises:
         ValueError: `sampling` is above 0, and the decoder does not take it.
@@ -178,6 +181,8 @@ def run_decoder(
             "Set the sampling probability to 0, or choose another decoder."
         )
     offered = {"lengths": lengths, "siblings": siblings, "sampling": sampling}
+    if keep_gradients:
+        accepted -= {"lengths"}
     arguments = {name: value for name, value in offered.items() if name in accepted}
     output = DecoderOutput(*decoder(input_ids, memory, state, **arguments))
     if lengths is None or "lengths" in accepted:
@@ -186,7 +191,9 @@ def run_decoder(
     return output._replace(
         logits=output.logits.masked_fill(is_padding.unsqueeze(2), 0),
         weights=output.weights.masked_fill(is_padding.unsqueeze(2), 0),
-        hidden=None if output.hidden is None else output.hidden.masked_fill(is_padding.unsqueeze(2), 0),
+        hidden=output.hidden
+        if output.hidden is None or keep_gradients
+        else output.hidden.masked_fill(is_padding.unsqueeze(2), 0),
         log_probs=None if output.log_probs is None else output.log_probs.masked_fill(is_padding, 0),
     )
 

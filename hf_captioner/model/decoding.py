@@ -183,7 +183,7 @@ def search(
             for group in groups:
                 group.keep_images(remaining)
         words = torch.cat([group.running.words[..., length - 1] for group in groups], 1)  # (B, G·K)
-        output = model(decoder_input_ids=words.flatten().unsqueeze(1), cache=cache)
+        output = model(decoder_input_ids=words.flatten().unsqueeze(1), cache=cache, return_dict=True)
         logits, cache = output.logits[:, -1], output.cache
     _write_finished(finished, groups, images)
     return finished
@@ -205,7 +205,7 @@ def _start_groups(
 def _read_prefix(model: Model, prefix: Tensor, encoder_outputs: Any) -> tuple[Tensor, RecurrentCache]:
     """Read the prefix `(B, G·K, T)` once per image, and return the logits `(N, V)` and the state of all beams."""
     num_images, num_beams, _ = prefix.shape
-    output = model(decoder_input_ids=prefix[:, 0], encoder_outputs=encoder_outputs)
+    output = model(decoder_input_ids=prefix[:, 0], encoder_outputs=encoder_outputs, return_dict=True)
     output.cache.reorder_cache(torch.arange(num_images, device=prefix.device).repeat_interleave(num_beams))
     return output.logits[:, -1].repeat_interleave(num_beams, 0), output.cache
 

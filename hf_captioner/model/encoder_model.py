@@ -69,16 +69,31 @@ class CaptionerEncoder(PreTrainedModel):
 
     def __init__(self, config: CaptionerConfig, **kwargs: Any) -> None:
         super().__init__(config)
-        part = find_part(ENCODERS, config.encoder_type, config.packages)
-        self.part: Any = part(config.encoder_name, **(config.encoder_kwargs or {}), **kwargs)
+        self.part: Any = self._build_part(**kwargs)
+        self._is_built_empty = any(tensor.is_meta for tensor in self.part.state_dict().values())
         self.post_init()
+
+    def _build_part(self, **kwargs: Any) -> nn.Module:
+        config = self.config
+        part: nn.Module = find_part(ENCODERS, config.encoder_type, config.packages)(
+            config.encoder_name, **(config.encoder_kwargs or {}), **kwargs
+        )
+        return part
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The part has initialised its weights when it was built. Buffers that no checkpoint holds are computed again,
-        # because from_pretrained builds models on the meta device, without values.
+        # The part has initialised its weights when it was built. But from_pretrained builds models on the meta device,
+        # without values: buffers that no checkpoint holds are then computed again, and weights that it lacks are those
+        # of another new part, since only a part knows how to initialise its own.
         if hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()  # type: ignore[operator]
+        if self._is_built_empty and any(_is_missing(tensor) for tensor in _own_tensors(module)):
+            weights = self.part.state_dict(keep_vars=True)
+            missing = {name: weight for name, weight in weights.items() if _is_missing(weight)}
+            initial = self._build_part().state_dict() if missing else {}
+            for name, weight in missing.items():
+                weight.copy_(initial[name])
+                weight._is_hf_initialized = True  # type: ignore[attr-defined]
 
     def forward(
         self,
@@ -164,3 +179,12 @@ class CaptionerEncoder(PreTrainedModel):
 def _is_trained(module: nn.Module) -> bool:
     """Return whether any parameter of a module requires a gradient."""
     return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _own_tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+
+
+def _is_missing(tensor: Tensor) -> bool:
+    """Return whether a tensor has memory, but no values were loaded for it; transformers marks those that it loads."""
+    return not tensor.is_meta and not getattr(tensor, "_is_hf_initialized", False)

@@ -44,6 +44,8 @@ class CaptionerGenerationMixin(GenerationMixin):
     ) -> Any:
         """Begin captions with the words of a prompt, without the `<end>` that a tokenizer gives them."""
         config: Any = self.config
+        if model_kwargs.get("decoder_input_ids") is not None:
+            model_kwargs.pop("input_ids", None)  # the same words, from the processor
         for name in ("decoder_input_ids", "input_ids"):
             if model_kwargs.get(name) is not None:
                 model_kwargs[name] = prompt_ids(model_kwargs[name], batch_size, decoder_start_token_id, config)
@@ -72,16 +74,27 @@ class CaptionerGenerationMixin(GenerationMixin):
             generation_config.stop_strings = None  # `generate()` has made a copy for this call
         return super()._get_stopping_criteria(generation_config, stopping_criteria, tokenizer)
 
+    def _get_logits_processor(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """Refuse classifier-free guidance, which is made for models of text alone."""
+        if generation_config.guidance_scale not in (None, 1):
+            raise ValueError(
+                f"guidance_scale is {generation_config.guidance_scale}, but captions can't be guided by another prompt; "
+                "leave it out."
+            )
+        return super()._get_logits_processor(generation_config, *args, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,
         cache: RecurrentCache | None = None,
         encoder_outputs: CaptionerEncoderOutput | None = None,
+        attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """Return the arguments of `forward` for one step of `generate()`.
 
-        The words to read are those that have not been read yet: a given prefix, or the word chosen last.
+        The words to read are those that have not been read yet: a given prefix, or the word chosen last. A mask is
+        known by name only, so that `generate()` takes all that the processor returns.
         """
         num_read = 0 if cache is None else cache.get_seq_length()
         forwarded = ("use_cache", "output_attentions", "output_hidden_states")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_captioner import CaptionerConfig
-from .objectives import IGNORED
+from .objectives import IGNORED, words_before
 
 
 def check_pixel_values(pixel_values: Any) -> Tensor:
@@ -81,6 +81,27 @@ def check_ids(ids: Any, config: CaptionerConfig) -> None:
     # A compiler and an exporter can't look at values.
     if not torch.compiler.is_compiling() and bool(((ids < 0) | (ids >= config.vocab_size)).any()):
         _refuse_ids("decoder_input_ids", ids, config)
+
+
+def words_to_read(ids: Any, config: CaptionerConfig) -> Tensor:
+    """Return the words `(N, T)` to read of captions as the processor gives them.
+
+    These are the captions themselves if all begin with `<start>`, and otherwise `<start>` and all words but the last.
+
+    Raises:
+        ValueError: The captions are no ids of the vocabulary `(N, T)`.
+    """
+    check_ids(ids, config)
+    start = config.decoder_start_token_id
+    begins = bool((ids[:, 0] == start).all()) if not torch.compiler.is_compiling() else True
+    return ids if begins else words_before(ids, start, config.pad_token_id)
+
+
+def refuse_unknown(arguments: dict[str, Any]) -> None:
+    """Raise a TypeError unless further arguments of `forward` are None, or attention masks."""
+    for name, value in arguments.items():
+        if value is not None and name not in ("attention_mask", "decoder_attention_mask"):
+            raise TypeError(f"forward() of a captioner has no argument {name!r}; see its docstring for what it takes.")
 
 
 def caption_lengths(labels: Tensor) -> Tensor:

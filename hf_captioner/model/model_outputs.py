@@ -24,6 +24,7 @@ class CaptionerOutput(ModelOutput):
         cross_attentions: One tensor `(B, K, T, P)`, the attention weights with which each word was predicted.
         decoder_hidden_states: One tensor of decoder states, shaped like `logits` with D in place of V. None if the
             decoder does not return them.
+        encoder_hidden_states: One tensor of image cells, `(B, P, C)`, if they were not taken from a cache.
         decoder_attentions: Always None, because a recurrent decoder has no self-attention.
     """
 
@@ -32,6 +33,7 @@ class CaptionerOutput(ModelOutput):
     cache: RecurrentCache | None = None
     cross_attentions: tuple[Tensor, ...] | None = None
     decoder_hidden_states: tuple[Tensor, ...] | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
     decoder_attentions: tuple[Tensor, ...] | None = None
 
 

@@ -24,7 +24,16 @@ from .encoders import ENCODERS
 from .folder_check import check_folder, check_generation, one_line_errors
 from .generation import CaptionerGenerationMixin
 from .loss import captioning_loss
-from .model_inputs import caption_lengths, check_cells, check_ids, check_labels, check_words, in_precision_of
+from .model_inputs import (
+    caption_lengths,
+    check_cells,
+    check_ids,
+    check_labels,
+    check_words,
+    in_precision_of,
+    refuse_unknown,
+    words_to_read,
+)
 from .model_outputs import CaptionerOutput, CaptionerScores
 from .objectives import log_likelihood, words_before
 from .parts import build_part
@@ -107,6 +116,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             ValueError: The folder is damaged, or asks for more than a captioner needs; see `check_folder`.
             OSError: There is no such folder, or no model in it.
         """
+        if torch.get_default_device().type == "meta":  # for which transformers has an error of its own
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         folder = Path(pretrained_model_name_or_path or "", kwargs.get("subfolder") or "")
         kwargs.setdefault("use_safetensors", True)
         with ExitStack() as stack:
@@ -240,6 +251,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         num_captions: int | None = None,
         sampling: float = 0.0,
+        input_ids: Tensor | None = None,
+        **others: Any,
     ) -> CaptionerOutput | tuple[Any, ...]:
         """Compute the loss of captions, or the logits of words that follow the given ones.
 
@@ -259,9 +272,10 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             from_stage: Stage of the encoder that reads `stage_inputs`.
             cache: State after the words read so far, from the previous output.
             use_cache: Whether to return this state; None means yes.
-            output_attentions: Whether to return `cross_attentions`. With labels they are always returned.
-            output_hidden_states: Whether to return `decoder_hidden_states`.
-            return_dict: False for a tuple instead of a `CaptionerOutput`.
+            output_attentions: Whether to return `cross_attentions`; None for what the configuration says. With labels
+                they are always returned.
+            output_hidden_states: Whether to return `decoder_hidden_states` and `encoder_hidden_states`, likewise.
+            return_dict: False for a tuple instead of a `CaptionerOutput`, likewise.
             num_items_in_batch: Number of words, with `<end>`, in the whole batch of which these labels are a part, as
                 in gradient accumulation. The losses of all parts then add up to the loss of the whole batch.
                 transformers' Trainer passes it.
@@ -271,10 +285,24 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
                 batch if captions of all parts are equally long on average.
             sampling: Probability in [0, 1] of reading a word that the decoder draws from its own prediction instead
                 of the one from the labels (scheduled sampling, Bengio et al. 2015).
+            input_ids: Captions `(N, T)` as the processor gives them, in place of `decoder_input_ids`: what is read is
+                made from them as from labels, unless they begin with `<start>`.
+            others: Attention masks, which nothing depends on, since padding follows a caption; and arguments of other
+                models that are None, as transformers and PEFT pass them.
 
         Raises:
+            TypeError: There is an unknown argument.
             ValueError: There is no image, neither labels nor words to read, or something of a wrong form.
         """
+        refuse_unknown(others)
+        if decoder_input_ids is None and labels is None and input_ids is not None:
+            decoder_input_ids = words_to_read(input_ids, self.config)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         given_ids, lengths = decoder_input_ids, None
         if labels is not None:
             labels = check_labels(labels)
@@ -288,9 +316,10 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
         elif cache is None:
             check_ids(decoder_input_ids, self.config)
 
+        encoded = None
         if cache is None:
-            image_inputs = (pixel_values, encoder_outputs, cells, stage_inputs, from_stage)
-            cache = RecurrentCache(self.prepare_memory(self.image_cells(*image_inputs)))
+            encoded = self.image_cells(pixel_values, encoder_outputs, cells, stage_inputs, from_stage)
+            cache = RecurrentCache(self.prepare_memory(encoded))
         num_images = cache.memory.cells.shape[0]
         num_captioned = (decoder_input_ids if labels is None else labels).shape[0]
         if num_captioned % num_images if labels is None else num_captioned != num_images:
@@ -305,6 +334,7 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             lengths=lengths,
             siblings=cache.siblings,
             sampling=sampling,
+            keep_gradients=bool(output_hidden_states) and torch.is_grad_enabled(),
         )
 
         result = CaptionerOutput(logits=output.logits)
@@ -318,9 +348,12 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
                 result.cache = RecurrentCache(cache.memory, output.state, length)
             if output_attentions:
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
-        if output_hidden_states and output.hidden is not None:
-            captions = labels.shape[:-1] if labels is not None else output.hidden.shape[:1]
-            result.decoder_hidden_states = (output.hidden.unflatten(0, captions),)  # (B, T, D) or (B, K, T, D)
+        if output_hidden_states:
+            result.encoder_hidden_states = None if encoded is None else (encoded,)
+            if output.hidden is not None:
+                is_several = labels is not None and labels.ndim == 3
+                hidden = output.hidden.unflatten(0, labels.shape[:-1]) if is_several else output.hidden
+                result.decoder_hidden_states = (hidden,)  # (B, T, D) or (B, K, T, D)
         return result.to_tuple() if return_dict is False else result
 
     def _words_to_read(self, labels: Tensor, given_ids: Tensor | None) -> Tensor:

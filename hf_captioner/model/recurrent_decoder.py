@@ -230,12 +230,15 @@ class RecurrentDecoder(nn.Module):
             outputs, state = self._read(words, gate_inputs, memory, state, order.blocks, siblings)
 
         words, hidden, contexts, weights, *log_probs = (order.trim(rows) for rows in (words, *outputs))
+        unpacked = order.unpack(hidden)
+        if order.words is None:  # The logits then depend on the hidden states that are returned, as gradients do.
+            hidden = unpacked.transpose(0, 1).flatten(0, 1)
         logits = self.output(self.output_dropout(self.features(words, hidden, contexts)))  # (R, V)
         return DecoderOutput(
             logits=order.unpack(logits),
             weights=order.unpack(weights),
             state=tuple(part.flatten(0, 1) for part in state),
-            hidden=order.unpack(hidden),
+            hidden=unpacked,
             log_probs=order.unpack(log_probs[0]) if log_probs else None,
             packed=None if order.words is None else (logits, order.words),
         )
