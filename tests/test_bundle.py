@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import tomllib
@@ -146,3 +147,27 @@ def test_wheels_contain_every_file_of_the_bundle(made: Path) -> None:
     folder = shutil.copytree(made, package / "pretrained" / "photographs")
     packaged = {file for pattern in patterns for file in package.glob(pattern)}
     assert {file for file in folder.rglob("*") if file.is_file()} <= packaged
+
+
+@pytest.fixture
+def real() -> Path:
+    """The captioner that comes with this checkout."""
+    folder = Path(hf_captioner.PHOTOGRAPHS)
+    if not folder.is_dir():
+        pytest.skip(f"there is no captioner in {folder} yet")
+    return folder
+
+
+def test_captioner_of_the_package_is_small_and_complete_and_names_no_path(real: Path) -> None:
+    files = [file for file in real.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) <= bundle.LARGEST_SIZE
+    assert {"model.safetensors", "README.md", "results.json", "encoder.onnx"} <= {file.name for file in files}
+    texts = [file.read_text() for file in files if file.suffix in {".json", ".yaml", ".md"}]
+    assert not [text for text in texts if re.search(r"/(work|opt|home|root|tmp|shared)/", text)]
+
+
+def test_captioner_of_the_package_writes_the_captions_that_the_readme_shows(real: Path) -> None:
+    lines = re.findall(r"^(assets/\S+)\t(.+)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    photographs = [str(ROOT / file) for file, _ in lines]
+    found = [captions[0]["generated_text"] for captions in pipeline("image-captioning")(photographs)]
+    assert found == [caption for _, caption in lines]

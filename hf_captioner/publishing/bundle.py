@@ -1,7 +1,7 @@
 """Making of the captioner that comes with the package, from the output folder of a finished training.
 
 Run it in a checkout, with onnx and onnxscript installed, and commit `hf_captioner/pretrained/photographs`:
-`python -m hf_captioner.publishing.bundle outputs/flickr8k_efficientnet_lite2 --image assets/cameraman.jpg`.
+`python -m hf_captioner.publishing.bundle outputs/flickr8k_efficientnet_lite2 --image assets/dog.jpg`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,8 @@ What that means for you: the encoder started from the ImageNet weights of Effici
 authors (Apache 2.0). The captioner was then trained on Flickr8k (Hodosh, Young and Hockenmaier 2013), whose
 captions are licensed under CC BY 3.0, and whose photographs may be used for non-commercial research and education
 only. So use this captioner for research, for teaching and for yourself, and name Flickr8k where you publish
-something made with it. For a product or a service, train a captioner on photographs whose licence allows it: `hf-
-captioner train` does that. The code of hf_captioner is licensed under Apache 2.0, and this package contains none of
-Flickr8k's photographs."""
+something made with it. For a product or a service, train a captioner on photographs whose licence allows that. The
+code of hf_captioner is licensed under Apache 2.0, and this package contains none of Flickr8k's photographs."""
 LIMITS = """\
 The captioner is meant for trying out captioning with attention, for teaching, as a baseline, and as a start for
 training on photographs of your own. It knows what Flickr8k is full of: people, children and dogs outdoors, sports,
@@ -129,7 +128,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=pretrained.PHOTOGRAPHS, help="default: %(default)s")
     parser.add_argument("--results", type=Path, help="scores for the card (default: those in the source)")
     parser.add_argument("--int8_results", type=Path, help="scores of the captions of its ONNX export in 8 bits")
-    parser.add_argument("--image", nargs="*", default=[], help="photographs to show in the card")
+    parser.add_argument(
+        "--image", nargs="*", default=[], help="photographs to show in the card; the README shows the first"
+    )
     arguments = parser.parse_args(argv)
     folder = write_bundle(
         arguments.source,
