@@ -251,6 +251,16 @@ def test_key_of_cells_depends_on_weights_transform_and_images(frozen, processor,
     assert key(copy.deepcopy(frozen)) == keys[0]
 
 
+def test_the_sign_of_a_zero_changes_no_key_of_cells(frozen, processor, rows):
+    """A running average of the weights makes 0.0 of -0.0, and the images would be encoded anew."""
+    keys = []
+    for zero in (0.0, -0.0):
+        model = copy.deepcopy(frozen)
+        model.encoder.part.body.conv1[0].weight.data[0, 0, 0, 0] = zero
+        keys.append(cells_key(model.encoder, processor.image_processor, rows))
+    assert keys[0] == keys[1]
+
+
 def test_digests_tell_images_captions_and_ids_apart(rows, tmp_path):
     def changed(column: str, values: list) -> set[str]:
         other = rows.remove_columns(column).add_column(column, values, feature=rows.features[column])

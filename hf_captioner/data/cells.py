@@ -27,6 +27,7 @@ from ..errors import first_line
 from ..files import explain_write_errors, locked, sync
 from ..model.encoder_model import CaptionerEncoder
 from ..model.images import REDUCTION_GAP, is_url
+from ..model.modes import in_evaluation
 from .layouts.splits import image_digest
 from .loading import read_ahead
 from .rows import read_pixels
@@ -85,7 +86,7 @@ def cached_cells(
     one of version 0.1.0, which has no checksums, is written anew.
 
     Args:
-        encoder: Encoder in evaluation mode.
+        encoder: Encoder; its training mode is restored afterwards.
         image_processor: Processor of the captioner's images.
         dataset: Undecoded rows.
         mirrored: Whether to encode images mirrored left to right.
@@ -170,7 +171,9 @@ def cells_key(encoder: CaptionerEncoder, image_processor: Any, dataset: Dataset,
         if name in later:
             continue
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        # Adding 0 turns -0.0 into 0.0, as a running average of the weights does.
+        tensor = tensor.detach().cpu().contiguous().flatten() + 0
+        digest.update(tensor.view(torch.uint8).numpy().data)
     config = encoder.config
     settings = [config.encoder_type, config.encoder_name, config.encoder_kwargs, image_processor.to_dict(), str(DTYPE)]
     settings.append(REDUCTION_GAP)  # changes the pixels of large JPEGs
@@ -206,14 +209,14 @@ class _Source:
 
     def encode(self, batch: Tensor) -> np.ndarray:
         """Encode what `read` returned."""
-        assert not self.encoder.training, "cells of an encoder in training mode depend on the batch"
         batch = batch.to(next(self.encoder.parameters()).device)
-        if self.stage is not None:
-            features = self.encoder.part.input_of_stage(batch, self.stage)
-        elif self.stage_inputs is not None:
-            features = self.encoder.forward_from(batch, self.stage_inputs[1]).last_hidden_state
-        else:
-            features = self.encoder(batch).last_hidden_state
+        with in_evaluation(self.encoder):  # else a batch norm would make cells depend on the batch
+            if self.stage is not None:
+                features = self.encoder.part.input_of_stage(batch, self.stage)
+            elif self.stage_inputs is not None:
+                features = self.encoder.forward_from(batch, self.stage_inputs[1]).last_hidden_state
+            else:
+                features = self.encoder(batch).last_hidden_state
         return np.ascontiguousarray(features.to("cpu", torch.float16).numpy())
 
 
