@@ -5,6 +5,7 @@ Commands are imported when they are called, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -50,8 +51,15 @@ def help_text() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run a command, by default that of this program, and return its exit code."""
+    if argv is None:
+        code = main(sys.argv[1:])
+        if "onnxruntime" in sys.modules and "torch" not in sys.modules:
+            # Nothing is left to do, and onnxruntime would take as long to put its memory in order as for a caption.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help", "help"):
         print(help_text())

@@ -27,8 +27,9 @@ from hf_captioner.model.attentions import ATTENTIONS, DotAttention
 from hf_captioner.model.decoders import DECODERS
 from hf_captioner.model.onnx_runner import OnnxCaptioner
 from hf_captioner.model.pixels import resize_and_crop
-from hf_captioner.publishing import export
+from hf_captioner.publishing import export, quantization
 from hf_captioner.publishing.export import export_onnx, generation_settings
+from hf_captioner.publishing.exported import find_export
 
 Build = Callable[..., CaptionerModel]
 
@@ -217,18 +218,55 @@ def test_int8_is_smaller_and_close(
     photos: list[Image.Image],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tiny_model(seed=3, scale=6, hidden_size=64)
+    monkeypatch.setattr(quantization, "SMALLEST", 8192)  # the tiny captioner's weights are all below the usual number
+    model = tiny_model(seed=3, scale=6, hidden_size=64, embedding_size=64, projection_size=32, tie_word_embeddings=True)
     model.encoder.part = Patches(model.encoder.part)
     caplog.set_level(logging.INFO, "hf_captioner")
     export_onnx(model, processor, tmp_path / "int8", int8=True)
     lines = [record.message for record in caplog.records if record.name == export.__name__]
-    _, decoder, _, small_decoder, difference = lines
-    size, small_size = (float(line.split()[-2]) for line in (decoder, small_decoder))
-    assert small_size < 0.7 * size, lines
-    assert 0 < float(difference.split()[-1].rstrip(".")) < 0.5
+    encoder, decoder, small_encoder, small_decoder, difference = lines
+    sizes, small_sizes = (
+        [float(line.split()[-2]) for line in pair] for pair in ((encoder, decoder), (small_encoder, small_decoder))
+    )
+    assert all(small < 0.6 * size for small, size in zip(small_sizes, sizes, strict=True)), lines
+    assert 0 < float(difference.split()[-1].rstrip(".")) < 0.2
     captions = OnnxCaptioner(tmp_path / "int8", num_threads=1)(photos)
     assert len(captions) == len(photos)
+
+
+def test_weights_are_stored_to_half_a_step_of_their_group() -> None:
+    groups = np.random.default_rng(0).normal(size=(50, 64)).astype(np.float32)
+    groups[7] = 0
+    integers, scales = quantization._quantized(groups)
+    assert integers.dtype == np.int8 and (np.abs(integers).max(1) == np.where(np.arange(50) == 7, 0, 127)).all()
+    assert (np.abs(integers * scales[:, None] - groups) <= 0.501 * scales[:, None]).all()
+
+
+def test_an_export_beside_a_captioner_replaces_an_earlier_one_and_nothing_else(
+    tiny_model: Build, processor: CaptionerProcessor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model(seed=3)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert find_export(tmp_path) is None
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "mine.txt").write_text("")
+    with pytest.raises(ValueError, match="not an empty folder"):
+        main([str(tmp_path)])
+    (tmp_path / "onnx" / "mine.txt").rename(tmp_path / "onnx" / "captioner.json")
+    main([str(tmp_path)])
+    assert f"hf-captioner caption {tmp_path} photo.jpg" in capsys.readouterr().out
+    names = ["captioner.json", "decoder.onnx", "encoder.onnx", "tokenizer.json"]
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == names
+    assert find_export(tmp_path) == tmp_path / "onnx" and find_export(tmp_path / "onnx") == tmp_path / "onnx"
+    (tmp_path / "README.md").write_text("a card may change")
+    assert find_export(tmp_path) is not None
+    tiny_model(seed=4).save_pretrained(tmp_path)
+    assert find_export(tmp_path) is None
+    with pytest.raises(ValueError, match="name one for the export"):
+        main(["owner/captioner"])
 
 
 class Untraceable(DotAttention):

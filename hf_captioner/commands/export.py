@@ -46,5 +46,5 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("captioner", metavar="CAPTIONER", help="folder of a saved captioner, or its id on the Hub")
     add("output", type=Path, metavar="FOLDER", nargs="?", help="new or empty folder for the export (default: "
         "CAPTIONER/onnx, in place of an earlier export)")  # fmt: skip
-    add("--int8", action="store_true", help="weights in 8 bits: a quarter of the size, and faster")
+    add("--int8", action="store_true", help="large weights in 8 bits: a third of the size")
     return parser.parse_args(argv)

@@ -111,6 +111,7 @@ class OnnxCaptioner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # Weights that the file holds in 8 bits become single precision now, not again at every step.
         options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")  # takes less memory
 
         def load(name: str) -> Any:
             graph = _checked_graph(folder / name)

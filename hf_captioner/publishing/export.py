@@ -33,7 +33,7 @@ from ..model.onnx_search import Settings
 from ..model.processing_captioner import CaptionerProcessor
 from .exported import BESIDE, CONFIG, fingerprints
 from .folders import MODEL_FOLDER, require_empty
-from .quantization import quantize_products, store_in_8_bits
+from .quantization import store_in_8_bits
 
 logger = logging.get_logger(__name__)
 
@@ -80,7 +80,7 @@ def export_onnx(
         model: The captioner, which is left unchanged. The export is in single precision, whatever the model's own.
         processor: The model's processor.
         folder: Folder to write, which must be new or empty. It appears once the export is complete.
-        int8: Store weights in 8 bits. The decoder also computes its matrix products with them.
+        int8: Store large weights in 8 bits and others in half precision, to be computed with in single precision.
         beside: The folder is `onnx` within the folder of the saved captioner, where `hf-captioner caption` finds it. It
             replaces an earlier export, is made without a program, and is used as long as the captioner's files are as
             they are now.
@@ -115,8 +115,6 @@ def export_onnx(
                 "parts computes something else when torch traces it. Remove what depends on tracing from that part."
             )
         if int8:
-            # Not the encoder's: its convolutions would be slower, and its few products count for the whole caption.
-            quantize_products(unfinished / "decoder.onnx")
             for name in ("encoder.onnx", "decoder.onnx"):
                 store_in_8_bits(unfinished / name)
                 logger.info(f"In 8 bits: {_described_size(unfinished / name)}")
