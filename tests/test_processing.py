@@ -41,7 +41,7 @@ def test_images_or_text_alone(processor, images):
     batch = processor(images)
     assert set(batch) == {"pixel_values"} and batch.pixel_values.shape == (3, 3, 64, 64)
     assert torch.equal(batch.pixel_values, processor.image_processor(images).pixel_values)
-    assert set(processor(text=["a dog"])) == {"labels"}
+    assert set(processor(text=["a dog"])) == {"labels", "input_ids", "attention_mask"}
 
 
 def test_one_caption_for_each_image(processor, images):

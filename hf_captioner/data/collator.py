@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from ..model.image_processing_captioner import CaptionerImageProcessor
 from ..model.images import Size
-from ..model.objectives import IGNORED
+from ..model.objectives import IGNORED, words_before
 from .rows import Row, open_row, read_pixels
 
 MIN_CROP = 0.8  # smallest fraction of an image's width, and of its height, that augmentation keeps
@@ -40,12 +40,15 @@ class CaptionCollator:
         pad_to_longest: Whether to pad labels to the longest caption of the batch only, which saves some work. By
             default they are `max_words + 1` long, as long as what `generate()` returns, since transformers' trainers
             can put batches together only if several captions of an image are equally long everywhere.
+        read_words: Whether to add the words that are read before the labels. A model makes them from the labels, which
+            transformers' Trainer keeps from it if it has a `label_smoothing_factor` or a `compute_loss_func`.
         augment: Whether to crop images slightly and to change their brightness, contrast and saturation. It has no
             effect on `cells`.
 
     Returns:
-        A batch with `labels` `(B, K, T)`, padded with -100; either `pixel_values` `(B, 3, H, W)`, `cells` `(B, P, C)`
-        or `stage_inputs` `(B, …)` and the number `from_stage`; and `index` `(B,)` if rows have it.
+        A batch with `labels` `(B, K, T)`, padded with -100; `decoder_input_ids` `(B, K, T)` unless `read_words` is False;
+        either `pixel_values` `(B, 3, H, W)`, `cells` `(B, P, C)` or `stage_inputs` `(B, …)` and the number
+        `from_stage`; and `index` `(B,)` if rows have it.
     """
 
     def __init__(
@@ -58,11 +61,12 @@ class CaptionCollator:
         from_stage: int | None = None,
         max_words: int = 30,
         pad_to_longest: bool = False,
+        read_words: bool = True,
         augment: bool = False,
     ) -> None:
         assert not mirror or (cells is None) == (mirrored_cells is None), "mirrored cells go with cells"
         self.processor, self.max_words, self.augment = processor, max_words, augment and cells is None
-        self.pad_to_longest = pad_to_longest
+        self.pad_to_longest, self.read_words = pad_to_longest, read_words
         self.cells, self.mirror, self.mirrored_cells = cells, mirror, mirrored_cells
         self.from_stage = from_stage
 
@@ -83,6 +87,10 @@ class CaptionCollator:
         if not self.pad_to_longest:
             labels = functional.pad(labels, (0, self.max_words + 1 - labels.shape[-1]), value=IGNORED)
         batch: dict[str, Any] = {"labels": labels}
+        if self.read_words:
+            tokenizer = self.processor.tokenizer
+            words = words_before(labels.flatten(0, 1), tokenizer.bos_token_id, tokenizer.pad_token_id)
+            batch["decoder_input_ids"] = words.view_as(labels)
         if "index" in rows[0]:
             batch["index"] = torch.tensor([row["index"] for row in rows])
         is_mirrored = torch.tensor([self.mirror and _row_generator(row).random() < 0.5 for row in rows])

@@ -78,8 +78,8 @@ class CaptionerGenerationMixin(GenerationMixin):
         """Refuse classifier-free guidance, which is made for models of text alone."""
         if generation_config.guidance_scale not in (None, 1):
             raise ValueError(
-                f"guidance_scale is {generation_config.guidance_scale}, but captions can't be guided by another prompt; "
-                "leave it out."
+                f"guidance_scale is {generation_config.guidance_scale}, but captions can't be guided by another "
+                "prompt; leave it out."
             )
         return super()._get_logits_processor(generation_config, *args, **kwargs)
 

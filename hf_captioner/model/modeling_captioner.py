@@ -261,9 +261,9 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             labels: Words and `<end>` of each caption, without `<start>`: `(B, T)`, or `(B, K, T)` for K captions of
                 each image. -100 follows the end of a caption. With `decoder_input_ids`, any label may be -100, and its
                 word is read but does not count.
-            decoder_input_ids: `(N, T)`, words to read, beginning with `<start>`. Captions of the same image are next to
-                each other. Beside labels they have the labels' shape, and are all words but the last; by default they
-                are made from the labels.
+            decoder_input_ids: `(N, T)` or `(B, K, T)`, words to read, beginning with `<start>`. Captions of the same
+                image are next to each other. Beside labels they have the labels' shape, and are all words but the last;
+                by default they are made from the labels.
             encoder_outputs: Output of the encoder, in place of `pixel_values`; also a tuple or another model's output
                 whose first field holds image cells `(B, P, C)`.
             cells: Image cells `(B, P, C)` computed earlier, in place of `pixel_values`.
@@ -303,7 +303,10 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        given_ids, lengths = decoder_input_ids, None
+        given_ids, lengths, captions = decoder_input_ids, None, None
+        if labels is None and isinstance(decoder_input_ids, Tensor) and decoder_input_ids.ndim == 3:
+            captions = decoder_input_ids.shape[:2]  # (B, K)
+            decoder_input_ids = decoder_input_ids.flatten(0, 1)
         if labels is not None:
             labels = check_labels(labels)
             targets = labels.reshape(-1, labels.shape[-1])  # (N, T)
@@ -343,6 +346,8 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
             result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
         else:
+            if captions is not None:
+                result.logits = output.logits.unflatten(0, captions)  # (B, K, T, V)
             if use_cache is not False:
                 length = cache.length + decoder_input_ids.shape[1]
                 result.cache = RecurrentCache(cache.memory, output.state, length)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, TextKwargs
 
 from .captions import build_tokenizer
 from .folder_check import check_folder, one_line_errors
@@ -17,6 +18,15 @@ from .objectives import IGNORED, words_before
 
 # B: images, K: captions of an image, T: ids of a caption, <end> included, H: height, W: width
 
+# Arguments of a tokenizer that are obeyed, and values of others that change nothing.
+TEXT_ARGUMENTS = ("padding", "truncation", "max_length", "add_special_tokens", "pad_to_multiple_of")
+WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "return_tensors": (None, "pt", "np"),
+    "return_attention_mask": (None, True),
+    "padding_side": (None, "right"),
+    "verbose": (None, True, False),
+    "stride": (None, 0),
+}
 Captions = str | Sequence[str] | Sequence[Sequence[str]]
 
 
@@ -27,6 +37,9 @@ class CaptionerProcessor(ProcessorMixin):
         image_processor: Usually a `CaptionerImageProcessor`.
         tokenizer: Usually from `build_tokenizer`. It must end each caption with its `eos_token`.
     """
+
+    text_kwargs = {"padding": True, "return_tensors": "pt"}  # type: ignore[assignment]  # noqa: RUF012 (transformers')
+    images_kwargs = {"return_tensors": "pt"}  # type: ignore[assignment]  # noqa: RUF012 (transformers')
 
     def __init__(self, image_processor: CaptionerImageProcessor, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__(image_processor, tokenizer)  # type: ignore[no-untyped-call]
@@ -61,58 +74,75 @@ class CaptionerProcessor(ProcessorMixin):
         self,
         images: ImageSource | Sequence[ImageSource] | None = None,
         text: Captions | None = None,
-        *,
-        padding: bool | str = True,
-        truncation: bool | str = False,
-        max_length: int | None = None,
-        add_special_tokens: bool = True,
-        return_tensors: str | None = "pt",
+        **kwargs: Unpack[ProcessingKwargs],
     ) -> BatchFeature:
-        """Turn images into pixel values, and captions into labels; or prepare images with words to begin with.
+        """Turn images into pixel values, and captions into ids and labels; or prepare images with words to begin with.
 
         `generate()` of what is returned for images with text begins captions with the text, as other models of the task
         image-text-to-text do.
 
         Args:
-            images: One image or a list of them, each of any kind that `open_image` reads.
+            images: One image or a list of them, each of any kind that the image processor reads.
             text: One caption for each image, or a list of captions for each image; the lists may differ in length.
-            padding: True or `"longest"` to pad labels to the longest caption with -100, `"max_length"` to pad them to
-                `max_length`, False to refuse captions of different lengths.
-            truncation: Whether to cut captions with more than `max_length` ids. `<end>` is kept.
-            max_length: Number of ids of a caption for `truncation` and `padding="max_length"`, `<end>` included.
-            add_special_tokens: Whether to end each caption with `<end>`.
-            return_tensors: `"pt"` or `"np"`.
+            kwargs: Arguments of the tokenizer and of the image processor, also as `text_kwargs={...}` and
+                `images_kwargs={...}`. Of the former there are:
+
+                - `padding`: True or `"longest"`, the default, to pad captions to the longest, `"max_length"` to pad
+                  them to `max_length`, False to refuse captions of different lengths; `pad_to_multiple_of`.
+                - `truncation`: Whether to cut captions with more than `max_length` ids. `<end>` is kept.
+                - `max_length`: Number of ids of a caption, `<end>` included.
+                - `add_special_tokens`: Whether to end each caption with `<end>`, the default.
+                - `return_tensors`: `"pt"`, the default, or `"np"`.
 
         Returns:
             `pixel_values` `(B, 3, H, W)` if images are given. `labels` if text is given: `(B, T)` for one caption for
             each image, `(B, K, T)` for lists of at most K captions. Labels are -100 after the end of a caption and for
-            captions that an image lacks. With both, and one caption for each image, also `decoder_input_ids` `(B, T)`,
-            `<start>` and all ids but the last: what is read for these labels, and the beginning of captions for
-            `generate()`.
+            captions that an image lacks. For one caption for each image, also `input_ids` `(B, T)`, the same with
+            `<pad>` in place of -100, and `attention_mask`, 1 where a word is; and with images also
+            `decoder_input_ids` `(B, T)`, `<start>` and all ids but the last: what is read for these labels, and the
+            beginning of captions for `generate()`.
 
         Raises:
+            TypeError: There is an unknown argument.
             ValueError: Neither images nor text is given, they differ in number, a caption is not a string or has no
-                words, or `max_length` does not fit.
+                words, `max_length` does not fit, or an argument is of a kind that captions have no use for.
         """
         if images is None and text is None:
             raise ValueError("Neither images nor text is given; give at least one.")
+        self._refuse_unknown(kwargs)
+        merged = self._merge_kwargs(self.valid_processor_kwargs, self.tokenizer.init_kwargs, **kwargs)
         features: dict[str, Any] = {}
         if images is not None:
-            features.update(self.image_processor(images))
+            features.update(self.image_processor(images, **{**merged["images_kwargs"], "return_tensors": "pt"}))
         if text is not None:
-            arguments = {"truncation": truncation, "max_length": max_length, "add_special_tokens": add_special_tokens}
-            features["labels"] = self._labels(text, padding, **arguments)
+            features["labels"] = self._labels(text, **_text_arguments(merged["text_kwargs"]))
         if len({len(values) for values in features.values()}) > 1:
             raise ValueError(
                 f"There are {len(features['pixel_values'])} images, but text for {len(features['labels'])}; "
                 "give one caption, or one list of captions, for each image."
             )
-        if len(features) == 2 and features["labels"].ndim == 2:
+        if text is not None and features["labels"].ndim == 2:
             start, pad = self.tokenizer.bos_token_id, self.tokenizer.pad_token_id
-            features["decoder_input_ids"] = words_before(features["labels"], start, pad)
-        return BatchFeature(features, tensor_type=return_tensors)
+            is_word = features["labels"] != IGNORED
+            features["input_ids"] = features["labels"].masked_fill(~is_word, pad)
+            features["attention_mask"] = is_word.long()
+            if images is not None:
+                features["decoder_input_ids"] = words_before(features["labels"], start, pad)
+        kind = "text_kwargs" if text is not None else "images_kwargs"
+        return BatchFeature(features, tensor_type=merged[kind].get("return_tensors"))
 
-    def _labels(self, text: Captions, padding: bool | str, **arguments: Any) -> torch.Tensor:
+    def _refuse_unknown(self, kwargs: Mapping[str, Any]) -> None:
+        """Raise a TypeError for arguments that transformers would ignore with a warning."""
+        known = {"common_kwargs"}.union(
+            *(kind.__annotations__ for kind in (ProcessingKwargs, TextKwargs, ImagesKwargs)),
+            self.image_processor.valid_kwargs.__annotations__,
+        )
+        if unknown := sorted(kwargs.keys() - known):
+            raise TypeError(f"A captioner's processor has no argument {unknown[0]!r}.")
+
+    def _labels(
+        self, text: Captions, padding: bool | str, pad_to_multiple_of: int | None = None, **arguments: Any
+    ) -> torch.Tensor:
         """Return the labels of captions, see `__call__`; `arguments` are passed to the tokenizer."""
         rows = [text] if isinstance(text, str) else list(text)
         is_single = bool(rows) and isinstance(rows[0], str)
@@ -129,8 +159,8 @@ class CaptionerProcessor(ProcessorMixin):
         if not captions:
             raise ValueError("text has no captions; give at least one, or None for images alone.")
 
-        num_special = self.tokenizer.num_special_tokens_to_add() if arguments["add_special_tokens"] else 0
-        max_length = arguments["max_length"]
+        num_special = self.tokenizer.num_special_tokens_to_add() if arguments.get("add_special_tokens", True) else 0
+        max_length = arguments.get("max_length")
         if max_length is not None and max_length <= num_special:
             raise ValueError(f"max_length is {max_length}; give at least {num_special + 1}, for a word.")
         ids = self.tokenizer(captions, **arguments).input_ids
@@ -139,7 +169,9 @@ class CaptionerProcessor(ProcessorMixin):
                 raise ValueError(f"{name} is {caption!r}, which has no words; leave it out or fix it.")
 
         num_captions = 1 + max(index for _, _, index in positions)
-        labels = torch.full((len(rows), num_captions, _padded_length(ids, padding, max_length)), IGNORED)
+        length = _padded_length(ids, padding, max_length)
+        length += -length % (pad_to_multiple_of or 1)
+        labels = torch.full((len(rows), num_captions, length), IGNORED)
         for (_, image, index), caption_ids in zip(positions, ids, strict=True):
             labels[image, index, : len(caption_ids)] = torch.tensor(caption_ids)
         return labels[:, 0] if is_single else labels
@@ -155,7 +187,19 @@ class CaptionerProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that a call returns."""
-        return ["pixel_values", "labels", "decoder_input_ids"]
+        return ["pixel_values", "labels", "input_ids", "attention_mask", "decoder_input_ids"]
+
+
+def _text_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those arguments of a tokenizer that are used, or raise a ValueError for one that can't be obeyed."""
+    arguments = {"truncation": False} | {name: value for name, value in given.items() if name in TEXT_ARGUMENTS}
+    arguments["padding"] = {"longest": True, "do_not_pad": False}.get(arguments["padding"], arguments["padding"])
+    for name, value in given.items():
+        if name not in TEXT_ARGUMENTS and value not in WITHOUT_EFFECT.get(name, (None, False)):
+            raise ValueError(
+                f"{name} is {value!r}, but the processor of a captioner pads and cuts captions at their end."
+            )
+    return arguments
 
 
 def _padded_length(ids: Sequence[Sequence[int]], padding: bool | str, max_length: int | None) -> int:

@@ -331,6 +331,7 @@ def build_loader(recipe: Recipe, processor: CaptionerProcessor, split: Split, ac
         from_stage=split.from_stage,
         max_words=recipe.data.max_words,
         pad_to_longest=True,
+        read_words=False,
         augment=recipe.data.augment,
     )
     rows = split.rows if split.features is None else split.rows.select_columns("captions")

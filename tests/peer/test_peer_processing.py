@@ -43,3 +43,6 @@ class CaptionerProcessorTest(ProcessorTesterMixin, unittest.TestCase):
 
     @unittest.skip("captions are decoded without special tokens unless these are asked for")
     def test_tokenizer_decode_defaults(self) -> None: ...
+
+    @unittest.skip("every caption is of an image: a batch in which some texts have none is refused")
+    def test_processor_text_has_no_visual(self) -> None: ...
