@@ -85,7 +85,7 @@ def write_bundle(
 
         export_onnx(CaptionerModel.from_pretrained(new), processor, new / "onnx", int8=True, beside=True)
 
-        bundle = BundleDetails(TERMS, int8_results and read_results(int8_results))
+        bundle = BundleDetails(TERMS, None if int8_results is None else read_results(int8_results))
         samples = add_samples(new, images, "jpg")
         card = model_card(pretrained.NAME, model.config, details, read_results(new / RESULTS), samples, bundle)
         (new / "README.md").write_text(str(card), encoding="utf-8")
