@@ -120,6 +120,13 @@ def test_captions_of_a_file_find_their_images(
     assert "endless_captions" not in evaluation.scores and evaluation.protocol.decoding is None
 
 
+def test_images_without_a_caption_may_be_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "captions.json").write_text('[{"image_id": "c", "caption": "x"}]')
+    (found,) = read_predictions(tmp_path / "captions.json", dataset(["a", "b", "c"]), allow_missing=True)
+    assert (found.index, found.image_id, found.caption) == (2, "c", "x")
+    assert caplog.messages[0].startswith("2 of 3 images have no caption")
+
+
 @pytest.mark.parametrize(
     ("names", "text", "message"),
     [

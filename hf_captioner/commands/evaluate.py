@@ -116,7 +116,7 @@ def caption(
 ) -> tuple[list[Prediction], dict[str, Any] | None]:
     """Return a system's captions, and the settings of their decoding, None for captions from a file. Collective."""
     if Path(system).is_file():
-        return read_predictions(system, rows), None
+        return read_predictions(system, rows, allow_missing=arguments.allow_missing), None
     model, processor = load_captioner(system, **hub_arguments(arguments))
     model.to(accelerator.device)
     options: dict[str, Any] = {"batch_size": arguments.batch_size, "description": f"Captions of {system}"}
@@ -179,6 +179,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--dataset_format", metavar="FORMAT", help="layout of a folder, such as coco (default: detected)")
     add("--split", default="validation", help="split to score (default: %(default)s)")
     add("--max_images", type=positive_int, metavar="N", help="score only the first N images")
+    add("--allow_missing", action="store_true", help="leave out images for which a file has no caption")
     add("--skip_broken", action="store_true", help="leave out images that can't be read, naming each")
     add_access_arguments(data)
     add = parser.add_argument_group("decoding").add_argument

@@ -46,7 +46,7 @@ class CaptionCollator:
             effect on `cells`.
 
     Returns:
-        A batch with `labels` `(B, K, T)`, padded with -100; `decoder_input_ids` `(B, K, T)` unless `read_words` is False;
+        A batch with `labels` `(B, K, T)`, padded with -100; `decoder_input_ids` likewise, unless `read_words` is False;
         either `pixel_values` `(B, 3, H, W)`, `cells` `(B, P, C)` or `stage_inputs` `(B, …)` and the number
         `from_stage`; and `index` `(B,)` if rows have it.
     """

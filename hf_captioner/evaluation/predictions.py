@@ -130,7 +130,7 @@ def decode_captions(
     return predictions
 
 
-def read_predictions(path: str | Path, dataset: Dataset) -> list[Prediction]:
+def read_predictions(path: str | Path, dataset: Dataset, *, allow_missing: bool = False) -> list[Prediction]:
     """Read any system's captions of a data set's images from a file in COCO's result format.
 
     Captions of other images are ignored, with a warning.
@@ -139,6 +139,7 @@ def read_predictions(path: str | Path, dataset: Dataset) -> list[Prediction]:
         path: JSON list of `{"image_id": …, "caption": …}`, or one such record per line (`.jsonl`). Ids are those of
             the data set, or the numbers at the end of its ids, as in COCO.
         dataset: Rows with `image_id` and `captions`.
+        allow_missing: Whether images may have no caption; they are left out, with a warning.
 
     Returns:
         Predictions in the order of the data set.
@@ -159,17 +160,21 @@ def read_predictions(path: str | Path, dataset: Dataset) -> list[Prediction]:
     image_ids = [str(image_id) for image_id in dataset["image_id"][:]]
     keys = _matching_keys(image_ids, records.keys())
     missing = [image_id for image_id, key in zip(image_ids, keys, strict=True) if key not in records]
-    if missing:
+    if missing and allow_missing and len(missing) < len(image_ids):
+        logger.warning(f"{len(missing)} of {len(image_ids)} images have no caption in {path} and are left out.")
+    elif missing:
         raise ValueError(
             f"{str(path)!r} has no caption for {len(missing)} of {len(image_ids)} images, such as {missing[0]!r}; it "
-            f"has {len(records)}, such as {next(iter(records), 'none')!r}. Name the data set and split it belongs to."
+            f"has {len(records)}, such as {next(iter(records), 'none')!r}. Name the data set and split it belongs to, "
+            "or leave these images out by --allow_missing."
         )
-    if len(records) > len(image_ids):
-        logger.warning(f"{len(records) - len(image_ids)} captions of {path} are of other images and are ignored.")
+    if foreign := len(records.keys() - set(keys)):
+        logger.warning(f"{foreign} captions of {path} are of other images and are ignored.")
     rows = zip(image_ids, keys, dataset["captions"][:], strict=True)
     return [
         Prediction(index, image_id, records[key]["caption"], records[key].get("ended"), list(references))
         for index, (image_id, key, references) in enumerate(rows)
+        if key in records
     ]
 
 

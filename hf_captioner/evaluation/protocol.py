@@ -59,7 +59,7 @@ class Protocol:
         dataset: Name or path of the data set.
         split: Name of the split.
         num_images: Number of images scored.
-        split_images: Number of images in the whole split; `--max_images` scores fewer.
+        split_images: Number of images in the whole split; `--max_images` and `--allow_missing` score fewer.
         ids_sha256: Hash of the ids of the scored images, in order.
         references_per_image: Smallest and largest number of references of an image.
         metrics: Fields of the `METRIC_PROTOCOLS` behind the scores, by prefix.

@@ -354,11 +354,11 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             if output_attentions:
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
         if output_hidden_states:
-            result.encoder_hidden_states = None if encoded is None else (encoded,)
             if output.hidden is not None:
                 is_several = labels is not None and labels.ndim == 3
                 hidden = output.hidden.unflatten(0, labels.shape[:-1]) if is_several else output.hidden
                 result.decoder_hidden_states = (hidden,)  # (B, T, D) or (B, K, T, D)
+            result.encoder_hidden_states = None if encoded is None else (encoded,)
         return result.to_tuple() if return_dict is False else result
 
     def _words_to_read(self, labels: Tensor, given_ids: Tensor | None) -> Tensor:
