@@ -171,7 +171,7 @@ class OnnxCaptioner:
         """
         if isinstance(images, list | tuple):
             return list(self.stream(images, **options))
-        return next(self.stream([images], **options))
+        return next(self.stream([images], **options))  # type: ignore[list-item]
 
     def stream(
         self,
