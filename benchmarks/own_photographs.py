@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="time of each training")
     parser.add_argument("--num_train", type=int, default=500)
     parser.add_argument("--num_validation", type=int, default=500)
+    parser.add_argument("--num_threads", type=int, help="threads of each training (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, help="folder for logs and scores")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,9 @@ def main() -> None:
         folder = Path(name)
         data = folder / "telegrams"
         write_data_set(arguments.data, data, arguments.num_train, arguments.num_validation)
-        common = {"dataset": data, "tracking": "none"}
+        common: dict[str, Any] = {"dataset": data, "tracking": "none"}
+        if arguments.num_threads:
+            common["num_threads"] = arguments.num_threads
         programs = {
             "scratch": common | SCRATCH | {"encoder_weights": arguments.encoder_weights, "patience": 1000},
             "continued": common | {"from": arguments.captioner},

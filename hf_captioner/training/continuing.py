@@ -139,7 +139,8 @@ def add_words(model: CaptionerModel, num_known: int, num_words: int) -> None:
     if num_words == num_known:
         return
     model.resize_token_embeddings(max(num_words, model.config.vocab_size), mean_resizing=False)
-    embedding, output = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    output: Any = model.get_output_embeddings()
     weights = [embedding.weight] if embedding.weight is output.weight else [embedding.weight, output.weight]
     for weight in weights:
         deviation, mean = torch.std_mean(weight[:num_known], 0)

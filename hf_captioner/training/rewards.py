@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -92,7 +92,7 @@ def sample_captions(model: CaptionerModel, cells: Tensor, num_samples: int, *, t
     Returns:
         Labels `(B, S, T)`: words and `<end>`, then -100.
     """
-    device, end = cells.device, model.config.eos_token_id
+    device, end = cells.device, cast(int, model.config.eos_token_id)
     check_interval = STEPS_BETWEEN_CHECKS.get(device.type, STEPS_BETWEEN_CHECKS_ON_ACCELERATORS)
     captions = torch.arange(len(cells) * num_samples, device=device)  # (N,), those in the batch
     words = torch.full((len(captions), max_length), IGNORED, device=device)
