@@ -34,7 +34,7 @@ SHARED = {
     "errors": BELOW.keys() - {"model", "metrics"},
     "interruption": {"training", "commands"},
     "cli": {"training", "commands"},
-    "pretrained": {"model", "training", "publishing", "commands"},  # of model/, only where it is registered with transformers
+    "pretrained": {"model", "training", "publishing", "commands"},  # of model/, only the registration
 }
 # Libraries that files may import which go to the Hub with a model; pillow_heif only where it is installed.
 MODEL_LIBRARIES = {
