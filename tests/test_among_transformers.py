@@ -152,3 +152,17 @@ def test_settings_of_a_call_and_of_loading_are_obeyed(tmp_path: Path) -> None:
 def test_what_an_image_processor_refuses(image: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CaptionerImageProcessor({"height": 24, "width": 24})(image, **arguments)
+
+
+def test_a_step_with_the_cache_is_exported_once_for_all_steps(tiny_model: TinyModel, images: Tensor) -> None:
+    model = tiny_model(scale=3)
+    first = model(images, decoder_input_ids=WORDS[:, :1]).cache
+    exported = torch.export.export(model, (), {"decoder_input_ids": WORDS[:, 1:2], "cache": first}).module()
+    caches = [first, first]
+    for step in (1, 2, 3):
+        found, expected = (
+            each(decoder_input_ids=WORDS[:, step : step + 1], cache=cache)
+            for each, cache in zip((exported, model), caches, strict=True)
+        )
+        assert torch.allclose(found.logits, expected.logits, atol=1e-6)
+        caches = [found.cache, expected.cache]

@@ -78,7 +78,10 @@ class AdditiveScores(torch.autograd.Function):
         scores = keys.new_empty(*query.shape[:2], keys.shape[1])  # (B, K, P)
         factors = vector.to(keys.dtype)
         for images, pairs in _pairs(exponential, keys):
-            torch.sum(torch.div(factors, pairs, out=pairs), 3, out=scores[images])
+            if torch.compiler.is_compiling():  # a graph with gradients takes no `out`
+                scores = torch.sum(factors / pairs, 3)
+            else:
+                torch.sum(torch.div(factors, pairs, out=pairs), 3, out=scores[images])
         return (vector.sum() - 2 * scores).to(query.dtype)
 
     @staticmethod

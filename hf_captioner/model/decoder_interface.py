@@ -29,13 +29,14 @@ A decoder may offer more:
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import SequenceKey, register_pytree_node
 
 State = tuple[Tensor, ...]
 
@@ -142,6 +143,44 @@ class RecurrentCache:
     def keep_images(self, images: Tensor) -> None:
         """Drop the memory of all images but those at these positions; `reorder_cache` drops the states of captions."""
         self.memory = self.memory.take(images)
+
+
+class _Length:
+    """Number of words read, which says nothing about the structure of a cache: one exported graph serves all steps."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Length)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def _tensors_of(cache: RecurrentCache) -> tuple[list[Tensor], _Length]:
+    memory = cache.memory
+    return [memory.cells, memory.keys, memory.mean, *(cache.state or ())], _Length(cache.length)
+
+
+def _cache_of(tensors: Iterable[Tensor], length: _Length) -> RecurrentCache:
+    cells, keys, mean, *state = tensors
+    return RecurrentCache(Memory(cells, keys, mean), tuple(state) or None, length.value)
+
+
+# So that torch.export knows which tensors a cache has.
+register_pytree_node(
+    RecurrentCache,
+    _tensors_of,
+    _cache_of,
+    serialized_type_name=f"{__name__}.RecurrentCache",
+    flatten_with_keys_fn=lambda cache: (
+        [(SequenceKey(i), tensor) for i, tensor in enumerate(_tensors_of(cache)[0])],
+        _Length(cache.length),
+    ),
+    to_dumpable_context=lambda length: length.value,
+    from_dumpable_context=_Length,
+)
 
 
 def run_decoder(
