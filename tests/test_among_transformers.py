@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import pipeline
 from transformers.trainer_pt_utils import LabelSmoother
 
 from hf_captioner import CaptionCollator, CaptionerImageProcessor, CaptionerModel, CaptionerProcessor
@@ -166,3 +167,11 @@ def test_a_step_with_the_cache_is_exported_once_for_all_steps(tiny_model: TinyMo
         )
         assert torch.allclose(found.logits, expected.logits, atol=1e-6)
         caches = [found.cache, expected.cache]
+
+
+@pytest.mark.parametrize("task", ["image-captioning", "image-text-to-text"])
+def test_saved_pipelines_are_loaded_again(task: str, captioner_folder: Path, photos: list[Any], tmp_path: Path) -> None:
+    captioner = pipeline(task, model=captioner_folder)
+    captioner.save_pretrained(tmp_path)
+    given = {} if task == "image-captioning" else {"text": "a"}
+    assert pipeline(task, model=tmp_path)(photos[0], **given) == captioner(photos[0], **given)

@@ -110,6 +110,15 @@ class ImageCaptioningPipeline(Pipeline):
             images = (image for image in images)  # the base class streams generators only
         return super().__call__(images, **kwargs)
 
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Save model and processor to a folder, which `pipeline("image-captioning", model=FOLDER)` then loads.
+
+        That of transformers would also copy this file and name it in the configuration, as code that a loader must
+        trust. `hf-captioner push` publishes a captioner with its code.
+        """
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
     def _sanitize_parameters(
         self,
         generate_kwargs: dict[str, Any] | None = None,
