@@ -92,7 +92,7 @@ def _pixels(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]  # (1, 3, H, W)
 
 
-class CaptionerImageProcessorKwargs(ImagesKwargs, total=False):
+class CaptionerImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of `CaptionerImageProcessor`, which a call and `from_pretrained` may override."""
 
     interpolation: str

@@ -355,8 +355,9 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
         if output_hidden_states:
             if output.hidden is not None:
-                is_several = labels is not None and labels.ndim == 3
-                hidden = output.hidden.unflatten(0, labels.shape[:-1]) if is_several else output.hidden
+                hidden = output.hidden
+                if labels is not None and labels.ndim == 3:
+                    hidden = hidden.unflatten(0, labels.shape[:-1])
                 result.decoder_hidden_states = (hidden,)  # (B, T, D) or (B, K, T, D)
             result.encoder_hidden_states = None if encoded is None else (encoded,)
         return result.to_tuple() if return_dict is False else result

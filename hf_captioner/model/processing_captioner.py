@@ -74,7 +74,7 @@ class CaptionerProcessor(ProcessorMixin):
         self,
         images: ImageSource | Sequence[ImageSource] | None = None,
         text: Captions | None = None,
-        **kwargs: Unpack[ProcessingKwargs],
+        **kwargs: Unpack[ProcessingKwargs],  # type: ignore[misc]
     ) -> BatchFeature:
         """Turn images into pixel values, and captions into ids and labels; or prepare images with words to begin with.
 

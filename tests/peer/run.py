@@ -49,6 +49,8 @@ def report(results: Path) -> str:
             reasons[" ".join(kinds["skipped"].get("message", "").split())] += 1
     lines = [
         f"Tests of transformers {version('transformers')} on captioners: `python tests/peer/run.py --write FILE`.",
+        "The source distribution lacks the tests of `generate()`, exporters and pipelines. A checkout has the first two,",
+        "which `--tests CHECKOUT/tests` adds; those of pipelines need models of the Hub.",
         "",
         "| suite | passed | skipped | failed |",
         "|---|---|---|---|",
