@@ -375,8 +375,9 @@ class _ListRecipes(argparse.Action):
     """The option `--list`, which prints the recipes of the package and ends the program, as `--help` does."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        width = max(map(len, recipes()))
         for name, summary in recipes().items():
-            print(f"{name:<24}{summary}")
+            print(f"{name:<{width}}  {summary}")
         parser.exit()
 
 
