@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -83,18 +84,79 @@ def check_ids(ids: Any, config: CaptionerConfig) -> None:
         _refuse_ids("decoder_input_ids", ids, config)
 
 
-def words_to_read(ids: Any, config: CaptionerConfig) -> Tensor:
-    """Return the words `(N, T)` to read of captions as the processor gives them.
+@dataclass(frozen=True)
+class CaptionInputs:
+    """Captions as `CaptionerModel.forward` was given them, brought into the form that a decoder reads.
 
-    These are the captions themselves if all begin with `<start>`, and otherwise `<start>` and all words but the last.
+    Args:
+        words: Words to read, `(N, T)`.
+        shape: `(N,)`, or `(B, K)` if captions were given by image.
+        targets: Label of each word, `(N, T)`, -100 where there is none; None if only words to read were given.
+        lengths: Number of words of each caption up to the last label that counts, `(N,)`.
+        are_given: Whether the words were given, and not made from the labels.
+    """
+
+    words: Tensor
+    shape: tuple[int, ...]
+    targets: Tensor | None = None
+    lengths: Tensor | None = None
+    are_given: bool = True
+
+    def check(self, num_images: int, config: CaptionerConfig) -> None:
+        """Check that captions belong to images, and labels and words to the vocabulary.
+
+        Raises:
+            ValueError: There is another number of images, an id is not in the vocabulary, or no label counts.
+        """
+        num_captioned = self.shape[0]
+        if num_captioned % num_images if self.targets is None else num_captioned != num_images:
+            raise ValueError(f"There are {num_images} images, but captions for {num_captioned}; give as many of both.")
+        if self.targets is not None:
+            assert self.lengths is not None
+            check_words(self.targets, self.words if self.are_given else None, self.lengths, config)
+
+
+def read_captions(
+    labels: Any, decoder_input_ids: Any, input_ids: Any, config: CaptionerConfig, *, is_new: bool
+) -> CaptionInputs:
+    """Return the captions that the arguments of `CaptionerModel.forward` hold.
+
+    Args:
+        labels: See `forward`, as for the next two.
+        decoder_input_ids: Words to read.
+        input_ids: Captions as the processor gives them.
+        config: Configuration of the captioner.
+        is_new: Whether captions begin here. If not, the words were checked, or chosen by the model, before.
 
     Raises:
-        ValueError: The captions are no ids of the vocabulary `(N, T)`.
+        ValueError: There are no captions, or they have a wrong form.
     """
-    check_ids(ids, config)
-    start = config.decoder_start_token_id
-    begins = bool((ids[:, 0] == start).all()) if not torch.compiler.is_compiling() else True
-    return ids if begins else words_before(ids, start, config.pad_token_id)
+    words, is_by_image = decoder_input_ids, isinstance(decoder_input_ids, Tensor) and decoder_input_ids.ndim == 3
+    if is_by_image:
+        words = words.flatten(0, 1)
+    start, pad = config.decoder_start_token_id, config.pad_token_id
+    if labels is not None:
+        labels = check_labels(labels)
+        targets = labels.reshape(-1, labels.shape[-1])  # (N, T)
+        if words is None:
+            made = words_before(targets, start, pad)
+            return CaptionInputs(made, labels.shape[:-1], targets, caption_lengths(targets), are_given=False)
+        check_ids(words, config)
+        if words.shape != targets.shape:
+            raise ValueError(
+                f"There are {len(words)} captions of {words.shape[1]} decoder_input_ids, but {len(targets)} of "
+                f"{targets.shape[1]} labels; give one id, <start> or the word before, for each label."
+            )
+        return CaptionInputs(words, labels.shape[:-1], targets, caption_lengths(targets))
+    if words is None and input_ids is not None:
+        check_ids(input_ids, config)
+        begins = torch.compiler.is_compiling() or bool((input_ids[:, 0] == start).all())
+        words = input_ids if begins else words_before(input_ids, start, pad)
+    if words is None:
+        raise ValueError("Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate().")
+    if is_new:
+        check_ids(words, config)
+    return CaptionInputs(words, decoder_input_ids.shape[:2] if is_by_image else words.shape[:1])
 
 
 def refuse_unknown(arguments: dict[str, Any]) -> None:

@@ -27,12 +27,11 @@ from .loss import captioning_loss
 from .model_inputs import (
     caption_lengths,
     check_cells,
-    check_ids,
     check_labels,
     check_words,
     in_precision_of,
+    read_captions,
     refuse_unknown,
-    words_to_read,
 )
 from .model_outputs import CaptionerOutput, CaptionerScores
 from .objectives import log_likelihood, words_before
@@ -295,90 +294,48 @@ class CaptionerModel(PreTrainedModel, CaptionerGenerationMixin):
             ValueError: There is no image, neither labels nor words to read, or something of a wrong form.
         """
         refuse_unknown(others)
-        if decoder_input_ids is None and labels is None and input_ids is not None:
-            decoder_input_ids = words_to_read(input_ids, self.config)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        given_ids, lengths, captions = decoder_input_ids, None, None
-        if labels is None and isinstance(decoder_input_ids, Tensor) and decoder_input_ids.ndim == 3:
-            captions = decoder_input_ids.shape[:2]  # (B, K)
-            decoder_input_ids = decoder_input_ids.flatten(0, 1)
-        if labels is not None:
-            labels = check_labels(labels)
-            targets = labels.reshape(-1, labels.shape[-1])  # (N, T)
-            decoder_input_ids = self._words_to_read(targets, given_ids)
-            lengths = caption_lengths(targets)
-        elif decoder_input_ids is None:
-            raise ValueError(
-                "Neither labels nor decoder_input_ids are given. Pass labels to train, or call generate()."
-            )
-        elif cache is None:
-            check_ids(decoder_input_ids, self.config)
-
+        captions = read_captions(labels, decoder_input_ids, input_ids, self.config, is_new=cache is None)
         encoded = None
         if cache is None:
             encoded = self.image_cells(pixel_values, encoder_outputs, cells, stage_inputs, from_stage)
             cache = RecurrentCache(self.prepare_memory(encoded))
-        num_images = cache.memory.cells.shape[0]
-        num_captioned = (decoder_input_ids if labels is None else labels).shape[0]
-        if num_captioned % num_images if labels is None else num_captioned != num_images:
-            raise ValueError(f"There are {num_images} images, but captions for {num_captioned}; give as many of both.")
-        if lengths is not None:
-            check_words(targets, None if given_ids is None else decoder_input_ids, lengths, self.config)
+        captions.check(len(cache.memory.cells), self.config)
         output = run_decoder(
             self.decoder,
-            decoder_input_ids,
+            captions.words,
             cache.memory,
             cache.state,
-            lengths=lengths,
+            lengths=captions.lengths,
             siblings=cache.siblings,
             sampling=sampling,
             keep_gradients=bool(output_hidden_states) and torch.is_grad_enabled(),
         )
 
-        result = CaptionerOutput(logits=output.logits)
-        if labels is not None:
+        result = CaptionerOutput(logits=output.logits.unflatten(0, captions.shape))  # (N, T, V) or (B, K, T, V)
+        targets = captions.targets
+        if targets is not None:
             result.loss = captioning_loss(output, targets, self.decoder, self.config, num_items_in_batch, num_captions)
-            result.logits = output.logits.unflatten(0, labels.shape[:-1])  # (B, T, V) or (B, K, T, V)
-            result.cross_attentions = (output.weights.unflatten(0, (len(labels), -1)),)  # (B, K, T, P)
+            result.cross_attentions = (output.weights.unflatten(0, (captions.shape[0], -1)),)  # (B, K, T, P)
         else:
-            if captions is not None:
-                result.logits = output.logits.unflatten(0, captions)  # (B, K, T, V)
             if use_cache is not False:
-                length = cache.length + decoder_input_ids.shape[1]
+                length = cache.length + captions.words.shape[1]
                 result.cache = RecurrentCache(cache.memory, output.state, length)
             if output_attentions:
                 result.cross_attentions = (output.weights.unsqueeze(1),)  # (N, 1, T, P)
         if output_hidden_states:
             if output.hidden is not None:
-                hidden = output.hidden
-                if labels is not None and labels.ndim == 3:
-                    hidden = hidden.unflatten(0, labels.shape[:-1])
-                result.decoder_hidden_states = (hidden,)  # (B, T, D) or (B, K, T, D)
+                # Only what the logits were computed from has a gradient, so it is not reshaped in vain.
+                is_several = targets is not None and len(captions.shape) > 1
+                hidden = output.hidden.unflatten(0, captions.shape) if is_several else output.hidden
+                result.decoder_hidden_states = (hidden,)  # (N, T, D) or (B, K, T, D)
             result.encoder_hidden_states = None if encoded is None else (encoded,)
         return result.to_tuple() if return_dict is False else result
-
-    def _words_to_read(self, labels: Tensor, given_ids: Tensor | None) -> Tensor:
-        """Return the word that is read before each label, `(N, T)`: as given, or made from the labels `(N, T)`.
-
-        Raises:
-            ValueError: What is given has another form than the labels.
-        """
-        if given_ids is None:
-            return self.prepare_decoder_input_ids_from_labels(labels)
-        is_several = isinstance(given_ids, Tensor) and given_ids.ndim == 3  # (B, K, T)
-        given_ids = given_ids.flatten(0, 1) if is_several else given_ids
-        check_ids(given_ids, self.config)
-        if given_ids.shape != labels.shape:
-            raise ValueError(
-                f"There are {len(given_ids)} captions of {given_ids.shape[1]} decoder_input_ids, but {len(labels)} of "
-                f"{labels.shape[1]} labels; give one id, <start> or the word before, for each label."
-            )
-        return given_ids
 
     def image_cells(
         self,
