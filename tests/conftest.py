@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,13 @@ def processor() -> CaptionerProcessor:
         "crop_mode": "center",
     }
     return CaptionerProcessor.from_captions(CAPTIONS, data_config, min_count=1)
+
+
+@pytest.fixture(autouse=True)
+def messages_go_to_the_present_stderr() -> Iterator[None]:
+    """Remove the handler that a command called in this test has added: it writes to where stderr was captured then."""
+    yield
+    logging.getLogger("hf_captioner").handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ from huggingface_hub import ModelCard
 from test_hub import RECIPE, RESULTS
 from transformers import AutoModelForImageTextToText, pipeline
 
-import hf_captioner
-from hf_captioner import OnnxCaptioner, pretrained
+from hf_captioner import PHOTOGRAPHS, OnnxCaptioner, pretrained
 from hf_captioner.__main__ import main
 from hf_captioner.cli import load_captioner
 from hf_captioner.pretrained import captioner_path
@@ -51,7 +50,8 @@ def made(source: Path, photo_files: list[Path], tmp_path: Path) -> Path:
 
 
 def test_the_name_photographs_leads_to_the_captioner_of_the_package(photographs: Path) -> None:
-    assert captioner_path("photographs") == hf_captioner.PHOTOGRAPHS == str(photographs)
+    assert captioner_path("photographs") == str(photographs)
+    assert Path(PHOTOGRAPHS) == Path(pretrained.__file__).parent / "photographs"
     assert [captioner_path(name) for name in ("./photographs", "me/captioner")] == ["./photographs", "me/captioner"]
     model, _ = load_captioner("photographs")
     assert model.config.name_or_path == str(photographs)
@@ -152,7 +152,7 @@ def test_wheels_contain_every_file_of_the_bundle(made: Path) -> None:
 @pytest.fixture
 def real() -> Path:
     """The captioner that comes with this checkout."""
-    folder = Path(hf_captioner.PHOTOGRAPHS)
+    folder = Path(PHOTOGRAPHS)
     if not folder.is_dir():
         pytest.skip(f"there is no captioner in {folder} yet")
     return folder

@@ -79,9 +79,10 @@ def main() -> int:
             print("There is no package index to fetch transformers' tests from.", file=sys.stderr)
             return NO_INDEX
         results = Path(name, "results.xml")
-        pytest = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={results}"]
+        plugins = ["-p", "no:cacheprovider", "-p", "transformers_tests_plugin"]
+        pytest = [sys.executable, "-m", "pytest", "-q", "-n", "0", *plugins, f"--junitxml={results}"]
         here = Path(__file__).resolve().parent
-        environment = {**os.environ, "TRANSFORMERS_TESTS": str(tests.resolve())}
+        environment = {**os.environ, "TRANSFORMERS_TESTS": str(tests.resolve()), "PYTHONPATH": str(here)}
         status = subprocess.run([*pytest, str(here)], env=environment, cwd=here.parents[1]).returncode
         if arguments.write and results.is_file():
             arguments.write.write_text(report(results), encoding="utf-8")

@@ -1,6 +1,7 @@
-"""Makes the tests of transformers importable as the package `transformers_tests`, if their folder is known.
+"""A plug-in of pytest that makes the tests of transformers importable as the package `transformers_tests`.
 
-`run.py` sets it. Without it nothing here is collected, so that the suite of this package needs no download.
+`run.py` loads it, and sets the folder of the tests. `pyproject.toml` keeps pytest from collecting this folder itself, so
+that the suite of this package needs no download.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from types import ModuleType
 
 import pytest
 
-FOLDER = os.environ.get("TRANSFORMERS_TESTS")
+FOLDER = os.environ["TRANSFORMERS_TESTS"]
 
 # What the tests of the source distribution import of folders that it lacks, and what stands in for it.
 LACKING: dict[str, tuple[str, dict[str, object]]] = {
@@ -25,8 +26,6 @@ LACKING: dict[str, tuple[str, dict[str, object]]] = {
 MARKERS = """accelerate_tests flash_attn_3_test flash_attn_4_test flash_attn_test generate is_pipeline_test is_training_test
     order torch_compile_test"""
 
-collect_ignore_glob = [] if FOLDER else ["test_*.py"]
-
 
 def _add_package(name: str, **attributes: object) -> None:
     module = module_from_spec(ModuleSpec(name, None, is_package=True))
@@ -34,16 +33,15 @@ def _add_package(name: str, **attributes: object) -> None:
     sys.modules[name] = module
 
 
-if FOLDER:
-    _add_package("transformers_tests", __path__=[FOLDER])
-    for folder, (name, attributes) in LACKING.items():
-        if not os.path.isdir(os.path.join(FOLDER, folder)):
-            _add_package(f"transformers_tests.{folder}")
-            _add_package(f"transformers_tests.{folder}.{name}", **attributes)
-    if not os.path.isfile(os.path.join(FOLDER, os.pardir, "utils", "fetch_hub_objects_for_ci.py")):
-        objects = ModuleType("fetch_hub_objects_for_ci")
-        objects.url_to_local_path = lambda url: url  # type: ignore[attr-defined]
-        sys.modules["fetch_hub_objects_for_ci"] = objects
+_add_package("transformers_tests", __path__=[FOLDER])
+for folder, (name, attributes) in LACKING.items():
+    if not os.path.isdir(os.path.join(FOLDER, folder)):
+        _add_package(f"transformers_tests.{folder}")
+        _add_package(f"transformers_tests.{folder}.{name}", **attributes)
+if not os.path.isfile(os.path.join(FOLDER, os.pardir, "utils", "fetch_hub_objects_for_ci.py")):
+    objects = ModuleType("fetch_hub_objects_for_ci")
+    objects.url_to_local_path = lambda url: url  # type: ignore[attr-defined]
+    sys.modules["fetch_hub_objects_for_ci"] = objects
 
 
 def pytest_configure(config: pytest.Config) -> None:
