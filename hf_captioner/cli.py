@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -26,6 +27,7 @@ EXIT_REFUSED = 2  # wrong usage, or an error that the user can fix
 EXIT_UNEXPECTED = 70  # a mistake in this package or in a library; sysexits.h has this number for it
 
 SHOW_TRACEBACK = "HF_CAPTIONER_TRACEBACK"  # environment variable; with any value, errors are raised as they are
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 SECONDS_OF_OTHERS = 10  # that the main process has to report an error before another process of the run does
 
 
@@ -96,15 +98,17 @@ def load_captioner(folder: str | Path, **hub: str) -> tuple[CaptionerModel, Capt
         ValueError: There is a model, but not a captioner, or none can be loaded.
         FileNotFoundError: The folder holds no model.
     """
-    from .model.modeling_captioner import CaptionerModel
-    from .model.processing_captioner import CaptionerProcessor
-
     path = Path(folder := captioner_path(folder))
+    if not path.exists() and not HUB_ID.fullmatch(folder):
+        raise FileNotFoundError(f"There is no captioner {folder!r}: no such folder, and no id on the Hub (owner/name).")
     if path.exists() and not (path / hub.get("subfolder", "") / "config.json").is_file():
         raise FileNotFoundError(
             f"{str(path / hub.get('subfolder', ''))!r} holds no model: it has no config.json. Give the output folder "
             "of a training."
         )
+    from .model.modeling_captioner import CaptionerModel
+    from .model.processing_captioner import CaptionerProcessor
+
     try:
         model = CaptionerModel.from_pretrained(folder, **hub)
         processor = CaptionerProcessor.from_pretrained(folder, **hub)

@@ -112,7 +112,7 @@ def test_options_come_from_the_captioner_unless_they_are_given(folder: Path) -> 
         ({"encoder_weights": "x.safetensors"}, "encoder_weights is 'x.safetensors' and the captioner's None"),
         ({"tokenizer": "bpe"}, "tokenizer is 'bpe' and the captioner's 'words'"),
         ({"output_dir": "SOURCE"}, "that of the captioner to go on from"),
-        ({"from": "no/such/captioner/here"}, "No captioner can be loaded from 'no/such"),
+        ({"from": "no/such/captioner/here"}, "There is no captioner 'no/such"),
     ],
 )  # fmt: skip
 def test_what_contradicts_the_captioner_is_refused_in_one_line(

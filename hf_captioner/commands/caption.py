@@ -17,13 +17,12 @@ import itertools
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from ..cli import CommandParser, add_hub_arguments, hub_arguments, positive_int
+from ..cli import HUB_ID, CommandParser, add_hub_arguments, hub_arguments, positive_int
 from ..interruption import ending_at_ctrl_c
 from ..model.image_sources import shown
 from ..model.images import IMAGE_SUFFIXES, is_image_name, is_url
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from .caption_by_torch import Gallery
 
 FORMATS = ("panels", "overlay", "gif", "html")  # of attention pictures
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # owner/name
 
 logger = logging.getLogger(__name__)
 
