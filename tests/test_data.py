@@ -202,7 +202,7 @@ def test_cells_from_a_stage_are_those_from_the_image(frozen, processor, rows, ca
     assert keys[0] == keys[1]  # trained stages play no role
     assert cells_key(frozen.encoder, processor.image_processor, rows, 2) != keys[0]
     from_stage = cached_cells(
-        later.encoder, processor.image_processor, rows, cache_dir=cache.keywords["cache_dir"], stage_inputs=(inputs, 3)
+        later.encoder, processor.image_processor, rows, cache_dir=cache.keywords["cache_dir"], through_stage=3
     )
     whole = cached_cells(later.encoder, processor.image_processor, rows, cache_dir=cache.keywords["cache_dir"])
     np.testing.assert_allclose(from_stage, whole, rtol=5e-3, atol=5e-3)  # of half precision, twice

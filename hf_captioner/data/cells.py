@@ -72,7 +72,7 @@ def cached_cells(
     *,
     mirrored: bool = False,
     stage: int | None = None,
-    stage_inputs: tuple[np.ndarray, int] | None = None,
+    through_stage: int | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     check: bool = True,
@@ -91,8 +91,8 @@ def cached_cells(
         dataset: Undecoded rows.
         mirrored: Whether to encode images mirrored left to right.
         stage: Stage of the encoder whose input is wanted in place of cells; later stages play no role.
-        stage_inputs: What this function returned for a stage, and the number of that stage: the cells are computed
-            from there, and no image is opened.
+        through_stage: Stage of the encoder whose input is cached too, and from which the cells are computed: where it
+            was cached before, no image is opened.
         cache_dir: Folder of the cache, by default `default_cache_dir()`.
         batch_size: Number of images encoded at once.
         check: Whether to compare the checksums, which takes a second for about 2 GB that are in memory. Processes that
@@ -106,11 +106,10 @@ def cached_cells(
         OSError: The cells do not fit on the disk, or can't be written; nothing was written.
     """
     folder = Path(cache_dir) if cache_dir is not None else default_cache_dir()
-    source = _Source(encoder, image_processor, dataset, mirrored, stage, stage_inputs)
     key = "".join(
         [
             cells_key(encoder, image_processor, dataset, stage),
-            f"-from_{stage_inputs[1]}" if stage_inputs else "",  # differs in the last digits
+            "" if through_stage is None else f"-from_{through_stage}",  # differs in the last digits
             "-mirrored" if mirrored else "",
         ]
     )
@@ -122,6 +121,20 @@ def cached_cells(
             with locked(folder / f"{key}.lock", f"is encoding the same images to {str(file)!r}", report=logger.info):
                 _remove_leftovers(folder)
                 if (cells := _read_cells(file, len(dataset), check=check, report=None)) is None:
+                    inputs = None
+                    if through_stage is not None:
+                        inputs = cached_cells(
+                            encoder,
+                            image_processor,
+                            dataset,
+                            mirrored=mirrored,
+                            stage=through_stage,
+                            cache_dir=cache_dir,
+                            batch_size=batch_size,
+                            check=check,
+                            show_progress=show_progress,
+                        )
+                    source = _Source(encoder, image_processor, dataset, mirrored, stage, through_stage, inputs)
                     _encode_to_file(source, file, batch_size, show_progress)
                     cells = _read_cells(file, len(dataset), check=False)
     assert cells is not None
@@ -198,12 +211,13 @@ class _Source:
     dataset: Dataset
     mirrored: bool
     stage: int | None
-    stage_inputs: tuple[np.ndarray, int] | None
+    through_stage: int | None
+    stage_inputs: np.ndarray | None  # of `through_stage`
 
     def read(self, indices: range) -> Tensor:
         """Read what a batch of images is encoded from: pixels, or what enters a stage."""
         if self.stage_inputs is not None:
-            return torch.from_numpy(self.stage_inputs[0][indices.start : indices.stop].astype(np.float32))
+            return torch.from_numpy(self.stage_inputs[indices.start : indices.stop].astype(np.float32))
         pixel_values = read_pixels(self.dataset.__getitems__(list(indices)), self.image_processor)
         return pixel_values.flip(-1) if self.mirrored else pixel_values
 
@@ -213,8 +227,8 @@ class _Source:
         with in_evaluation(self.encoder):  # else a batch norm would make cells depend on the batch
             if self.stage is not None:
                 features = self.encoder.part.input_of_stage(batch, self.stage)
-            elif self.stage_inputs is not None:
-                features = self.encoder.forward_from(batch, self.stage_inputs[1]).last_hidden_state
+            elif self.through_stage is not None:
+                features = self.encoder.forward_from(batch, self.through_stage).last_hidden_state
             else:
                 features = self.encoder(batch).last_hidden_state
         return np.ascontiguousarray(features.to("cpu", torch.float16).numpy())

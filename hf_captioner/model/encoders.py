@@ -63,6 +63,7 @@ class TimmEncoder(nn.Module):
         self.body = _create_body(name, pretrained=pretrained, **kwargs)
         self._grids: dict[tuple[int, int], tuple[int, int]] = {}
         self._boxes: dict[tuple[int, int], Box] = {}
+        self._stage_paths: dict[int, str] = {}
 
     @property
     def hidden_size(self) -> int:
@@ -164,13 +165,19 @@ class TimmEncoder(nn.Module):
         return {name for name in self.state_dict() if name.rpartition(".")[0] in modules}
 
     def _path_of_stage(self, stage: int) -> str:
-        """Return the name of the body's outermost module with which a stage begins, such as `"layer3"`."""
-        later = {name.removeprefix("body.") for name in self.names_from(stage)}
-        parts = next(name for name in self.body.state_dict() if name in later).split(".")
-        paths = (".".join(parts[:length]) for length in range(1, len(parts)))
-        return next(
-            path for path in paths if all(n in later for n in self.body.state_dict() if n.startswith(f"{path}."))
-        )
+        """Return the name of the body's outermost module with which a stage begins, such as `"layer3"`.
+
+        It is needed at every step of training, and found once.
+        """
+        if stage not in self._stage_paths:
+            names = [*self.body.state_dict()]
+            later = {name.removeprefix("body.") for name in self.names_from(stage)}
+            parts = next(name for name in names if name in later).split(".")
+            paths = (".".join(parts[:length]) for length in range(1, len(parts)))
+            self._stage_paths[stage] = next(
+                path for path in paths if all(name in later for name in names if name.startswith(f"{path}."))
+            )
+        return self._stage_paths[stage]
 
     def checkpoint_gradients(self) -> None:
         """Turn on gradient checkpointing: most activations are computed again in the backward pass, to save memory.

@@ -373,11 +373,10 @@ def cache_features(recipe: Recipe, run: Run, processor: CaptionerProcessor, data
         """Return what the stage reads of a split's images; None for the images themselves."""
         if not is_cached:
             return None
-        if not can_divide:
-            return cached(split, mirrored=mirrored)
-        stage_inputs = cached(split, mirrored=mirrored, stage=from_stage)
+        if is_trained:
+            return cached(split, mirrored=mirrored, stage=from_stage)
         # Where the encoder is trained in any stage, the part of it that stays frozen is run only once.
-        return stage_inputs if is_trained else cached(split, mirrored=mirrored, stage_inputs=(stage_inputs, from_stage))
+        return cached(split, mirrored=mirrored, through_stage=from_stage if can_divide else None)
 
     for split, is_mirrored in ((data.train, options.mirror), (data.validation, False)):
         split.from_stage = from_stage if is_cached and is_trained else None
